@@ -1,0 +1,184 @@
+package testdb
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"net/url"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+const (
+	envDSN      = "DBMUTEX_TEST_DSN"
+	envBin      = "DBMUTEX_TEST_PGBIN"
+	envPostgres = "DBMUTEX_TEST_POSTGRES"
+
+	// howTo ends the messages about a missing server.
+	howTo = "set " + envDSN + ", or install it (Debian: apt-get install postgresql)"
+)
+
+// errNoPrograms: there is no server to use, nor programs to start one.
+var errNoPrograms = errors.New("no PostgreSQL found")
+
+// binFolders are where packages put PostgreSQL's programs when they aren't on
+// PATH; setup.sh has the same list.
+var binFolders = []string{
+	"/usr/lib/postgresql/*/bin",
+	"/usr/pgsql-*/bin",
+	"/usr/local/pgsql/bin",
+	"/opt/homebrew/opt/postgresql*/bin",
+	"/usr/local/opt/postgresql*/bin",
+}
+
+// server is the DSN of this test binary's server: found or started once.
+var server = sync.OnceValues(func() (string, error) {
+	if dsn := os.Getenv(envDSN); dsn != "" {
+		if err := run(dsn, "SELECT 1"); err != nil {
+			return "", fmt.Errorf("the server of %s doesn't answer: %w", envDSN, err)
+		}
+		return dsn, nil
+	}
+	bin, err := findBin()
+	if err != nil {
+		return "", err
+	}
+	return start(bin)
+})
+
+// sayNoPrograms says once per test binary that tests are skipped.
+var sayNoPrograms = sync.OnceFunc(func() {
+	fmt.Fprintf(os.Stderr, "dbmutex tests: %v, its tests are skipped: %s\n", errNoPrograms, howTo)
+})
+
+// Server returns the DSN of the PostgreSQL server itself, a URL or keyword DSN
+// without a test's schema. Where there is no server it skips the test, or fails
+// it if DBMUTEX_TEST_POSTGRES is "required".
+func Server(t testing.TB) string {
+	t.Helper()
+	dsn, err := server()
+	switch {
+	case err == nil:
+		return dsn
+	case !errors.Is(err, errNoPrograms):
+		t.Fatalf("testdb: %v", err)
+	case os.Getenv(envPostgres) == "required":
+		t.Fatalf("testdb: %v, and %s=required: %s", err, envPostgres, howTo)
+	}
+	sayNoPrograms()
+	t.Skipf("%v: %s", err, howTo)
+	return ""
+}
+
+// Postgres makes a fresh schema on the server of Server and drops it when the
+// test ends.
+func Postgres(t testing.TB) *Database {
+	t.Helper()
+	base := Server(t)
+	schema := "dbmutex_test_" + strings.ToLower(rand.Text())
+	dsn, err := withSearchPath(base, schema)
+	if err != nil {
+		t.Fatalf("testdb: %v", err)
+	}
+	if err := run(base, "CREATE SCHEMA "+schema); err != nil {
+		t.Fatalf("testdb: make schema: %v", err)
+	}
+	t.Cleanup(func() {
+		// A session a test left behind shows as an error, not as a hang.
+		if err := run(base, "SET lock_timeout = '10s'", "DROP SCHEMA "+schema+" CASCADE"); err != nil {
+			t.Errorf("testdb: drop schema: %v", err)
+		}
+	})
+	return &Database{Name: namePostgres, DSN: dsn}
+}
+
+// withSearchPath returns dsn with its search_path set to the schema.
+func withSearchPath(dsn, schema string) (string, error) {
+	if !strings.HasPrefix(dsn, "postgres://") && !strings.HasPrefix(dsn, "postgresql://") {
+		return dsn + " search_path=" + schema, nil
+	}
+	u, err := url.Parse(dsn)
+	if err != nil {
+		// url.Parse's error quotes the whole DSN, and so its password.
+		return "", errors.New("the server's DSN is no valid URL")
+	}
+	query := u.Query()
+	query.Set("search_path", schema)
+	u.RawQuery = query.Encode()
+	return u.String(), nil
+}
+
+// run runs statements in a session of their own.
+func run(dsn string, statements ...string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	conn, err := pgx.Connect(ctx, dsn)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close(ctx) }()
+	for _, statement := range statements {
+		if _, err := conn.Exec(ctx, statement); err != nil {
+			return fmt.Errorf("%s: %w", statement, err)
+		}
+	}
+	return nil
+}
+
+// findBin returns the folder with PostgreSQL's server programs.
+func findBin() (string, error) {
+	if bin := os.Getenv(envBin); bin != "" {
+		bin, err := filepath.Abs(bin)
+		if err == nil && !hasPrograms(bin) {
+			err = fmt.Errorf("%s=%s: initdb and postgres aren't both there", envBin, bin)
+		}
+		return bin, err
+	}
+	if initdb, err := exec.LookPath("initdb"); err == nil {
+		if bin, err := filepath.Abs(filepath.Dir(initdb)); err == nil && hasPrograms(bin) {
+			return bin, nil
+		}
+	}
+	best, newest := "", -1.0
+	for _, pattern := range binFolders {
+		folders, _ := filepath.Glob(pattern) // the patterns are valid
+		for _, bin := range folders {
+			if v := versionOf(bin); v > newest && hasPrograms(bin) {
+				best, newest = bin, v
+			}
+		}
+	}
+	if best == "" {
+		return "", errNoPrograms
+	}
+	return best, nil
+}
+
+// hasPrograms reports whether the folder has the programs a server needs.
+func hasPrograms(bin string) bool {
+	for _, name := range []string{"initdb", "postgres"} {
+		if _, err := exec.LookPath(filepath.Join(bin, name)); err != nil {
+			return false
+		}
+	}
+	return true
+}
+
+var versionNumber = regexp.MustCompile(`\d+(\.\d+)?$`)
+
+// versionOf is the version in the name of a bin folder's parent, such as
+// /usr/lib/postgresql/17/bin, or 0.
+func versionOf(bin string) float64 {
+	v, _ := strconv.ParseFloat(versionNumber.FindString(filepath.Dir(bin)), 64)
+	return v
+}
