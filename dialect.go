@@ -1,0 +1,162 @@
+package dbmutex
+
+import (
+	"database/sql"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"gorm.io/gorm"
+)
+
+// dialect holds the statements of one database over one table. Apart from this file and the two that implement it,
+// nothing in this package knows databases apart. Every method runs on the handle's pool or transaction, under its context.
+type dialect interface {
+	// acquire takes the mutex where it is free, or expired, or held by this very lease, and else says who holds it.
+	acquire(db *gorm.DB, r request) (answer, error)
+	// renew, release and guard say whether the row was there.
+	renew(db *gorm.DB, p proof, ttl *time.Duration) (bool, error)
+	release(db *gorm.DB, r release) (bool, error)
+	// releaseIn is release as a part of a transaction, which it names so that fate can tell how that ended; "" where an
+	// error of its COMMIT always means that it was rolled back.
+	releaseIn(tx *gorm.DB, p proof, minHold time.Duration) (found bool, transaction string, err error)
+	guard(tx *gorm.DB, p proof) (bool, error)
+	fate(db *gorm.DB, transaction string) (fate, error)
+	// begin prepares a transaction that ends with releaseIn; false where the row has gone.
+	begin(tx *gorm.DB, p proof) (bool, error)
+	// renewable says whether a lease can be renewed while such a transaction is open, without making it fail.
+	renewable(tx *gorm.DB) (bool, error)
+	// discard removes a lease that may have been made, or may be in the making still.
+	discard(db *gorm.DB, p proof) error
+	holder(db *gorm.DB, lockID string) (*DBMutex, error)
+	forceRelease(db *gorm.DB, lockID string) error
+	// classify tells an error's consequences, and missing whether it means that there is no such table.
+	classify(err error) failure
+	missing(err error) bool
+	// notifies says whether waiters can hear of releases in other processes, on notifyChannel.
+	notifies() bool
+	// migrate makes the table, from many processes at once.
+	migrate(db *gorm.DB) error
+}
+
+// proof is what owns a row.
+type proof struct{ lockID, leaseID string }
+
+// request is a lease that is wanted.
+type request struct {
+	proof
+	holder string
+	ttl    *time.Duration
+}
+
+// release is a lease that is given back.
+type release struct {
+	proof
+	minHold time.Duration // > 0: leave the row, ownerless, until this long after its acquisition
+	async   bool          // a crash of the server may undo it
+	notify  bool          // tell the waiters of other processes
+}
+
+// answer is the outcome of an acquire: a token, or the lease in the way.
+type answer struct {
+	token int64         // 0: not acquired
+	held  *DBMutex      // nil: the row changed while it was looked at
+	left  time.Duration // of held, by the database's clock
+	ended bool          // held has expired
+}
+
+// fate is how a transaction ended.
+type fate int
+
+const (
+	fateUnknown fate = iota
+	fateCommitted
+	fateAborted
+)
+
+// notifyChannel is where a release tells the waiters of other processes; the payload is the lock id.
+const notifyChannel = "dbmutex"
+
+// looks is how often an acquire looks at a row that changes under it, or that somebody pins, before it calls it held.
+const looks = 3
+
+// newDialect returns the statements for a table, whose name is quoted.
+func newDialect(name, table string) (dialect, error) {
+	switch name {
+	case "postgres":
+		return newPostgres(table), nil
+	case "sqlite":
+		return newSQLite(table), nil
+	default:
+		return nil, fmt.Errorf("%w: the database %q is not supported: use PostgreSQL or SQLite", ErrInvalidSettings, name)
+	}
+}
+
+// queryOne scans the one row that a statement may return. It reads to the end, where a failed commit shows.
+func queryOne(db *gorm.DB, query string, args []any, dest ...any) (found bool, err error) {
+	rows, err := db.Raw(query, args...).Rows()
+	if err != nil {
+		return false, err
+	}
+	defer func() {
+		if closed := rows.Close(); err == nil {
+			err = closed
+		}
+	}()
+	if found = rows.Next(); found {
+		if err := rows.Scan(dest...); err != nil {
+			return false, err
+		}
+		rows.Next()
+	}
+	return found, rows.Err()
+}
+
+// exec runs a statement and says whether it changed a row.
+func exec(db *gorm.DB, query string, args ...any) (bool, error) {
+	res := db.Exec(query, args...)
+	return res.RowsAffected > 0, res.Error
+}
+
+// unsentError is the error of a statement that found no connection: it cannot have had an effect.
+type unsentError struct{ error }
+
+func (e *unsentError) Unwrap() error { return e.error }
+
+func isUnsent(err error) bool {
+	var unsent *unsentError
+	return errors.As(err, &unsent)
+}
+
+// isPoolClosed knows an error of database/sql that has no name.
+func isPoolClosed(err error) bool { return strings.Contains(err.Error(), "sql: database is closed") }
+
+// roundUp counts the units of a duration, the last of which may not be whole.
+func roundUp(d, unit time.Duration) int64 { return int64((d-1)/unit) + 1 }
+
+// queryHolder reads the row of a lease that is live.
+func queryHolder(db *gorm.DB, query, lockID string) (*DBMutex, error) {
+	row := &DBMutex{}
+	var expires sql.NullTime
+	found, err := queryOne(db, query, []any{lockID},
+		&row.ID, &row.LockID, &row.CreationTime, &expires, &row.Holder, &row.LeaseID)
+	if err != nil || !found {
+		return nil, err
+	}
+	if expires.Valid {
+		row.ExpiresAt = &expires.Time
+	}
+	return row, nil
+}
+
+// failure is what an error tells of the statement that gave it.
+type failure int
+
+const (
+	refused     failure = iota // it had no effect, and trying again is of no use
+	conflicting                // it had no effect; it may work at once
+	cancelled                  // it had no effect; the database's own time limit ended it
+	unreachable                // it was not sent
+	unknown                    // it may have had its effect
+)

@@ -1,0 +1,286 @@
+package dbmutex
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"time"
+
+	"gorm.io/gorm"
+)
+
+// sqlite has the statements for SQLite. Times are text of one form and width, in UTC, so that they compare as times.
+// They count whole milliseconds that have passed: a lease has ended only in the millisecond after its expires_at.
+type sqlite struct {
+	lookSQL, acquireSQL, renewSQL, releaseSQL, leaveSQL, guardSQL, holderSQL, forceSQL string
+}
+
+func newSQLite(table string) *sqlite {
+	const form = `'%Y-%m-%d %H:%M:%f'`
+	const now = `strftime(` + form + `, 'now')`
+	const expiry = `strftime(` + form + `, 'now', ?)` // NULL for a modifier that is NULL
+	const owned = ` WHERE lock_id = ? AND lease_id = ?`
+	const columns = `id, lock_id, creation_time, expires_at, holder, lease_id`
+	return &sqlite{
+		// A SELECT first, as an INSERT takes the file's write lock even where it inserts nothing.
+		lookSQL: `SELECT holder, creation_time, expires_at, lease_id, expires_at < ` + now + `,
+	CAST((julianday(expires_at) - julianday('now')) * 86400000 AS INTEGER) FROM ` + table + ` WHERE lock_id = ?`,
+		// OR REPLACE takes over a row that has expired, or that bears this lease's own id because the outcome of an
+		// earlier try was lost. It always draws a new AUTOINCREMENT id, which grows as the file has one writer.
+		acquireSQL: `INSERT OR REPLACE INTO ` + table + ` (lock_id, creation_time, expires_at, holder, lease_id)
+SELECT ?, ` + now + `, ` + expiry + `, ?, ?
+WHERE NOT EXISTS (SELECT 1 FROM ` + table + `
+	WHERE lock_id = ? AND lease_id <> ? AND (expires_at IS NULL OR expires_at >= ` + now + `))
+RETURNING id`,
+		renewSQL:   `UPDATE ` + table + ` SET expires_at = ` + expiry + owned,
+		releaseSQL: `DELETE FROM ` + table + owned,
+		leaveSQL:   `UPDATE ` + table + ` SET lease_id = ?, expires_at = strftime(` + form + `, creation_time, ?)` + owned,
+		// A write that changes nothing: it keeps every other writer out until the transaction ends.
+		guardSQL:  `UPDATE ` + table + ` SET lease_id = lease_id` + owned,
+		holderSQL: `SELECT ` + columns + ` FROM ` + table + ` WHERE lock_id = ? AND (expires_at IS NULL OR expires_at >= ` + now + `)`,
+		forceSQL:  `DELETE FROM ` + table + ` WHERE lock_id = ?`,
+	}
+}
+
+// pinnedAfter is how long an acquire stays locked out of the file by another writer before it calls an expired lease,
+// which that writer may be guarding, held.
+const pinnedAfter = 50 * time.Millisecond
+
+func (s *sqlite) acquire(db *gorm.DB, r request) (a answer, err error) {
+	err = s.connect(db, func(c *sqliteConn) error {
+		for range looks {
+			if err := c.patiently(settleLimit, func() error { return s.look(c.db, r, &a) }); err != nil {
+				return err
+			}
+			if a.held != nil && !a.ended && a.held.LeaseID != r.leaseID {
+				return nil
+			}
+			limit := settleLimit
+			if a.held != nil && a.held.LeaseID != r.leaseID {
+				limit = pinnedAfter
+			}
+			err := c.patiently(limit, func() error {
+				_, err := queryOne(c.db, s.acquireSQL,
+					[]any{r.lockID, modifier(r.ttl), r.holder, r.leaseID, r.lockID, r.leaseID}, &a.token)
+				return err
+			})
+			if isBusy(err) && limit == pinnedAfter {
+				return nil
+			}
+			if err != nil || a.token != 0 {
+				return err
+			}
+		}
+		return nil
+	})
+	return a, err
+}
+
+// look reads the row that is there, if any.
+func (s *sqlite) look(db *gorm.DB, r request, a *answer) error {
+	var expires sql.NullTime
+	var ended sql.NullBool
+	var left sql.NullInt64
+	row := &DBMutex{LockID: r.lockID}
+	found, err := queryOne(db, s.lookSQL, []any{r.lockID},
+		&row.Holder, &row.CreationTime, &expires, &row.LeaseID, &ended, &left)
+	if *a = (answer{}); err != nil || !found {
+		return err
+	}
+	if expires.Valid {
+		row.ExpiresAt = &expires.Time
+	}
+	*a = answer{held: row, left: time.Duration(left.Int64) * time.Millisecond, ended: ended.Bool}
+	return nil
+}
+
+func (s *sqlite) renew(db *gorm.DB, own proof, ttl *time.Duration) (bool, error) {
+	return s.writeRow(db, s.renewSQL, modifier(ttl), own.lockID, own.leaseID)
+}
+
+func (s *sqlite) release(db *gorm.DB, r release) (bool, error) {
+	query, args := s.releaseStatement(r.proof, r.minHold)
+	return s.writeRow(db, query, args...)
+}
+
+func (s *sqlite) releaseIn(tx *gorm.DB, own proof, minHold time.Duration) (found bool, transaction string, err error) {
+	query, args := s.releaseStatement(own, minHold)
+	found, err = exec(tx, query, args...)
+	return found, "", err
+}
+
+func (s *sqlite) releaseStatement(own proof, minHold time.Duration) (string, []any) {
+	if minHold > 0 {
+		return s.leaveSQL, []any{newLeaseID(), modifier(&minHold), own.lockID, own.leaseID}
+	}
+	return s.releaseSQL, []any{own.lockID, own.leaseID}
+}
+
+func (s *sqlite) guard(tx *gorm.DB, own proof) (bool, error) {
+	return exec(tx, s.guardSQL, own.lockID, own.leaseID)
+}
+
+// fate: SQLite keeps no record of transactions, and needs none for its own: no answer of a COMMIT is lost.
+func (s *sqlite) fate(*gorm.DB, string) (fate, error) { return fateUnknown, nil }
+
+// begin takes the write lock with the transaction's first statement: one that had read before could not write any more
+// once another had written (SQLITE_BUSY_SNAPSHOT).
+func (s *sqlite) begin(tx *gorm.DB, own proof) (found bool, err error) {
+	c := &sqliteConn{db: tx, conn: tx.Statement.ConnPool}
+	err = c.use(func() error {
+		return c.patiently(settleLimit, func() (err error) {
+			found, err = s.guard(tx, own)
+			return err
+		})
+	})
+	return found, err
+}
+
+// renewable: the transaction keeps every writer out of the file, renewals as well as take-overs.
+func (s *sqlite) renewable(*gorm.DB) (bool, error) { return false, nil }
+
+// discard needs no second look, as nothing is under way when a call of SQLite has returned.
+func (s *sqlite) discard(db *gorm.DB, own proof) error {
+	_, err := s.release(db, release{proof: own})
+	return err
+}
+
+func (s *sqlite) holder(db *gorm.DB, lockID string) (row *DBMutex, err error) {
+	err = s.connect(db, func(c *sqliteConn) error {
+		return c.patiently(settleLimit, func() (err error) {
+			row, err = queryHolder(c.db, s.holderSQL, lockID)
+			return err
+		})
+	})
+	return row, err
+}
+
+func (s *sqlite) forceRelease(db *gorm.DB, lockID string) error {
+	_, err := s.writeRow(db, s.forceSQL, lockID)
+	return err
+}
+
+// migrate tries again where another process wrote, or made the same table or index, at the same time.
+func (s *sqlite) migrate(db *gorm.DB) error {
+	for giveUp := time.Now().Add(settleLimit); ; {
+		// In a transaction, as dbresolver would look for the table in a replica.
+		err := db.Transaction(func(tx *gorm.DB) error { return tx.AutoMigrate(&DBMutex{}) })
+		if err == nil || time.Now().After(giveUp) || !isBusy(err) && !strings.Contains(err.Error(), "already exists") {
+			return err
+		}
+		if err := sleep(db.Statement.Context, 10*time.Millisecond); err != nil {
+			return err
+		}
+	}
+}
+
+func (s *sqlite) writeRow(db *gorm.DB, query string, args ...any) (found bool, err error) {
+	err = s.connect(db, func(c *sqliteConn) error {
+		return c.patiently(settleLimit, func() (err error) {
+			found, err = exec(c.db, query, args...)
+			return err
+		})
+	})
+	return found, err
+}
+
+// sqliteConn is one connection, which waits for other writers in a way that ends with the context.
+type sqliteConn struct {
+	db   *gorm.DB // a handle on the connection
+	conn gorm.ConnPool
+}
+
+// connect takes a connection from the handle's pool, unless it is bound to one, and uses it.
+func (s *sqlite) connect(db *gorm.DB, fn func(c *sqliteConn) error) error {
+	ctx := db.Statement.Context
+	conn, bound := db.Statement.ConnPool.(mainPool).ConnPool.(*sql.Conn)
+	if !bound {
+		pool, err := db.DB()
+		if err != nil {
+			return err
+		}
+		if conn, err = pool.Conn(ctx); err != nil {
+			return &unsentError{err}
+		}
+		defer func() { _ = conn.Close() }() // gives it back to the pool
+	}
+	c := &sqliteConn{db: session(ctx, db, mainPool{conn}), conn: conn}
+	return c.use(func() error { return fn(c) })
+}
+
+// busySlice is SQLite's own wait for other connections, busy_timeout, in milliseconds. That wait does not end with a
+// context in every driver, so it is short, and patiently repeats it. It is not 0: while it lasts a COMMIT keeps new
+// readers out, who would otherwise starve it where the journal is not a WAL (https://www.sqlite.org/lockingv3.html).
+const busySlice = 100
+
+// use runs fn with busySlice, and leaves the connection as it was.
+func (c *sqliteConn) use(fn func() error) error {
+	ctx := c.db.Statement.Context
+	var timeout int
+	if err := c.conn.QueryRowContext(ctx, `PRAGMA busy_timeout`).Scan(&timeout); err != nil {
+		return &unsentError{err}
+	}
+	if timeout != busySlice {
+		defer func() {
+			_, _ = c.conn.ExecContext(context.WithoutCancel(ctx), fmt.Sprintf(`PRAGMA busy_timeout = %d`, timeout))
+		}()
+		if _, err := c.conn.ExecContext(ctx, fmt.Sprintf(`PRAGMA busy_timeout = %d`, busySlice)); err != nil {
+			return &unsentError{err}
+		}
+	}
+	return fn()
+}
+
+// patiently repeats a statement up to limit while other connections lock it out.
+func (c *sqliteConn) patiently(limit time.Duration, statement func() error) error {
+	giveUp := time.Now().Add(limit)
+	for {
+		err := statement()
+		if !isBusy(err) || time.Now().After(giveUp) {
+			return err
+		}
+		if err := sleep(c.db.Statement.Context, time.Millisecond+rand.N(time.Millisecond)); err != nil {
+			return &unsentError{err}
+		}
+	}
+}
+
+// classify: SQLite runs in this process, so no answer is lost but that of a statement whose context ended.
+func (s *sqlite) classify(err error) failure {
+	switch {
+	case isBusy(err):
+		return conflicting
+	case isPoolClosed(err):
+		return refused
+	case isUnsent(err), errors.Is(err, sql.ErrConnDone):
+		return unreachable
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return unknown
+	}
+	return refused
+}
+
+func (s *sqlite) notifies() bool { return false }
+
+func (s *sqlite) missing(err error) bool {
+	return err != nil && strings.Contains(err.Error(), "no such table")
+}
+
+// modifier is a duration as strftime adds it, in milliseconds, rounded up, or NULL.
+func modifier(d *time.Duration) any {
+	if d == nil {
+		return nil
+	}
+	ms := roundUp(*d, time.Millisecond)
+	return fmt.Sprintf("+%d.%03d seconds", ms/1000, ms%1000)
+}
+
+// isBusy says whether SQLite was locked out of the file by another connection: SQLITE_BUSY or SQLITE_LOCKED, whose text
+// comes from SQLite itself and so is the same in every driver.
+func isBusy(err error) bool {
+	return err != nil && (strings.Contains(err.Error(), "database is locked") ||
+		strings.Contains(err.Error(), "database table is locked"))
+}

@@ -1,0 +1,286 @@
+package dbmutex_test
+
+import (
+	"context"
+	"errors"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
+	"gorm.io/gorm/schema"
+
+	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+)
+
+// exercise runs every verb once.
+func exercise(t *testing.T, db *dbmutex.DB) {
+	t.Helper()
+	db = db.WithContext(limited(t))
+	require.NoError(t, db.Mutex("job").Do(func(ctx context.Context) error {
+		lease, _ := dbmutex.LeaseFrom(ctx)
+		requireHeld(t, db, "job")
+		require.NoError(t, lease.Renew())
+		holder, err := db.Mutex("job").Holder()
+		require.NoError(t, err)
+		require.Equal(t, "job", holder.LockID)
+		require.InDelta(t, time.Now().Unix(), holder.CreationTime.Unix(), 60)
+		begin := db.Gorm.Session(&gorm.Session{NewDB: true}).Begin()
+		require.NoError(t, begin.Error)
+		require.NoError(t, lease.Guard(begin))
+		require.NoError(t, begin.Rollback().Error)
+		return nil
+	}))
+	require.NoError(t, db.Mutex("job").Transaction(func(tx *gorm.DB) error { return tx.Exec(`SELECT 1`).Error }))
+	requireFree(t, db, "job")
+	short, err := db.Mutex("job", dbmutex.WithTTL(time.Millisecond)).Acquire()
+	require.NoError(t, err)
+	lease, err := db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire() // a take-over
+	require.NoError(t, err)
+	require.ErrorIs(t, short.Release(), dbmutex.ErrTimeout)
+	require.NoError(t, db.Mutex("job").ForceRelease())
+	require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout)
+}
+
+func TestGORMConfigs(t *testing.T) {
+	for name, config := range map[string]*gorm.Config{
+		"default":                {},
+		"PrepareStmt":            {PrepareStmt: true},
+		"SkipDefaultTransaction": {SkipDefaultTransaction: true},
+		"TranslateError":         {TranslateError: true},
+		"QueryFields":            {QueryFields: true},
+		"all of these":           {PrepareStmt: true, SkipDefaultTransaction: true, TranslateError: true, QueryFields: true, CreateBatchSize: 1},
+		"timeouts":               {DefaultContextTimeout: time.Minute, DefaultTransactionTimeout: time.Minute},
+	} {
+		t.Run(name, func(t *testing.T) {
+			testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+				config := *config
+				config.Logger = logger.Discard
+				db := open(t, d, &config)
+				exercise(t, db)
+				exercise(t, db.Session(&gorm.Session{PrepareStmt: true}))
+				pool, err := db.DB()
+				require.NoError(t, err)
+				pool.SetMaxOpenConns(1)
+				exercise(t, db)
+			})
+		})
+	}
+}
+
+func TestQueryExecModes(t *testing.T) { // of pgx; poolers of connections want some of them
+	for _, mode := range []string{"simple_protocol", "exec", "cache_describe", "describe_exec"} {
+		db := openDSN(t, withSetting(testdb.Postgres(t).DSN, "default_query_exec_mode", mode))
+		require.NoError(t, db.Migrate(&customer{}))
+		exercise(t, db)
+	}
+}
+
+func TestDefaultIsolationLevels(t *testing.T) {
+	for _, level := range []string{"repeatable read", "serializable"} {
+		d := testdb.Postgres(t)
+		db := openDSN(t, withSetting(d.DSN, "default_transaction_isolation", level))
+		require.NoError(t, db.Migrate(&customer{}))
+		exercise(t, db)
+		var wg sync.WaitGroup
+		for range 8 { // no error of the database's for anybody
+			wg.Go(func() {
+				for range 20 {
+					if err := db.Mutex("busy").Do(nothing); err != nil && !errors.Is(err, dbmutex.ErrNotAcquired) {
+						t.Error(err)
+					}
+				}
+			})
+		}
+		wg.Wait()
+	}
+}
+
+func TestSQLiteWithARollbackJournal(t *testing.T) {
+	d := testdb.SQLite(t)
+	db := open(t, d)
+	require.NoError(t, db.Exec(`PRAGMA journal_mode = DELETE`).Error)
+	exercise(t, db)
+	var timeout int
+	require.NoError(t, db.Exec(`PRAGMA busy_timeout = 1234`).Error)
+	pool, err := db.DB()
+	require.NoError(t, err)
+	pool.SetMaxOpenConns(1)
+	exercise(t, db)
+	require.NoError(t, db.Raw(`PRAGMA busy_timeout`).Scan(&timeout).Error)
+	require.Equal(t, 1234, timeout, "left as it was")
+}
+
+func TestReadersDoNotStarveARollbackJournal(t *testing.T) {
+	d := testdb.SQLite(t)
+	db := open(t, d)
+	require.NoError(t, db.Exec(`PRAGMA journal_mode = DELETE`).Error)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for range 4 {
+		reader := open(t, d)
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				tx := reader.Begin()
+				var n int
+				tx.Raw(`SELECT count(*) FROM db_mutexes`).Scan(&n)
+				time.Sleep(10 * time.Millisecond)
+				tx.Rollback()
+			}
+		})
+	}
+	for range 5 {
+		lease := acquire(t, db, "job")
+		require.NoError(t, lease.Renew())
+		require.NoError(t, lease.Release())
+	}
+	close(stop)
+	wg.Wait()
+}
+
+func TestOneTableForEveryTenantOfASearchPath(t *testing.T) {
+	d := testdb.Postgres(t)
+	db := open(t, d)
+	pool, err := db.DB()
+	require.NoError(t, err)
+	pool.SetMaxOpenConns(1)
+	before := currentSchema(t, db)
+	tenant := before + "_tenant"
+	require.NoError(t, db.Exec(`CREATE SCHEMA `+tenant).Error)
+	t.Cleanup(func() { require.NoError(t, db.Exec(`DROP SCHEMA `+tenant+` CASCADE`).Error) })
+	for range 40 {
+		requireFree(t, db, "job") // draws from this tenant's sequence
+	}
+	require.NoError(t, db.Exec(`SET search_path = `+tenant).Error)
+	require.NoError(t, db.Migrate())
+	lease := acquire(t, db, "job")
+	expire(t, db, "job")
+	next := acquire(t, db, "job")
+	require.Greater(t, next.Token(), lease.Token())
+	require.NoError(t, next.Release())
+	require.NoError(t, db.Exec(`SET search_path = `+before).Error)
+}
+
+func TestTableNames(t *testing.T) {
+	for table, naming := range map[string]schema.NamingStrategy{
+		"db_mutexes":      {},
+		"app_db_mutexes":  {TablePrefix: "app_"},
+		"db_mutex":        {SingularTable: true},
+		"odd \"name\"_db": {TablePrefix: "odd \"name\"_", SingularTable: true},
+		"DBMutex":         {SingularTable: true, NoLowerCase: true},
+	} {
+		t.Run(table, func(t *testing.T) {
+			testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+				exercise(t, open(t, d, &gorm.Config{NamingStrategy: naming, Logger: logger.Discard}))
+			})
+		})
+	}
+}
+
+func TestASchemaInThePrefix(t *testing.T) {
+	d := testdb.Postgres(t)
+	plain := open(t, d)
+	locks := currentSchema(t, plain) + "_locks"
+	require.NoError(t, plain.Exec(`CREATE SCHEMA `+locks).Error)
+	t.Cleanup(func() { require.NoError(t, plain.Exec(`DROP SCHEMA `+locks+` CASCADE`).Error) })
+	db := open(t, d, &gorm.Config{NamingStrategy: schema.NamingStrategy{TablePrefix: locks + "."}, Logger: logger.Discard})
+	exercise(t, db)
+	acquire(t, db, "job")
+	var n int
+	require.NoError(t, plain.Raw(`SELECT count(*) FROM `+locks+`.db_mutexes`).Scan(&n).Error)
+	require.Equal(t, 1, n)
+	requireFree(t, plain, "job") // another table is another lock
+}
+
+func TestLeftOnTheHandle(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		for _, handle := range []*gorm.DB{
+			db.Where("1 = 0"),
+			db.Gorm.Where("nonsense = ?", 1).Limit(1).Order("nonsense"),
+			db.Gorm.Table("nonsense"),
+			db.Gorm.Model(&struct{ ID int }{}),
+			db.Gorm.Select("nonsense").Session(&gorm.Session{}),
+			db.Gorm.Unscoped(),
+			db.Gorm.Scopes(func(tx *gorm.DB) *gorm.DB { return tx.Where("1 = 0") }),
+		} {
+			exercise(t, dbmutex.Wrap(handle))
+			var n int64
+			require.NoError(t, dbmutex.Wrap(handle).Mutex("job").Transaction(func(tx *gorm.DB) error {
+				return tx.Model(&dbmutex.DBMutex{}).Count(&n).Error
+			}))
+			require.EqualValues(t, 1, n, "the transaction's handle is clean, too")
+		}
+	})
+}
+
+func TestABoundConnection(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		pool, err := db.DB()
+		require.NoError(t, err)
+		pool.SetMaxOpenConns(1)
+		require.NoError(t, db.Gorm.Connection(func(tx *gorm.DB) error {
+			db := dbmutex.Wrap(tx).WithContext(limited(t))
+			require.NoError(t, db.Mutex("job").Do(func(context.Context) error { requireHeld(t, db, "job"); return nil }))
+			return db.Mutex("job").Transaction(func(tx *gorm.DB) error { return tx.Exec(`SELECT 1`).Error })
+		}))
+	})
+}
+
+func TestDebugShowsTheStatements(t *testing.T) {
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		out := &logs{}
+		db := open(t, d, &gorm.Config{Logger: out.logger(logger.Silent)})
+		require.NoError(t, db.Mutex("job").Do(nothing))
+		require.Empty(t, out.String())
+		require.NoError(t, db.Debug().Mutex("nightly").Do(nothing))
+		require.Contains(t, out.String(), "INSERT")
+		require.Contains(t, out.String(), "DELETE")
+		require.Contains(t, out.String(), "nightly")
+	})
+}
+
+func TestCallbacksSeeTheStatements(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		seen := 0
+		count := func(*gorm.DB) { seen++ }
+		require.NoError(t, db.Callback().Row().Before("gorm:row").Register("test:row", count))
+		require.NoError(t, db.Callback().Raw().Before("gorm:raw").Register("test:raw", count))
+		require.NoError(t, db.Mutex("job").Do(nothing))
+		require.GreaterOrEqual(t, seen, 2)
+	})
+}
+
+func TestOnePluginForManyDatabases(t *testing.T) {
+	plugin := dbmutex.New(dbmutex.DefaultSettings())
+	for range 2 {
+		testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+			gdb := d.Open(t)
+			require.NoError(t, gdb.Use(plugin))
+			require.NoError(t, dbmutex.Wrap(gdb).Migrate())
+			exercise(t, dbmutex.Wrap(gdb))
+		})
+	}
+}
+
+func TestWrap(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		_, err := db.DB() // the method is not hidden by a field
+		require.NoError(t, err)
+		require.Equal(t, "dbmutex", dbmutex.New(dbmutex.Settings{}).Name())
+		require.ErrorIs(t, db.Use(dbmutex.New(dbmutex.DefaultSettings())), gorm.ErrRegistered)
+		type key struct{}
+		ctx := context.WithValue(context.Background(), key{}, 1)
+		require.NoError(t, db.WithContext(ctx).Session(&gorm.Session{}).Mutex("job").Do(func(ctx context.Context) error {
+			require.Equal(t, 1, ctx.Value(key{}))
+			return nil
+		}))
+	})
+}

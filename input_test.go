@@ -1,0 +1,235 @@
+package dbmutex_test
+
+import (
+	"context"
+	"math"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"gorm.io/driver/sqlite"
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
+
+	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+)
+
+// requireRefused says that every verb of a mutex gives an error, before any SQL and without running the work.
+func requireRefused(t *testing.T, out *logs, m *dbmutex.Mutex, want error) {
+	t.Helper()
+	before := out.String()
+	ran := func(context.Context) error { require.Fail(t, "the work ran"); return nil }
+	_, err := m.Acquire()
+	for _, err := range []error{
+		err,
+		m.Do(ran),
+		m.Decorate(ran)(context.Background()),
+		m.Transaction(func(*gorm.DB) error { return ran(context.Background()) }),
+		m.ForceRelease(),
+	} {
+		require.ErrorIs(t, err, want)
+		require.NotErrorIs(t, err, dbmutex.ErrNotAcquired)
+		require.True(t, strings.HasPrefix(err.Error(), "dbmutex:"), err.Error())
+	}
+	_, err = dbmutex.DoValue(m, func(context.Context) (int, error) { return 0, ran(context.Background()) })
+	require.ErrorIs(t, err, want)
+	_, err = m.Holder()
+	require.ErrorIs(t, err, want)
+	require.Equal(t, before, out.String(), "no SQL")
+}
+
+func TestInvalidLockIDs(t *testing.T) {
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		out := &logs{}
+		db := open(t, d, &gorm.Config{Logger: out.logger(logger.Info)})
+		for _, id := range []string{"", "a\x00b", "\x00", "\xff", "job\xc3", strings.Repeat("a", 257), strings.Repeat("ö", 257)} {
+			requireRefused(t, out, db.Mutex(id), dbmutex.ErrInvalidLockID)
+		}
+		for _, id := range []string{"a", strings.Repeat("a", 256), strings.Repeat("日", 256), "a\nb\t"} {
+			acquire(t, db, id)
+			require.NotNil(t, row(t, db, id))
+		}
+		long := strings.Repeat("a", 255)
+		requireFree(t, db, long+"b") // ids are never cut
+	})
+}
+
+func TestInvalidSettings(t *testing.T) {
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		out := &logs{}
+		db := open(t, d, &gorm.Config{Logger: out.logger(logger.Info)})
+		minute := time.Minute
+		for _, opts := range [][]dbmutex.Option{
+			{dbmutex.WithTTL(0)},
+			{dbmutex.WithTTL(-time.Second)},
+			{dbmutex.WithTTL(math.MinInt64)},
+			{dbmutex.WithWait(-2)},
+			{dbmutex.WithMinHold(-1)},
+			{dbmutex.WithTTL(time.Minute), dbmutex.WithMinHold(time.Minute + 1)},
+			{dbmutex.WithHolder("a\x00b")},
+			{dbmutex.WithHolder("\xff")},
+		} {
+			requireRefused(t, out, db.Mutex("job", opts...), dbmutex.ErrInvalidSettings)
+			s := dbmutex.Settings{TTL: &minute}
+			for _, opt := range opts {
+				opt(&s)
+			}
+			require.ErrorIs(t, d.Open(t).Use(dbmutex.New(s)), dbmutex.ErrInvalidSettings)
+		}
+		for _, opt := range []dbmutex.Option{
+			nil, dbmutex.WithTTL(1), dbmutex.WithTTL(math.MaxInt64), dbmutex.WithMinHold(dbmutex.DefaultTTL), dbmutex.WithHolder(""),
+			dbmutex.WithWait(math.MaxInt64), dbmutex.WithWait(dbmutex.Forever),
+		} {
+			require.NoError(t, db.Mutex("job", opt).Do(nothing))
+			require.NoError(t, db.Mutex("job").ForceRelease())
+		}
+		require.ErrorIs(t, db.Mutex("job").Do(nil), dbmutex.ErrInvalidSettings)
+		require.ErrorIs(t, db.Mutex("job").Transaction(nil), dbmutex.ErrInvalidSettings)
+		_, err := dbmutex.DoValue[int](db.Mutex("job"), nil)
+		require.ErrorIs(t, err, dbmutex.ErrInvalidSettings)
+	})
+}
+
+func TestNotRegistered(t *testing.T) {
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		out := &logs{}
+		gdb := d.Open(t, &gorm.Config{Logger: out.logger(logger.Info)})
+		requireRefused(t, out, dbmutex.Wrap(gdb).Mutex("job"), dbmutex.ErrNotRegistered)
+		requireRefused(t, out, dbmutex.Wrap(nil).Mutex("job"), dbmutex.ErrNotRegistered)
+		requireRefused(t, out, dbmutex.Wrap(&gorm.DB{}).Mutex("job"), dbmutex.ErrNotRegistered)
+		require.ErrorIs(t, dbmutex.Wrap(gdb).Migrate(), dbmutex.ErrNotRegistered)
+	})
+}
+
+func TestNoTable(t *testing.T) {
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		gdb := d.Open(t)
+		require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
+		db := dbmutex.Wrap(gdb)
+		check := func(err error) {
+			t.Helper()
+			require.ErrorContains(t, err, "run AutoMigrate(&dbmutex.DBMutex{})")
+			require.NotErrorIs(t, err, dbmutex.ErrNotAcquired)
+			require.NotErrorIs(t, err, dbmutex.ErrTimeout)
+		}
+		check(db.Mutex("job").Do(func(context.Context) error { panic("ran") }))
+		check(db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(func(context.Context) error { panic("ran") }))
+		check(db.Mutex("job").Transaction(func(*gorm.DB) error { panic("ran") }))
+		check(db.Mutex("job").ForceRelease())
+		_, err := db.Mutex("job").Holder()
+		check(err)
+		require.NoError(t, gdb.AutoMigrate(&dbmutex.DBMutex{}))
+		requireFree(t, db, "job")
+	})
+}
+
+func TestTheTableIsDroppedMeanwhile(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		drop := func() { require.NoError(t, db.Exec(`DROP TABLE db_mutexes`).Error) }
+		err := db.Mutex("job").Do(func(ctx context.Context) error {
+			drop()
+			lease, _ := dbmutex.LeaseFrom(ctx)
+			require.ErrorIs(t, lease.Renew(), dbmutex.ErrTimeout)
+			require.ErrorIs(t, context.Cause(ctx), dbmutex.ErrTimeout)
+			return errWork
+		})
+		require.ErrorIs(t, err, dbmutex.ErrTimeout)
+		require.ErrorIs(t, err, errWork)
+
+		require.NoError(t, db.AutoMigrate(&dbmutex.DBMutex{}))
+		lease := acquire(t, db, "job")
+		drop()
+		require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout)
+
+		require.NoError(t, db.AutoMigrate(&dbmutex.DBMutex{}))
+		require.ErrorContains(t, db.Mutex("job").Transaction(func(tx *gorm.DB) error {
+			return tx.Exec(`DROP TABLE db_mutexes`).Error
+		}), "is missing")
+		requireFree(t, db, "job") // that was rolled back
+	})
+}
+
+func TestPermissionDenied(t *testing.T) {
+	d := testdb.Postgres(t)
+	db := open(t, d)
+	role := currentSchema(t, db) + "_nobody"
+	require.NoError(t, db.Exec(`CREATE ROLE `+role).Error)
+	t.Cleanup(func() { require.NoError(t, db.Exec(`DROP OWNED BY `+role+`; DROP ROLE `+role).Error) })
+	require.NoError(t, db.Exec(`GRANT USAGE ON SCHEMA `+currentSchema(t, db)+` TO `+role+`; GRANT SELECT ON db_mutexes TO `+role).Error)
+	require.ErrorContains(t, refusedBy(t, withSetting(d.DSN, "role", role)), "42501")
+	require.ErrorContains(t, refusedBy(t, withSetting(d.DSN, "default_transaction_read_only", "on")), "25006")
+}
+
+// refusedBy is the error of a PostgreSQL database that does not let us write.
+func refusedBy(t *testing.T, dsn string) error {
+	err := openDSN(t, dsn).Mutex("job").Do(func(context.Context) error { panic("ran") })
+	require.NotErrorIs(t, err, dbmutex.ErrNotAcquired)
+	require.NotErrorIs(t, err, dbmutex.ErrTimeout)
+	require.ErrorContains(t, err, "dbmutex: acquire")
+	return err
+}
+
+func TestReadOnlySQLite(t *testing.T) {
+	db := open(t, testdb.SQLite(t))
+	pool, err := db.DB()
+	require.NoError(t, err)
+	pool.SetMaxOpenConns(1)
+	lease := acquire(t, db, "held")
+	require.NoError(t, db.Exec(`PRAGMA query_only = ON`).Error)
+	requireHeld(t, db, "held")
+	err = db.Mutex("job").Do(func(context.Context) error { panic("ran") })
+	require.ErrorContains(t, err, "readonly")
+	require.ErrorContains(t, lease.Release(), "readonly")
+	require.NoError(t, db.Exec(`PRAGMA query_only = OFF`).Error)
+	require.NoError(t, lease.Release(), "it may be called again")
+}
+
+func TestADatabaseThatIsNotSupported(t *testing.T) {
+	gdb, err := gorm.Open(otherDialector{sqlite.Open(testdb.SQLite(t).DSN)}, &gorm.Config{Logger: logger.Discard})
+	require.NoError(t, err)
+	require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
+	require.ErrorIs(t, dbmutex.Wrap(gdb).Mutex("job").Do(nothing), dbmutex.ErrInvalidSettings)
+}
+
+type otherDialector struct{ gorm.Dialector }
+
+func (otherDialector) Name() string { return "mysql" }
+
+func TestSettingsFromEnv(t *testing.T) {
+	const name = "DB_MUTEX_TTL_SECONDS"
+	for value, want := range map[string]time.Duration{
+		"":          dbmutex.DefaultTTL,
+		"60":        time.Minute,
+		" 1.5 ":     1500 * time.Millisecond,
+		"0.1":       100 * time.Millisecond,
+		"1e3":       1000 * time.Second,
+		"none":      0,
+		"None":      0,
+		"315360000": 87600 * time.Hour,
+	} {
+		t.Setenv(name, value)
+		s, err := dbmutex.SettingsFromEnv()
+		require.NoError(t, err, value)
+		if want == 0 {
+			require.Nil(t, s.TTL)
+			continue
+		}
+		require.Equal(t, want, *s.TTL, value)
+	}
+	for _, value := range []string{"0", "-1", "abc", "1h", "NaN", "Inf", "-Inf", "1e400", "1e10", "1e-10", "5 minutes", "none1", "1,5"} {
+		t.Setenv(name, value)
+		s, err := dbmutex.SettingsFromEnv()
+		require.ErrorIs(t, err, dbmutex.ErrInvalidSettings, value)
+		require.ErrorContains(t, err, name)
+		require.Equal(t, dbmutex.DefaultSettings(), s)
+	}
+}
+
+func TestDefaultSettings(t *testing.T) {
+	ttl := dbmutex.DefaultTTL
+	require.Equal(t, dbmutex.Settings{TTL: &ttl}, dbmutex.DefaultSettings())
+	*dbmutex.DefaultSettings().TTL = 1
+	require.Equal(t, dbmutex.DefaultTTL, *dbmutex.DefaultSettings().TTL)
+}

@@ -1,0 +1,367 @@
+package dbmutex
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"gorm.io/gorm"
+
+	"github.com/gorm-dbmutex/dbmutex/internal/wake"
+)
+
+// Lease is one holding of a mutex, from acquire to release. Its methods may be called from many goroutines.
+type Lease struct {
+	mutex    *Mutex
+	proof    proof
+	token    int64
+	parent   context.Context // the handle's without its end, for statements that must run all the same
+	ctx      context.Context
+	end      context.CancelCauseFunc
+	acquired time.Time   // when the answer came
+	timer    *time.Timer // ends ctx at the deadline; nil = never
+	stopKeep func()      // ends the renewals; nil = there are none
+
+	inTransaction bool // Mutex.Transaction's
+
+	verb sync.Mutex // held by the one Renew or Release that runs
+
+	mu          sync.Mutex // guards what follows
+	deadline    time.Time
+	state       state
+	transaction *string // the one that ReleaseIn made a part of its work, if any
+}
+
+// state is how far a lease has come. One past its deadline is held until a statement finds otherwise.
+type state int
+
+const (
+	held state = iota
+	released
+	lost
+)
+
+type leaseContextKey struct{}
+
+// LeaseFrom returns the lease of the Do, Decorate, DoValue or Transaction that the context comes from: from the
+// argument of Do's fn, or tx.Statement.Context in Transaction's.
+func LeaseFrom(ctx context.Context) (*Lease, bool) {
+	if ctx == nil {
+		return nil, false
+	}
+	lease, ok := ctx.Value(leaseContextKey{}).(*Lease)
+	return lease, ok
+}
+
+// newLease begins a lease that was asked for at start.
+func newLease(m *Mutex, p proof, token int64, start time.Time) *Lease {
+	l := &Lease{mutex: m, proof: p, token: token, parent: context.WithoutCancel(m.ctx), acquired: time.Now()}
+	l.ctx, l.end = context.WithCancelCause(context.WithValue(m.ctx, leaseContextKey{}, l))
+	if ttl := m.settings.TTL; ttl != nil {
+		l.deadline = start.Add(*ttl)
+		if l.expired() { // the answer came late
+			l.end(ErrTimeout)
+		}
+		l.timer = time.AfterFunc(time.Until(l.deadline), func() { l.end(ErrTimeout) })
+	}
+	return l
+}
+
+// LockID is the mutex's id.
+func (l *Lease) LockID() string { return l.proof.lockID }
+
+// Token is the fencing token: it is greater than that of every earlier lease of the mutex. A store outside of the
+// database stays consistent if it refuses a token smaller than the greatest it has seen.
+func (l *Lease) Token() int64 { return l.token }
+
+// Context ends when the handle's context does, when the lease does (with cause ErrTimeout: at its deadline, even while
+// the database hangs, or as soon as a renewal finds it gone), or, with cause context.Canceled, when it is released.
+func (l *Lease) Context() context.Context { return l.ctx }
+
+// ExpiresAt is when the lease ends unless it is renewed, by this process's clock and not later than by the database's;
+// ok is false for one that never expires.
+func (l *Lease) ExpiresAt() (t time.Time, ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.deadline, !l.deadline.IsZero()
+}
+
+func (l *Lease) expired() bool {
+	deadline, expires := l.ExpiresAt()
+	return expires && time.Until(deadline) <= 0
+}
+
+func (l *Lease) current() state {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state
+}
+
+// become ends the lease and its context.
+func (l *Lease) become(s state) {
+	l.mu.Lock()
+	l.state = s
+	l.mu.Unlock()
+	if l.timer != nil {
+		l.timer.Stop()
+	}
+	if s == lost {
+		l.end(ErrTimeout)
+	} else {
+		l.end(context.Canceled)
+	}
+}
+
+// Renew makes the lease last its TTL from now. It works while the handle's context is done, too, for work that is
+// winding down. Once the lease has ended it returns ErrTimeout without SQL; where it finds the lease gone it ends the
+// lease's context and returns ErrTimeout. Any other error is the database's: the lease then lasts as long as before.
+func (l *Lease) Renew() error {
+	if l == nil || l.mutex == nil {
+		return errNoLease
+	}
+	return l.renew(l.parent)
+}
+
+func (l *Lease) renew(ctx context.Context) error {
+	l.verb.Lock()
+	defer l.verb.Unlock()
+	m := l.mutex
+	if l.current() != held || l.expired() {
+		return m.lost(nil)
+	}
+	limit := time.Now().Add(settleLimit)
+	if deadline, expires := l.ExpiresAt(); expires && deadline.Before(limit) {
+		limit = deadline
+	}
+	limited, cancel := context.WithDeadline(ctx, limit)
+	defer cancel()
+	var start time.Time
+	var transaction *string
+	var found bool
+	_, err := m.settle(limited, true, func(ctx context.Context) (err error) {
+		start, transaction = time.Now(), l.releasedBy()
+		found, err = m.dialect.renew(m.on(ctx), l.proof, m.settings.TTL)
+		return err
+	})
+	switch {
+	case l.expired():
+		return m.lost(err)
+	case err == nil && found:
+		return l.extend(start, transaction)
+	case err == nil || m.dialect.missing(err):
+		l.become(l.gone())
+		return m.lost(err)
+	}
+	return m.failed(ctx, "renew", err)
+}
+
+// extend moves the deadline after a renewal that was asked for at start, after ReleaseIn in transaction, if any.
+func (l *Lease) extend(start time.Time, transaction *string) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.transaction == transaction {
+		l.transaction = nil // the row was there, so that one had rolled back
+	}
+	if l.timer == nil {
+		return nil
+	}
+	if !l.timer.Stop() {
+		return l.mutex.lost(nil) // the context has just ended
+	}
+	l.deadline = start.Add(*l.mutex.settings.TTL)
+	l.timer.Reset(time.Until(l.deadline))
+	return nil
+}
+
+func (l *Lease) releasedBy() *string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.transaction
+}
+
+// gone tells what became of a lease whose row is not there.
+func (l *Lease) gone() state {
+	transaction := l.releasedBy()
+	if transaction == nil {
+		return lost
+	}
+	f, err := l.mutex.fate(l.parent, *transaction)
+	if f == fateAborted || err != nil && l.expired() {
+		return lost
+	}
+	return released
+}
+
+// keep renews the lease every TTL/3 until it is released or lost; a renewal that fails is tried again.
+func (l *Lease) keep() {
+	ctx, cancel := context.WithCancel(l.parent)
+	done := make(chan struct{})
+	l.stopKeep = func() { cancel(); <-done }
+	ttl := *l.mutex.settings.TTL
+	go func() {
+		defer close(done)
+		for pause := ttl / 3; sleep(ctx, pause) == nil; {
+			err := l.renew(ctx)
+			if errors.Is(err, ErrTimeout) {
+				return
+			}
+			if pause = ttl / 3; err != nil {
+				pause = ttl / 30
+			}
+		}
+	}()
+}
+
+// Release gives the mutex back, also when the handle's context is done, and ends the lease's context. It tries for up to 5
+// seconds, after a Renew that is under way.
+//
+// It returns nil if the lease was still held, even past its deadline, and if a transaction with ReleaseIn has committed;
+// then further calls return nil, too. It returns ErrTimeout if the lease had been lost. Any other error is the
+// database's: the lease may last until its TTL, and Release may be called again.
+//
+// While a transaction pins the lease with Guard, Release waits for it, and says so if the 5 seconds pass.
+func (l *Lease) Release() error {
+	if l == nil || l.mutex == nil {
+		return errNoLease
+	}
+	if l.stopKeep != nil {
+		l.stopKeep()
+	}
+	l.verb.Lock()
+	defer l.verb.Unlock()
+	m := l.mutex
+	switch l.current() {
+	case released:
+		return nil
+	case lost:
+		return m.lost(nil)
+	}
+	ctx, cancel := context.WithTimeout(l.parent, settleLimit)
+	defer cancel()
+	var found bool
+	doubt, err := m.settle(ctx, true, func(ctx context.Context) (err error) {
+		found, err = m.dialect.release(m.on(ctx), release{
+			proof:   l.proof,
+			minHold: l.minHold(),
+			async:   m.settings.TTL != nil, // else a crash could leave the lease for good
+			notify:  m.settings.TTL != nil && wake.Listen != nil,
+		})
+		return err
+	})
+	switch {
+	case err != nil && !m.dialect.missing(err):
+		l.end(context.Canceled)
+		return m.notReleased(l.parent, ctx, "release", err)
+	case found:
+		l.mu.Lock()
+		l.transaction = nil // the row was there, so that one had rolled back
+		l.mu.Unlock()
+		l.become(released)
+	case err == nil && doubt && !l.expired(): // a missing row may be the work of a try whose answer was lost
+		l.become(released)
+	default:
+		l.become(l.gone())
+	}
+	if l.current() == lost {
+		return m.lost(err)
+	}
+	queues.wake(m.queue)
+	return nil
+}
+
+// minHold is how long after its acquisition the mutex stays taken, or 0 where that time is over.
+func (l *Lease) minHold() time.Duration {
+	if hold := l.mutex.settings.MinHold; time.Since(l.acquired) < hold {
+		return hold
+	}
+	return 0
+}
+
+// releaseAndLog is for a release whose error nobody would get.
+func (l *Lease) releaseAndLog() {
+	if err := l.Release(); err != nil {
+		l.mutex.db.Logger.Error(l.parent, "%v", err)
+	}
+}
+
+// finish releases after work that returned workErr, and words the outcome of both.
+func (l *Lease) finish(workErr error) error {
+	ended := l.current() == lost || l.expired()
+	err := l.Release()
+	if err == nil && workErr != nil && ended && l.releasedBy() == nil {
+		err = l.mutex.lost(nil)
+	}
+	switch {
+	case workErr == nil:
+		return err
+	case err == nil, errors.Is(err, ErrTimeout) && errors.Is(workErr, ErrTimeout):
+		return workErr
+	}
+	return errors.Join(err, workErr)
+}
+
+// Guard fails the transaction unless the lease is held, and pins the lease until the transaction ends: nobody takes it
+// over meanwhile, even past its deadline. Where it cannot, it rolls the transaction back, so that nothing is committed
+// even if its error is ignored. tx must be on the lock's own database.
+//
+// The error is ErrTimeout where the lease is gone, gorm.ErrInvalidTransaction where tx is not a transaction, tx's own, or
+// the database's. Keep such transactions short: Release and ForceRelease wait for them.
+func (l *Lease) Guard(tx *gorm.DB) error {
+	return l.within(tx, "guard", func(d dialect, s *gorm.DB) (bool, error) { return d.guard(s, l.proof) })
+}
+
+// ReleaseIn makes the release a part of a transaction: it commits, or rolls back, with it. Others get the mutex with the
+// commit; call Release all the same (Do does), which then has nothing left to do, or releases if the transaction rolled
+// back. It fails as Guard does. In Mutex.Transaction, which does this by itself, it gives ErrInvalidSettings.
+//
+// The lease's context goes on after the commit until Release or, as its row is gone, a renewal.
+//
+// Call it on the transaction itself, not in a nested one: that may roll back to its savepoint while the whole commits.
+// On SQLite, which keeps no record of transactions, a lease that is gone after ReleaseIn counts as released by it.
+func (l *Lease) ReleaseIn(tx *gorm.DB) error {
+	if l != nil && l.inTransaction {
+		return fmt.Errorf("%w: Mutex.Transaction releases its lease itself", ErrInvalidSettings)
+	}
+	return l.within(tx, "release", func(d dialect, s *gorm.DB) (bool, error) {
+		found, transaction, err := d.releaseIn(s, l.proof, l.minHold())
+		if found && err == nil {
+			l.mu.Lock()
+			l.transaction = &transaction
+			l.mu.Unlock()
+		}
+		return found, err
+	})
+}
+
+// within runs a statement that must find the lease's row in a transaction of the caller's.
+func (l *Lease) within(tx *gorm.DB, verb string, statement func(dialect, *gorm.DB) (bool, error)) error {
+	if l == nil || l.mutex == nil {
+		return errNoLease
+	}
+	switch {
+	case tx == nil || tx.Config == nil || tx.Statement == nil:
+		return fmt.Errorf("dbmutex: %s %q: %w", verb, l.proof.lockID, gorm.ErrInvalidTransaction)
+	case tx.Error != nil:
+		return tx.Error
+	case tx.DryRun:
+		return ErrDryRun
+	case !inTransaction(tx):
+		return fmt.Errorf("dbmutex: %s %q: %w", verb, l.proof.lockID, gorm.ErrInvalidTransaction)
+	}
+	m := l.mutex
+	ctx := tx.Statement.Context
+	found, err := statement(m.dialect, session(ctx, tx, tx.Statement.ConnPool))
+	switch {
+	case m.dialect.missing(err), err == nil && !found:
+		err = m.lost(err)
+	case err != nil:
+		err = m.failed(ctx, verb, err)
+	default:
+		return nil
+	}
+	_ = tx.AddError(err)
+	_ = tx.Statement.ConnPool.(gorm.TxCommitter).Rollback()
+	return err
+}

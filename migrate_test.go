@@ -1,0 +1,77 @@
+package dbmutex_test
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+)
+
+type customer struct {
+	ID   int64
+	Name string `gorm:"size:100;uniqueIndex"`
+}
+
+type payment struct {
+	ID         int64
+	CustomerID int64
+	Customer   customer
+	Amount     int `gorm:"index;not null"`
+}
+
+func TestMigrateFromEveryReplicaAtOnce(t *testing.T) {
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		const replicas, rounds = 12, 8
+		var dbs []*dbmutex.DB
+		for range replicas {
+			gdb := d.Open(t)
+			require.NoError(t, gdb.Use(dbmutex.New(dbmutex.Settings{SkipHeld: true, MinHold: time.Hour})))
+			dbs = append(dbs, dbmutex.Wrap(gdb))
+		}
+		for range rounds {
+			var wg sync.WaitGroup
+			start := make(chan struct{})
+			for _, db := range dbs {
+				wg.Go(func() {
+					<-start
+					if err := db.WithContext(limited(t)).Migrate(&customer{}, &payment{}); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			close(start)
+			wg.Wait()
+			require.NoError(t, dbs[0].Create(&payment{Customer: customer{Name: "one"}, Amount: 1}).Error)
+			exercise(t, open(t, d))
+			require.NoError(t, dbs[0].Migrator().DropTable(&payment{}, &customer{}, &dbmutex.DBMutex{}))
+		}
+	})
+}
+
+func TestMigrateWaitsUntilTheContextIsDone(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		acquire(t, db, "dbmutex.Migrate")
+		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		defer cancel()
+		require.ErrorIs(t, db.WithContext(ctx).Migrate(&customer{}), context.DeadlineExceeded)
+		require.False(t, db.Migrator().HasTable(&customer{}))
+		require.NoError(t, db.WithContext(limited(t)).Migrate(), "the lock's own table needs no turn")
+	})
+}
+
+func TestMigrateGivesTheModelsError(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		type broken struct {
+			Name string `gorm:"type:no((such type"`
+		}
+		err := db.Migrate(&broken{})
+		require.ErrorContains(t, err, "syntax error")
+		require.NotErrorIs(t, err, dbmutex.ErrTimeout)
+		requireFree(t, db, "dbmutex.Migrate")
+	})
+}

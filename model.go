@@ -1,0 +1,29 @@
+package dbmutex
+
+import "time"
+
+// MaxLockIDLength is how many characters (not bytes) a lock id may have. A longer one is refused, never cut.
+const MaxLockIDLength = 256
+
+// DBMutex is the table of the leases that are held: one row a mutex, and none once it is released. Make it with
+// DB.Migrate, or with GORM's AutoMigrate. Read it as you like; write it only through this package. The table's name follows
+// the handle's NamingStrategy ("db_mutexes" by default), the columns' names do not.
+//
+// A row that has run out, of a holder that crashed or of a MinHold, stays until the mutex is used next. Deleting such rows
+// is safe: at the worst a holder that is late, but that nobody has followed, gets ErrTimeout.
+//
+// Ids are compared byte for byte: "job", "JOB" and "job " are three mutexes.
+type DBMutex struct {
+	// ID comes from the table's sequence. It changes with every take-over and is not the fencing token.
+	ID int64 `gorm:"column:id;primaryKey;autoIncrement"`
+	// LockID names the mutex.
+	LockID string `gorm:"column:lock_id;size:256;not null;uniqueIndex"`
+	// CreationTime is when this lease was acquired, by the database's clock.
+	CreationTime time.Time `gorm:"column:creation_time;not null"`
+	// ExpiresAt is when the lease ends unless it is renewed, by the database's clock; nil = never.
+	ExpiresAt *time.Time `gorm:"column:expires_at"`
+	// Holder is for people: host/pid, or what Settings.Holder says.
+	Holder string `gorm:"column:holder;not null"`
+	// LeaseID is random, one per acquisition: the proof of ownership in every statement.
+	LeaseID string `gorm:"column:lease_id;size:64;not null"`
+}

@@ -1,0 +1,306 @@
+package dbmutex
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	"gorm.io/gorm"
+)
+
+// Mutex is a named lock. It is safe for many goroutines, and every call is a lease of its own: it is not reentrant.
+type Mutex struct {
+	id       string
+	settings Settings
+	err      error // what is wrong with the call to DB.Mutex; every verb returns it
+
+	ctx     context.Context
+	db      *gorm.DB
+	pool    gorm.ConnPool // the main pool, or the one connection that the handle is bound to
+	queue   queueKey
+	dialect dialect
+	table   string // quoted
+}
+
+// Mutex names a mutex, with the plugin's settings as opts change them. It runs no SQL. What is wrong with the call comes
+// from the verbs, before any SQL: the handle's own error, ErrNotRegistered, ErrDryRun, ErrInTransaction,
+// ErrInvalidLockID or ErrInvalidSettings.
+//
+// An id has 1 to MaxLockIDLength characters of valid UTF-8 without NUL, and is compared byte for byte.
+func (db *DB) Mutex(id string, opts ...Option) *Mutex {
+	m := &Mutex{id: id}
+	m.err = m.bind(db, opts)
+	return m
+}
+
+func (m *Mutex) bind(db *DB, opts []Option) error {
+	if db == nil || db.Gorm == nil || db.Config == nil || db.Statement == nil {
+		return fmt.Errorf("%w (the handle is nil)", ErrNotRegistered)
+	}
+	plugin, registered := db.Plugins[PluginName].(*Plugin)
+	switch {
+	case db.Error != nil:
+		return db.Error
+	case !registered:
+		return ErrNotRegistered
+	case db.DryRun:
+		return ErrDryRun
+	case inTransaction(db.Gorm):
+		return ErrInTransaction
+	}
+	if err := validateLockID(m.id); err != nil {
+		return err
+	}
+	m.settings = plugin.settings
+	for _, opt := range opts {
+		if opt != nil {
+			opt(&m.settings)
+		}
+	}
+	if err := m.settings.validate(); err != nil {
+		return err
+	}
+	if m.settings.Holder == "" {
+		m.settings.Holder = thisProcess
+	}
+
+	if m.ctx = db.Statement.Context; m.ctx == nil {
+		m.ctx = context.Background()
+	}
+	m.pool = db.ConnPool
+	if conn, ok := db.Statement.ConnPool.(*sql.Conn); ok { // gorm.DB.Connection
+		m.pool = conn
+	}
+	m.db = session(m.ctx, db.Gorm, mainPool{m.pool})
+	stmt := &gorm.Statement{DB: m.db}
+	if err := stmt.Parse(&DBMutex{}); err != nil {
+		return fmt.Errorf("dbmutex: %w", err)
+	}
+	m.table = stmt.Quote(stmt.Schema.Table)
+	var pool any = plugin
+	if known, err := (mainPool{db.ConnPool}).GetDBConn(); err == nil {
+		pool = known
+	}
+	d, err := plugin.dialect(pool, m.db.Name(), m.table)
+	if err != nil {
+		return err
+	}
+	m.dialect, m.queue = d, queueKey{pool, m.table, m.id, d.notifies()}
+	return nil
+}
+
+// Do acquires the mutex, runs fn and releases. fn gets the lease's context, with the lease for LeaseFrom; it ends when
+// the handle's does, or when the lease does, with cause ErrTimeout. Work that must run to its end all the same uses
+// context.WithoutCancel.
+//
+// Where fn did not run, the error matches ErrNotAcquired (somebody else holds the mutex, after Settings.Wait), or the
+// context's error, or it wraps the database's. Where fn ran, Do returns what fn returned, unless the lease was lost: then
+// the error matches ErrTimeout, joined with fn's own. A failed release is joined with fn's error, too. A panic or
+// runtime.Goexit in fn releases and goes on.
+//
+// With Settings.SkipHeld, Do returns nil and logs a warning where the mutex is held.
+func (m *Mutex) Do(fn func(ctx context.Context) error) error {
+	if err := m.check(); err != nil {
+		return err
+	}
+	if fn == nil {
+		return errNilFunc
+	}
+	lease, err := m.acquire()
+	if err != nil {
+		if m.settings.SkipHeld && errors.Is(err, ErrNotAcquired) {
+			m.db.Logger.Warn(m.ctx, "skipped: %v", err)
+			return nil
+		}
+		return err
+	}
+	returned := false
+	defer func() {
+		if !returned {
+			lease.releaseAndLog()
+		}
+	}()
+	err = fn(lease.ctx)
+	returned = true
+	return lease.finish(err)
+}
+
+// Decorate wraps fn so that every call of it runs under the mutex, as Do does, with the context of the call.
+func (m *Mutex) Decorate(fn func(ctx context.Context) error) func(ctx context.Context) error {
+	return func(ctx context.Context) error {
+		if err := m.check(); err != nil {
+			return err
+		}
+		called := *m
+		if ctx != nil {
+			called.ctx = ctx
+		}
+		return called.Do(fn)
+	}
+}
+
+// DoValue is Mutex.Do for work that returns a value. The value is fn's even where the error is not nil, and zero where
+// fn did not run. With Settings.SkipHeld it gives ErrInvalidSettings: there would be no value to return.
+func DoValue[T any](m *Mutex, fn func(ctx context.Context) (T, error)) (value T, err error) {
+	if err := m.checkLeasing("DoValue"); err != nil {
+		return value, err
+	}
+	if fn == nil {
+		return value, errNilFunc
+	}
+	err = m.Do(func(ctx context.Context) (err error) {
+		value, err = fn(ctx)
+		return err
+	})
+	return value, err
+}
+
+// Acquire takes the mutex until Lease.Release, for work that does not fit into a function. The caller must release; a
+// lease that is forgotten lasts until its TTL, or, with Settings.Renew, as long as the process.
+//
+// The error matches ErrNotAcquired where somebody else holds the mutex (after Settings.Wait), or the context's error, or
+// wraps the database's. Nothing is held then, unless the database could not be reached any more: a lease that it may
+// have made lasts until its TTL. A context that is done ends it at once, but for a statement under way, which gets a
+// second, and for what it may have done, which is undone within 2 seconds (5 for a lease that never expires).
+func (m *Mutex) Acquire() (*Lease, error) {
+	if err := m.checkLeasing("Acquire"); err != nil {
+		return nil, err
+	}
+	return m.acquire()
+}
+
+// check tells what is wrong with the mutex, before any SQL.
+func (m *Mutex) check() error {
+	if m == nil || m.dialect == nil && m.err == nil {
+		return fmt.Errorf("%w (the mutex is not from DB.Mutex)", ErrNotRegistered)
+	}
+	return m.err
+}
+
+// checkLeasing also refuses what cannot be skipped.
+func (m *Mutex) checkLeasing(verb string) error {
+	if err := m.check(); err != nil {
+		return err
+	}
+	if m.settings.SkipHeld {
+		return fmt.Errorf("%w: SkipHeld goes with Do and Decorate, not with %s", ErrInvalidSettings, verb)
+	}
+	return nil
+}
+
+func (m *Mutex) acquire() (*Lease, error) {
+	lease, err := m.wait()
+	if err == nil && m.settings.Renew && m.settings.TTL != nil {
+		lease.keep()
+	}
+	return lease, err
+}
+
+// try asks the database for the mutex once. Where it is held the error is a *HeldError, and the answer says by which lease.
+func (m *Mutex) try() (lease *Lease, seen answer, err error) {
+	if err := m.ctx.Err(); err != nil {
+		return nil, answer{}, m.failed(m.ctx, "acquire", err)
+	}
+	r := request{proof: proof{m.id, newLeaseID()}, holder: m.settings.Holder, ttl: m.settings.TTL}
+	var a answer
+	var start time.Time
+	doubt, err := m.settle(m.ctx, false, func(ctx context.Context) (err error) {
+		db, giveBack, err := m.connect(ctx)
+		if err != nil {
+			return err
+		}
+		defer giveBack()
+		start = time.Now()
+		a, err = m.dialect.acquire(db, r)
+		if err == nil && a.token != 0 && m.ctx.Err() != nil {
+			if err = m.discard(db, r.proof); err == nil {
+				err = &unsentError{m.ctx.Err()} // as if it had not been
+			}
+		}
+		return err
+	})
+	if err == nil && a.token != 0 {
+		return newLease(m, r.proof, a.token, start), answer{}, nil
+	}
+	if doubt {
+		_ = m.discard(m.on(m.ctx), r.proof) // GORM has logged the error
+	}
+	if err != nil {
+		return nil, answer{}, m.failed(m.ctx, "acquire", err)
+	}
+	return nil, a, a.heldError(m.id)
+}
+
+func (a answer) heldError(id string) *HeldError {
+	if a.held == nil {
+		return &HeldError{LockID: id}
+	}
+	return &HeldError{LockID: id, Holder: a.held.Holder, Since: a.held.CreationTime, ExpiresAt: a.held.ExpiresAt}
+}
+
+// discard removes a lease that nobody will use, with a handle's connection or pool.
+func (m *Mutex) discard(db *gorm.DB, p proof) error {
+	limit := discardLimit
+	if m.settings.TTL == nil { // what is left would be left for good
+		limit = settleLimit
+	}
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), limit)
+	defer cancel()
+	_, err := m.settle(ctx, true, func(ctx context.Context) error {
+		return m.dialect.discard(session(ctx, db, db.Statement.ConnPool), p)
+	})
+	return err
+}
+
+// Holder returns the lease that holds the mutex now, or nil, nil where it is free. What it says may be over when it
+// returns. It returns the context's or the database's error.
+func (m *Mutex) Holder() (*DBMutex, error) {
+	if err := m.check(); err != nil {
+		return nil, err
+	}
+	return m.lookUp(m.ctx, "holder of")
+}
+
+func (m *Mutex) lookUp(ctx context.Context, verb string) (row *DBMutex, err error) {
+	_, err = m.settle(ctx, false, func(ctx context.Context) (err error) {
+		row, err = m.dialect.holder(m.on(ctx), m.id)
+		return err
+	})
+	if err != nil {
+		return nil, m.failed(m.ctx, verb, err)
+	}
+	return row, nil
+}
+
+// ForceRelease frees the mutex whoever holds it, for operators, as after the crash of a holder whose lease never
+// expires. The holder learns of it as of a loss: by its next renewal, or at the end of its work. A free mutex is no
+// error. While a transaction pins the lease with Lease.Guard it waits, for 5 seconds at the most, and then says so.
+func (m *Mutex) ForceRelease() error {
+	if err := m.check(); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(m.ctx, settleLimit)
+	defer cancel()
+	_, err := m.settle(ctx, true, func(ctx context.Context) error {
+		return m.dialect.forceRelease(m.on(ctx), m.id)
+	})
+	if err != nil {
+		return m.notReleased(m.ctx, ctx, "force the release of", err)
+	}
+	queues.wake(m.queue)
+	return nil
+}
+
+// notReleased words the error of a release that ran under limited, a part of ctx.
+func (m *Mutex) notReleased(ctx, limited context.Context, verb string, err error) error {
+	if limited.Err() != nil && done(ctx) == nil {
+		verb = fmt.Sprintf("not done within %v (is the database busy, or a transaction open that guards the lease?): %s",
+			settleLimit, verb)
+	}
+	return m.failed(ctx, verb, err)
+}
+
+func newLeaseID() string { return rand.Text() }

@@ -1,0 +1,47 @@
+package pgnotify
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+)
+
+func TestListenHearsOfReleases(t *testing.T) {
+	gdb := testdb.Postgres(t).Open(t)
+	require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
+	db := dbmutex.Wrap(gdb)
+	require.NoError(t, db.Migrate())
+	pool, err := db.DB()
+	require.NoError(t, err)
+
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	ready, heard, ended := make(chan struct{}), make(chan string, 10), make(chan error, 1)
+	go func() {
+		ended <- listen(ctx, pool, "dbmutex", func() { close(ready) }, func(id string) { heard <- id })
+	}()
+	<-ready
+	work := func(context.Context) error { return nil }
+	require.NoError(t, db.Mutex("never expires", dbmutex.WithoutTTL()).Do(work)) // does not notify
+	require.NoError(t, db.Mutex("job's id, 'quoted'").Do(work))
+	select {
+	case id := <-heard:
+		require.Equal(t, "job's id, 'quoted'", id)
+	case <-ctx.Done():
+		require.Fail(t, "no notification")
+	}
+	cancel()
+	require.ErrorIs(t, <-ended, context.Canceled)
+}
+
+func TestListenNeedsPgx(t *testing.T) {
+	pool, err := testdb.SQLite(t).Open(t).DB()
+	require.NoError(t, err)
+	err = listen(context.Background(), pool, "dbmutex", nil, nil)
+	require.ErrorContains(t, err, "not pgx")
+}

@@ -1,0 +1,106 @@
+package dbmutex
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"time"
+)
+
+// settleLimit is how long a statement is tried again, from its first failure whose outcome is unknown, and how long a
+// release may take in all.
+const settleLimit = 5 * time.Second
+
+// discardLimit is how long an acquire whose context is done goes on to remove a lease with a TTL that it may have made.
+const discardLimit = 2 * time.Second
+
+// settle runs a statement, again where it failed in a way that another try can mend. Every try must have the same
+// lease id, so that what an earlier one did shows. It reports doubt: whether any try may have had an effect that it did
+// not report. A patient settle also goes on where the database cannot be reached or a time limit ended the statement; its
+// context must have a deadline, and no try takes more than half of what is left.
+func (m *Mutex) settle(ctx context.Context, patient bool, try func(context.Context) error) (doubt bool, err error) {
+	giveUp := time.Now().Add(settleLimit)
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		err = attempt(ctx, patient, try)
+		if err == nil {
+			return doubt, nil
+		}
+		f := m.dialect.classify(err)
+		if f == unknown && !doubt {
+			doubt, giveUp = true, time.Now().Add(settleLimit)
+		}
+		again := f != refused
+		if !patient {
+			timedOut := errors.Is(err, context.DeadlineExceeded) // GORM's DefaultContextTimeout, if not ctx's
+			again = f == conflicting || f == unknown && !timedOut || f == unreachable && doubt
+		}
+		if !again || time.Now().After(giveUp) || sleep(ctx, pause/2+rand.N(pause)) != nil {
+			return doubt, err
+		}
+	}
+}
+
+func attempt(ctx context.Context, patient bool, try func(context.Context) error) error {
+	if deadline, ok := ctx.Deadline(); ok && patient {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, max(time.Until(deadline)/2, time.Millisecond))
+		defer cancel()
+	}
+	return try(ctx)
+}
+
+// done is the context's error, also where its deadline has passed and only its timer is late: a network's timeout may
+// come first.
+func done(ctx context.Context) error {
+	if deadline, ok := ctx.Deadline(); ok && ctx.Err() == nil && time.Until(deadline) <= 0 {
+		return context.DeadlineExceeded
+	}
+	return ctx.Err()
+}
+
+// sleep waits, or returns the context's error once it is done.
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+// failed words a database's error. Where the caller's context is done that is the outcome; where it is not, the error
+// must not look as if it were.
+func (m *Mutex) failed(ctx context.Context, verb string, err error) error {
+	switch {
+	case done(ctx) != nil:
+		return fmt.Errorf("dbmutex: %s %q: %w", verb, m.id, done(ctx))
+	case m.dialect.missing(err):
+		return fmt.Errorf("dbmutex: %s %q: table %s is missing: run AutoMigrate(&dbmutex.DBMutex{}): %w", verb, m.id, m.table, err)
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("dbmutex: %s %q: the database did not answer in time: %s", verb, m.id, err.Error())
+	default:
+		return fmt.Errorf("dbmutex: %s %q: %w", verb, m.id, err)
+	}
+}
+
+// lost is ErrTimeout, with the database's error that told of it, if any.
+func (m *Mutex) lost(err error) error {
+	if err == nil {
+		return fmt.Errorf("%w (mutex %q)", ErrTimeout, m.id)
+	}
+	return fmt.Errorf("%w (mutex %q): %w", ErrTimeout, m.id, err)
+}
+
+// fate asks how a transaction ended, until the answer is known or settleLimit has passed.
+func (m *Mutex) fate(ctx context.Context, transaction string) (f fate, err error) {
+	ctx, cancel := context.WithTimeout(ctx, settleLimit)
+	defer cancel()
+	_, err = m.settle(ctx, true, func(ctx context.Context) (err error) {
+		f, err = m.dialect.fate(m.on(ctx), transaction)
+		return err
+	})
+	return f, err
+}

@@ -1,0 +1,305 @@
+package dbmutex
+
+import (
+	"context"
+	"database/sql"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/gorm-dbmutex/dbmutex/internal/wake"
+)
+
+const (
+	// The head of a queue asks the database after pollFirst, then after twice as long, up to pollLast, or when the lease
+	// that is in its way runs out. A mutex that changes hands meanwhile is a busy one: it begins again.
+	pollFirst = 5 * time.Millisecond
+	pollLast  = 250 * time.Millisecond
+
+	// A process that hands a mutex on to its own next waiter wins every race for it. So it stands back for yieldFor, to
+	// let others go first, after localRuns runs of its own where somebody else has held the mutex within lately, and once
+	// in that time in any case.
+	localRuns = 4
+	yieldFor  = 8 * time.Millisecond
+	lately    = time.Second
+)
+
+// queueKey is a mutex, as this process's waiters see it.
+type queueKey struct {
+	pool      any
+	table, id string
+	notifies  bool // releases in other processes can be heard of
+}
+
+// queue is this process's waiters for one mutex, first come first served. Its head alone asks the database.
+type queue struct {
+	waiters []*waiter
+	held    *HeldError // what a head saw last
+	own     string     // the lease id that a head acquired last
+	taken   bool       // the last head acquired, so that the next has nothing to ask yet
+	runs    int        // how often the mutex came to this process since it last stood back
+	foreign time.Time  // when a head last saw it held by somebody else
+	yielded time.Time  // when this process last stood back
+}
+
+// waiter is one acquire in a queue.
+type waiter struct {
+	head      chan struct{} // closed when it becomes the head
+	wake      chan struct{} // holds an element when it is worth asking
+	listening bool
+}
+
+// waiting has this process's queues, and what listens for them.
+type waiting struct {
+	mu        sync.Mutex
+	queues    map[queueKey]*queue
+	listeners map[*sql.DB]*listener
+}
+
+// listener is a connection that hears of releases in other processes, kept while anybody waits.
+type listener struct {
+	waiters int
+	stop    context.CancelFunc
+}
+
+var queues = &waiting{queues: map[queueKey]*queue{}, listeners: map[*sql.DB]*listener{}}
+
+// wait acquires the mutex, waiting for it as the settings say.
+func (m *Mutex) wait() (lease *Lease, err error) {
+	if m.settings.Wait == 0 {
+		lease, _, err = m.try()
+		return lease, err
+	}
+	var timeout <-chan time.Time
+	if m.settings.Wait > 0 {
+		timer := time.NewTimer(m.settings.Wait)
+		defer timer.Stop()
+		timeout = timer.C
+	}
+	w, q := queues.join(m.queue)
+	defer func() { queues.leave(m.queue, w, lease) }()
+
+	switch await(m.ctx, timeout, w.head, -1) {
+	case timedOut:
+		return nil, m.stillHeld(q)
+	case contextDone:
+		return nil, m.failed(m.ctx, "wait for", m.ctx.Err())
+	}
+	pause, inTheWay := queues.firstPause(q), ""
+	for poll := pollFirst; ; poll = min(2*poll, pollLast) {
+		reason := await(m.ctx, timeout, w.wake, pause)
+		switch reason {
+		case contextDone:
+			return nil, m.failed(m.ctx, "wait for", m.ctx.Err())
+		case woken:
+			poll = pollFirst
+			reason = await(m.ctx, timeout, nil, queues.yield(q))
+		}
+		var seen answer
+		lease, seen, err = m.try()
+		if !errors.Is(err, ErrNotAcquired) || reason == timedOut {
+			return lease, err
+		}
+		queues.saw(m.queue, w, q, seen, err)
+		if seen.held != nil && seen.held.LeaseID != inTheWay {
+			poll, inTheWay = pollFirst, seen.held.LeaseID
+		}
+		pause = poll/2 + rand.N(poll)
+		if seen.left > 0 {
+			pause = min(pause, seen.left+time.Millisecond)
+		}
+	}
+}
+
+// stillHeld is the error of a waiter that never came to ask: who holds the mutex, or that the database does not say.
+func (m *Mutex) stillHeld(q *queue) error {
+	if held := queues.lastHeld(q); held != nil {
+		own := *held
+		return &own
+	}
+	ctx, cancel := context.WithTimeout(m.ctx, time.Second)
+	defer cancel()
+	row, err := m.lookUp(ctx, "wait for")
+	if err != nil {
+		return err
+	}
+	return answer{held: row}.heldError(m.id)
+}
+
+// reason is why a waiter goes on.
+type reason int
+
+const (
+	due reason = iota
+	woken
+	timedOut
+	contextDone
+)
+
+// await waits for a signal, or for pause (0 not at all, < 0 for ever), the timeout or the context's end.
+func await(ctx context.Context, timeout <-chan time.Time, signal <-chan struct{}, pause time.Duration) reason {
+	if pause == 0 {
+		return due
+	}
+	var timer <-chan time.Time
+	if pause > 0 {
+		t := time.NewTimer(pause)
+		defer t.Stop()
+		timer = t.C
+	}
+	select {
+	case <-timer:
+		return due
+	case <-signal:
+		return woken
+	case <-timeout:
+		return timedOut
+	case <-ctx.Done():
+		return contextDone
+	}
+}
+
+// join puts a waiter at a queue's end.
+func (a *waiting) join(key queueKey) (*waiter, *queue) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	q := a.queues[key]
+	if q == nil {
+		q = &queue{yielded: time.Now()}
+		a.queues[key] = q
+	}
+	w := &waiter{head: make(chan struct{}), wake: make(chan struct{}, 1)}
+	q.waiters = append(q.waiters, w)
+	if q.waiters[0] == w {
+		close(w.head)
+	} else {
+		a.listen(key, w)
+	}
+	return w, q
+}
+
+// leave takes a waiter out of its queue and makes the next one the head.
+func (a *waiting) leave(key queueKey, w *waiter, acquired *Lease) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	q := a.queues[key]
+	i := slices.Index(q.waiters, w)
+	q.waiters = slices.Delete(q.waiters, i, i+1)
+	if acquired != nil {
+		q.own = acquired.proof.leaseID
+		q.runs++
+	}
+	switch {
+	case len(q.waiters) == 0:
+		delete(a.queues, key)
+	case i == 0:
+		q.taken = acquired != nil
+		close(q.waiters[0].head)
+	}
+	a.unlisten(key, w)
+}
+
+// wake tells a queue's head that the mutex may be free.
+func (a *waiting) wake(key queueKey) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if q := a.queues[key]; q != nil {
+		q.wakeHead()
+	}
+}
+
+func (q *queue) wakeHead() {
+	select {
+	case q.waiters[0].wake <- struct{}{}:
+	default: // it has been told already
+	}
+}
+
+// firstPause is how long a new head lets pass before it asks: its predecessor may just have acquired.
+func (a *waiting) firstPause(q *queue) time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if q.taken {
+		return pollFirst
+	}
+	return 0
+}
+
+// saw keeps what a head learned of the holder.
+func (a *waiting) saw(key queueKey, w *waiter, q *queue, seen answer, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.listen(key, w)
+	errors.As(err, &q.held)
+	if seen.held != nil && seen.held.LeaseID != q.own {
+		q.foreign, q.runs = time.Now(), 0
+	}
+}
+
+// lastHeld is what a queue's heads saw last, if anything.
+func (a *waiting) lastHeld(q *queue) *HeldError {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return q.held
+}
+
+// yield is for how long a head that was woken lets other processes go first.
+func (a *waiting) yield(q *queue) time.Duration {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := time.Now()
+	if now.Sub(q.yielded) < lately && (q.runs < localRuns || now.Sub(q.foreign) > lately) {
+		return 0
+	}
+	q.runs, q.yielded = 0, now
+	return yieldFor
+}
+
+// listen opens the listener with the first waiter on a pool that has to wait, unlisten closes it with the last.
+func (a *waiting) listen(key queueKey, w *waiter) {
+	pool, ok := key.pool.(*sql.DB)
+	if !ok || wake.Listen == nil || !key.notifies || w.listening {
+		return
+	}
+	w.listening = true
+	if l := a.listeners[pool]; l != nil {
+		l.waiters++
+		return
+	}
+	ctx, stop := context.WithCancel(context.Background())
+	a.listeners[pool] = &listener{waiters: 1, stop: stop}
+	go func() {
+		pause := pollLast
+		ready := func() { pause = pollLast; a.notified(pool, nil) }
+		for ctx.Err() == nil {
+			_ = wake.Listen(ctx, pool, notifyChannel, ready, func(id string) { a.notified(pool, &id) })
+			_ = sleep(ctx, pause) // the poll goes on meanwhile
+			pause = min(2*pause, time.Minute)
+		}
+	}()
+}
+
+func (a *waiting) unlisten(key queueKey, w *waiter) {
+	if !w.listening {
+		return
+	}
+	pool := key.pool.(*sql.DB)
+	l := a.listeners[pool]
+	if l.waiters--; l.waiters == 0 {
+		l.stop()
+		delete(a.listeners, pool)
+	}
+}
+
+// notified wakes the heads of the queues for an id, or of all.
+func (a *waiting) notified(pool *sql.DB, id *string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for key, q := range a.queues {
+		if key.pool == pool && key.notifies && (id == nil || *id == key.id) {
+			q.wakeHead()
+		}
+	}
+}

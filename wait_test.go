@@ -1,0 +1,307 @@
+package dbmutex_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"runtime"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
+
+	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+	_ "github.com/gorm-dbmutex/dbmutex/pgnotify"
+)
+
+func TestWaitRunsOut(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		acquire(t, db, "job", dbmutex.WithHolder("the holder"))
+		var wg sync.WaitGroup
+		for range 3 { // those that never come to ask learn who holds it, too
+			wg.Go(func() {
+				_, err := db.Mutex("job", dbmutex.WithWait(100*time.Millisecond)).Acquire()
+				var held *dbmutex.HeldError
+				if !errors.As(err, &held) || held.Holder != "the holder" {
+					t.Errorf("%v", err)
+				}
+			})
+		}
+		wg.Wait()
+	})
+}
+
+func TestWaitEndsWithTheContext(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		acquire(t, db, "job")
+		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+		defer cancel()
+		_, err := db.WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.NotErrorIs(t, err, dbmutex.ErrNotAcquired)
+	})
+}
+
+func TestWaitersGetItInOrder(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		db = db.WithContext(limited(t))
+		lease := acquire(t, db, "job")
+		const n = 8
+		var order []int
+		var wg sync.WaitGroup
+		for i := range n {
+			wg.Go(func() {
+				if err := db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(func(context.Context) error {
+					order = append(order, i)
+					return nil
+				}); err != nil {
+					t.Error(err)
+				}
+			})
+			require.Eventually(t, func() bool { return dbmutex.Waiters(db.Mutex("job")) == i+1 }, time.Minute, time.Millisecond)
+		}
+		require.NoError(t, lease.Release())
+		wg.Wait()
+		require.Equal(t, []int{0, 1, 2, 3, 4, 5, 6, 7}, order)
+	})
+}
+
+func TestWaitTakesOverAnExpiredLease(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		crashed := acquire(t, db, "job", dbmutex.WithTTL(50*time.Millisecond))
+		lease, err := db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
+		require.NoError(t, err)
+		require.NoError(t, lease.Release())
+		require.ErrorIs(t, crashed.Release(), dbmutex.ErrTimeout)
+	})
+}
+
+func TestAThousandWaitersCancelledAtOnce(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		lease := acquire(t, db, "job")
+		before := runtime.NumGoroutine()
+		ctx, cancel := context.WithCancel(context.Background())
+		var cancelled atomic.Int32
+		var wg sync.WaitGroup
+		for range 1000 {
+			wg.Go(func() {
+				_, err := db.WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
+				if errors.Is(err, context.Canceled) {
+					cancelled.Add(1)
+				}
+			})
+		}
+		require.Eventually(t, func() bool { return dbmutex.Waiters(db.Mutex("job")) == 1000 }, time.Minute, time.Millisecond)
+		cancel()
+		wg.Wait()
+		require.EqualValues(t, 1000, cancelled.Load())
+		require.NoError(t, lease.Release())
+		require.Nil(t, row(t, db, "job"), "none acquired afterwards")
+		for giveUp := time.Now().Add(time.Minute); runtime.NumGoroutine() > before; time.Sleep(time.Millisecond) {
+			require.True(t, time.Now().Before(giveUp), "goroutines are left")
+		}
+	})
+}
+
+func TestClosingThePoolEndsAWait(t *testing.T) {
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		acquire(t, open(t, d), "job")
+		db := open(t, d)
+		pool, err := db.DB()
+		require.NoError(t, err)
+		failed := make(chan error, 1)
+		go func() {
+			_, err := db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
+			failed <- err
+		}()
+		require.Eventually(t, func() bool { return dbmutex.Waiters(db.Mutex("job")) == 1 }, time.Minute, time.Millisecond)
+		require.NoError(t, pool.Close())
+		select {
+		case err := <-failed:
+			require.ErrorContains(t, err, "database is closed")
+			require.NotErrorIs(t, err, dbmutex.ErrNotAcquired)
+		case <-time.After(time.Minute):
+			require.Fail(t, "it hangs")
+		}
+	})
+}
+
+// The other process is another pool: neither knows of the other's queue.
+func TestWaitersListenForOtherProcesses(t *testing.T) {
+	d := testdb.Postgres(t)
+	db, other := open(t, d), open(t, d)
+	lease := acquire(t, db, "job")
+	ctx := limited(t)
+	acquired := make(chan error, 1)
+	go func() {
+		lease, err := other.WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
+		if err == nil {
+			err = lease.Release()
+		}
+		acquired <- err
+	}()
+	listening := func() bool {
+		var listening []string
+		require.NoError(t, db.Raw(`SELECT query FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND client_port IS NOT NULL AND datname = current_database()`).Scan(&listening).Error)
+		return len(listening) > 0
+	}
+	require.Eventually(t, listening, time.Minute, time.Millisecond)
+	require.NoError(t, lease.Release())
+	require.NoError(t, <-acquired)
+	require.Eventually(t, func() bool { return !listening() }, time.Minute, time.Millisecond, "the connection ends with the last waiter")
+}
+
+// TestMain also is the other process of TestNoProcessStarves.
+func TestMain(m *testing.M) {
+	if name := os.Getenv("DBMUTEX_TEST_CHILD"); name != "" {
+		ctx, cancel := context.WithCancel(context.Background())
+		go func() {
+			_, _ = io.Copy(io.Discard, os.Stdin)
+			cancel()
+		}()
+		if err := compete(ctx, testdb.At(name, os.Getenv("DBMUTEX_TEST_CHILD_DSN")), "child"); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// compete runs for a mutex with three goroutines until the context is done.
+func compete(ctx context.Context, d *testdb.Database, process string) error {
+	gdb, err := gorm.Open(d.Dialector(), &gorm.Config{Logger: logger.Discard})
+	if err != nil {
+		return err
+	}
+	if err := gdb.Use(dbmutex.New(dbmutex.DefaultSettings())); err != nil {
+		return err
+	}
+	db := dbmutex.Wrap(gdb).WithContext(ctx)
+	failed := make(chan error, 3)
+	for range cap(failed) {
+		go func() {
+			for {
+				err := db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(func(ctx context.Context) error {
+					time.Sleep(2 * time.Millisecond)
+					return db.WithContext(ctx).Exec(`INSERT INTO runs VALUES (?)`, process).Error
+				})
+				if ctx.Err() != nil {
+					err = nil
+				}
+				if err != nil || ctx.Err() != nil {
+					failed <- err
+					return
+				}
+			}
+		}()
+	}
+	for range cap(failed) {
+		err = errors.Join(err, <-failed)
+	}
+	pool, _ := db.DB()
+	return errors.Join(err, pool.Close())
+}
+
+func TestNoProcessStarves(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
+		require.NoError(t, db.Exec(`CREATE TABLE runs (process text)`).Error)
+		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+		defer cancel()
+		child := exec.CommandContext(ctx, os.Args[0])
+		child.Env = append(os.Environ(), "DBMUTEX_TEST_CHILD="+d.Name, "DBMUTEX_TEST_CHILD_DSN="+d.DSN)
+		child.Stderr = os.Stderr
+		stdin, err := child.StdinPipe()
+		require.NoError(t, err)
+		require.NoError(t, child.Start())
+		runs := func(process string) (n int64) {
+			require.NoError(t, db.Table("runs").Where("process = ?", process).Count(&n).Error)
+			return n
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- compete(ctx, d, "parent") }()
+		until := func(enough func() bool) {
+			for !enough() {
+				require.NoError(t, ctx.Err(), "parent: %d, child: %d", runs("parent"), runs("child"))
+				time.Sleep(5 * time.Millisecond)
+			}
+		}
+		until(func() bool { return min(runs("parent"), runs("child")) >= 10 }) // they have met
+		require.NoError(t, db.Exec(`DELETE FROM runs`).Error)
+		until(func() bool { return runs("parent")+runs("child") >= 200 })
+		least, most := min(runs("parent"), runs("child")), max(runs("parent"), runs("child"))
+		require.NoError(t, stdin.Close())
+		require.NoError(t, child.Wait())
+		cancel()
+		require.NoError(t, <-ended)
+		t.Logf("shares: %d, %d", least, most)
+		require.Greater(t, 4*least, most)
+	})
+}
+
+func TestADoneContextReturnsAtOnce(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
+		pool, err := db.DB()
+		require.NoError(t, err)
+		pool.SetMaxOpenConns(1)
+		requireFree(t, db, "job")
+		ctx, cancel := context.WithCancel(context.Background())
+		require.NoError(t, db.Gorm.Connection(func(*gorm.DB) error { // there is no other connection
+			time.AfterFunc(20*time.Millisecond, cancel)
+			_, err := db.WithContext(ctx).Mutex("job").Acquire()
+			require.ErrorIs(t, err, context.Canceled)
+			return nil
+		}))
+	})
+}
+
+func TestACancelledTryKeepsItsConnection(t *testing.T) {
+	db := open(t, testdb.Postgres(t))
+	pool, err := db.DB()
+	require.NoError(t, err)
+	pool.SetMaxOpenConns(1)
+	requireFree(t, db, "job")
+	require.NoError(t, db.Exec(`
+		CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.2); RETURN NEW; END $$;
+		CREATE TRIGGER slow BEFORE INSERT ON db_mutexes FOR EACH ROW EXECUTE FUNCTION slow()`).Error)
+	session := func() (pid int) {
+		require.NoError(t, db.Raw(`SELECT pg_backend_pid()`).Scan(&pid).Error)
+		return pid
+	}
+	before := session()
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	_, err = db.WithContext(ctx).Mutex("job", dbmutex.WithoutTTL()).Acquire()
+	require.ErrorIs(t, err, context.DeadlineExceeded)
+	require.Nil(t, row(t, db, "job"))
+	require.Equal(t, before, session())
+}
+
+func TestCancelledTriesLeaveNothingBehind(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		pool, err := db.DB()
+		require.NoError(t, err)
+		pool.SetMaxOpenConns(4)
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				for range 100 {
+					ctx, cancel := context.WithTimeout(context.Background(), time.Duration(rand.N(1500))*time.Microsecond)
+					_ = db.WithContext(ctx).Mutex("job", dbmutex.WithoutTTL()).Do(nothing)
+					cancel()
+				}
+			})
+		}
+		wg.Wait()
+		require.Nil(t, row(t, db, "job"))
+	})
+}
