@@ -1,0 +1,87 @@
+package main_test
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"testing"
+
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+)
+
+// quickstart runs the program as a user does, and returns its output and its exit status.
+func quickstart(t *testing.T, env []string, args ...string) (string, int) {
+	t.Helper()
+	cmd := exec.Command("go", append([]string{"run", "."}, args...)...)
+	cmd.Env = append(os.Environ(), env...)
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		t.Fatal(err)
+	}
+	return string(out), cmd.ProcessState.ExitCode()
+}
+
+// checkStory checks that the output tells each part's facts, as often as they happened.
+func checkStory(t *testing.T, out string, status int) {
+	t.Helper()
+	if status != 0 {
+		t.Errorf("the exit status is %d", status)
+	}
+	for pattern, times := range map[string]int{
+		`(?m)^Process \d+ runs nightly-report`:                                                 1,
+		`(?m)^Process \d+ does not: \S+/\d+ holds it since \d+:\d+`:                            3,
+		`(?m)^1 of 4 ran it.*free: true`:                                                       1,
+		`context ended after .*: dbmutex: the lease ended`:                                     1,
+		`the next worker got the mutex: token \d+, after \d+`:                                  1,
+		`(?m)^Do returned ErrTimeout: true`:                                                    1,
+		`\S+/\d+ holds reindex since .*expires: false`:                                         1,
+		`by force\. It is free: true`:                                                          1,
+		`Release, which returned ErrTimeout: true`:                                             1,
+		`total is 100\. A transaction made it 75; then its lease`:                              1,
+		`Transaction returned ErrTimeout: true\. It was rolled back: true, the total is 100\.`: 1,
+		`undisturbed, committed: true\. The total is 75\.`:                                     1,
+	} {
+		if got := len(regexp.MustCompile(pattern).FindAllString(out, -1)); got != times {
+			t.Errorf("%q is there %d times, not %d", pattern, got, times)
+		}
+	}
+	if t.Failed() {
+		t.Log(out)
+	}
+}
+
+// TestSQLite runs without arguments and without a C compiler, and leaves nothing behind.
+func TestSQLite(t *testing.T) {
+	temp := t.TempDir()
+	out, status := quickstart(t, []string{"CGO_ENABLED=0", "TMPDIR=" + temp, "TMP=" + temp, "TEMP=" + temp})
+	checkStory(t, out, status)
+	left, err := filepath.Glob(filepath.Join(temp, "dbmutex-quickstart-*"))
+	if err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// TestPostgres runs on a server, and leaves no table behind.
+func TestPostgres(t *testing.T) {
+	d := testdb.Postgres(t)
+	out, status := quickstart(t, nil, "-dsn", d.DSN)
+	checkStory(t, out, status)
+	left, err := d.Open(t).Migrator().GetTables()
+	if err != nil || len(left) > 0 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
+
+// TestNoServer says what is wrong.
+func TestNoServer(t *testing.T) {
+	out, status := quickstart(t, nil, "-dsn", "postgres://user:secret@127.0.0.1:1/database")
+	if status != 1 || !regexp.MustCompile(`(?m)^quickstart failed: .*connect`).MatchString(out) {
+		t.Errorf("status %d: %s", status, out)
+	}
+	if regexp.MustCompile("secret").MatchString(out) {
+		t.Errorf("the password is in the output: %s", out)
+	}
+}

@@ -1,0 +1,3 @@
+// Package drivers tests dbmutex with modules that it doesn't itself depend on: other SQLite drivers, and dbresolver.
+// It is a module of its own so that nobody who uses dbmutex has them as dependencies.
+package drivers

@@ -1,0 +1,85 @@
+package drivers_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+const root = "github.com/gorm-dbmutex/dbmutex"
+
+// added is the file that the suite gets in addition: it chooses the driver, and shows that it was chosen.
+const added = `package dbmutex_test
+
+import (
+	"testing"
+
+	_ "github.com/gorm-dbmutex/dbmutex/internal/drivers/%s"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+)
+
+func TestDriver(t *testing.T) {
+	pool, err := testdb.SQLite(t).Open(t).DB()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("the driver is %%T", pool.Driver())
+}
+`
+
+// TestSuiteOnSQLiteDrivers runs the root package's own tests on every other SQLite driver, by "go test" of the root from
+// this module, whose go.mod has the drivers. The go command's -overlay adds one file to the package, without writing
+// there: so the suite is the same for all drivers, new tests are part of it at once, and nothing of the root knows of
+// them.
+func TestSuiteOnSQLiteDrivers(t *testing.T) {
+	// go test's cache heeds only the files that a test reads below its own module: this path looks like one. Without it a
+	// change of the root's tests would not be seen here.
+	here, err := os.Getwd()
+	require.NoError(t, err)
+	_, err = os.ReadDir(here + "/../..")
+	require.NoError(t, err)
+
+	folder, err := exec.Command("go", "list", "-f", "{{.Dir}}", root).Output()
+	require.NoError(t, err)
+	file := filepath.Join(strings.TrimSpace(string(folder)), "driver_test.go")
+	require.NoFileExists(t, file)
+
+	for name, driver := range map[string]string{
+		"glebarez": "*sqlite.Driver",
+		"ncruces":  "*driver.SQLite",
+	} {
+		t.Run(name, func(t *testing.T) {
+			out, err := exec.CommandContext(t.Context(), "go", arguments(t, file, name)...).CombinedOutput()
+			require.NoError(t, err, "%s", out)
+			require.Contains(t, string(out), "the driver is "+driver)
+		})
+	}
+}
+
+// arguments are those of the go command.
+func arguments(t *testing.T, file, name string) []string {
+	source := filepath.Join(t.TempDir(), "driver_test.go")
+	require.NoError(t, os.WriteFile(source, fmt.Appendf(nil, added, name), 0o600))
+	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{file: source}})
+	require.NoError(t, err)
+	list := filepath.Join(t.TempDir(), "overlay.json")
+	require.NoError(t, os.WriteFile(list, overlay, 0o600))
+
+	args := []string{"test", "-count=1", "-shuffle=on", "-v", "-overlay=" + list,
+		// PostgreSQL's subtests and the examples run the same with every driver.
+		"-skip=/^postgres$|//^postgres$|^Example",
+		// The name that mattn's driver has in database/sql, by default.
+		"-ldflags=-X github.com/ncruces/go-sqlite3/driver.driverName=ncruces"}
+	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+		args = append(args, "-race")
+	}
+	return append(args, root)
+}
