@@ -1,0 +1,36 @@
+GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
+
+# Options of go test, such as TESTFLAGS='-race -v'.
+TESTFLAGS =
+
+# Every module's folder, the root module last so that its summary ends the output.
+MODULES = $(shell find . -mindepth 2 -name go.mod -not -path '*/.*' -not -path '*/testdata/*' | sed 's,/go.mod$$,,' | sort) .
+
+.PHONY: help setup test lint fmt
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST)
+
+setup: ## install what the tests need, or say what to install
+	@internal/testdb/setup.sh
+
+test: setup ## set up and run the tests of every module
+	@failed=; \
+	for module in $(MODULES); do \
+		echo "go test $$module"; \
+		(cd $$module && DBMUTEX_TEST_POSTGRES=required go test $(TESTFLAGS) ./...) || failed="$$failed $$module"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "tests failed in:$$failed" >&2; exit 1; fi
+
+lint: ## check every module with gofmt, go vet and golangci-lint (staticcheck and more)
+	@files=$$(gofmt -l .); \
+	if [ -n "$$files" ]; then echo "gofmt: run make fmt for:" $$files >&2; exit 1; fi
+	@failed=; \
+	for module in $(MODULES); do \
+		echo "lint $$module"; \
+		(cd $$module && go vet ./... && go run $(GOLANGCI) run --config "$(CURDIR)/.golangci.yml" ./...) || failed="$$failed $$module"; \
+	done; \
+	if [ -n "$$failed" ]; then echo "lint failed in:$$failed" >&2; exit 1; fi
+
+fmt: ## format the code
+	gofmt -w .

@@ -1,0 +1,219 @@
+package dbmutex_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"time"
+
+	"gorm.io/driver/sqlite"
+	"gorm.io/gorm"
+
+	"github.com/gorm-dbmutex/dbmutex"
+)
+
+// openExample opens a new SQLite file; done closes and removes it.
+func openExample() (db *dbmutex.DB, done func()) {
+	folder, err := os.MkdirTemp("", "dbmutex")
+	if err != nil {
+		panic(err)
+	}
+	gdb, err := gorm.Open(sqlite.Open(filepath.Join(folder, "app.db")), &gorm.Config{})
+	if err != nil {
+		panic(err)
+	}
+	if err := gdb.Use(dbmutex.New(dbmutex.DefaultSettings())); err != nil {
+		panic(err)
+	}
+	if err := gdb.AutoMigrate(&dbmutex.DBMutex{}); err != nil {
+		panic(err)
+	}
+	return dbmutex.Wrap(gdb), func() {
+		pool, _ := gdb.DB()
+		_ = pool.Close()
+		_ = os.RemoveAll(folder)
+	}
+}
+
+func Example() {
+	db, done := openExample()
+	defer done()
+
+	buildReport := func(context.Context) error {
+		fmt.Println("the report is built")
+		return nil
+	}
+	err := db.Mutex("nightly-report").Do(func(ctx context.Context) error {
+		return buildReport(ctx)
+	})
+	switch {
+	case errors.Is(err, dbmutex.ErrNotAcquired):
+		fmt.Println("somebody else is building it")
+	case errors.Is(err, dbmutex.ErrTimeout):
+		fmt.Println("it ran, but the lease ended first: it may have overlapped")
+	case err != nil:
+		fmt.Println("it failed:", err)
+	}
+	// Output: the report is built
+}
+
+func ExampleMutex_Do() {
+	db, done := openExample()
+	defer done()
+
+	report := db.Mutex("nightly-report", dbmutex.WithHolder("machine-7"))
+	err := report.Do(func(ctx context.Context) error {
+		err := report.Do(func(context.Context) error { // as another process would
+			fmt.Println("this does not run")
+			return nil
+		})
+		var held *dbmutex.HeldError
+		if errors.As(err, &held) {
+			fmt.Println("held by", held.Holder)
+		}
+		return nil
+	})
+	fmt.Println(err)
+	// Output:
+	// held by machine-7
+	// <nil>
+}
+
+// Do's context ends with the lease. Work that looks at it stops in time.
+func ExampleMutex_Do_timeout() {
+	db, done := openExample()
+	defer done()
+
+	err := db.Mutex("report", dbmutex.WithTTL(10*time.Millisecond)).Do(func(ctx context.Context) error {
+		select {
+		case <-time.After(time.Minute): // the work
+			return nil
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+	})
+	fmt.Println(errors.Is(err, dbmutex.ErrTimeout))
+	// Output: true
+}
+
+func ExampleMutex_Decorate() {
+	db, done := openExample()
+	defer done()
+
+	report := db.Mutex("report", dbmutex.WithWait(time.Minute)).Decorate(func(ctx context.Context) error {
+		fmt.Println("runs once at a time")
+		return nil
+	})
+	fmt.Println(report(context.Background()))
+	fmt.Println(report(context.Background()))
+	// Output:
+	// runs once at a time
+	// <nil>
+	// runs once at a time
+	// <nil>
+}
+
+func ExampleDoValue() {
+	db, done := openExample()
+	defer done()
+
+	rows, err := dbmutex.DoValue(db.Mutex("import"), func(ctx context.Context) (int, error) {
+		return 42, nil
+	})
+	fmt.Println(rows, err)
+	// Output: 42 <nil>
+}
+
+// A lease by hand, for work that does not fit into a function.
+func ExampleMutex_Acquire() {
+	db, done := openExample()
+	defer done()
+
+	lease, err := db.Mutex("import", dbmutex.WithRenewal()).Acquire()
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	defer func() { _ = lease.Release() }()
+
+	// lease.Context() ends when the lease does. A store outside of the database can refuse smaller tokens than the
+	// greatest that it has seen.
+	fmt.Println(lease.Context().Err(), lease.Token())
+	// Output: <nil> 1
+}
+
+// What fn writes is committed only if the lease is still held: no money is moved twice, though leases may run out.
+func ExampleMutex_Transaction() {
+	db, done := openExample()
+	defer done()
+
+	type Payment struct {
+		ID   int64
+		Paid bool
+	}
+	if err := db.Migrate(&Payment{}); err != nil {
+		fmt.Println(err)
+		return
+	}
+	db.Create(&Payment{})
+
+	err := db.Mutex("payments").Transaction(func(tx *gorm.DB) error {
+		return tx.Model(&Payment{}).Where("paid = ?", false).Update("paid", true).Error
+	})
+	var open int64
+	db.Model(&Payment{}).Where("paid = ?", false).Count(&open)
+	fmt.Println(err, open)
+	// Output: <nil> 0
+}
+
+// Guard lets a transaction of one's own commit only while the lease is held.
+func ExampleLease_Guard() {
+	db, done := openExample()
+	defer done()
+
+	err := db.Mutex("import").Do(func(ctx context.Context) error {
+		lease, _ := dbmutex.LeaseFrom(ctx)
+		return db.WithContext(ctx).Transaction(func(tx *gorm.DB) error {
+			if err := lease.Guard(tx); err != nil {
+				return err
+			}
+			return tx.Exec("CREATE TABLE imported (id integer)").Error
+		})
+	})
+	fmt.Println(err)
+	// Output: <nil>
+}
+
+// ReleaseIn makes the end of the work and the end of the lease one commit.
+func ExampleLease_ReleaseIn() {
+	db, done := openExample()
+	defer done()
+
+	err := db.Mutex("import").Do(func(ctx context.Context) error {
+		lease, _ := dbmutex.LeaseFrom(ctx)
+		return db.Gorm.Transaction(func(tx *gorm.DB) error {
+			if err := tx.Exec("CREATE TABLE imported (id integer)").Error; err != nil {
+				return err
+			}
+			return lease.ReleaseIn(tx)
+		})
+	})
+	fmt.Println(err)
+	// Output: <nil>
+}
+
+func ExampleSettings() {
+	settings, err := dbmutex.SettingsFromEnv() // DB_MUTEX_TTL_SECONDS
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	settings.Wait = 10 * time.Second
+	settings.Renew = true
+	plugin := dbmutex.New(settings) // for gorm.DB.Use
+
+	fmt.Println(plugin.Name(), *settings.TTL)
+	// Output: dbmutex 30m0s
+}

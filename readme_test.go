@@ -1,0 +1,30 @@
+package dbmutex_test
+
+import (
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// Every snippet of the README is a part of a file that is compiled and run.
+func TestREADMESnippetsAreCompiled(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	files, err := filepath.Glob("examples/*/main.go")
+	require.NoError(t, err)
+	var compiled strings.Builder
+	for _, file := range append(files, "example_test.go") {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		compiled.Write(text)
+	}
+	snippets := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(string(readme), -1)
+	require.NotEmpty(t, snippets)
+	for _, snippet := range snippets {
+		require.Contains(t, compiled.String(), snippet[1])
+	}
+}
