@@ -251,7 +251,7 @@ func (c *sqliteConn) patiently(limit time.Duration, statement func() error) erro
 // classify: SQLite runs in this process, so no answer is lost but that of a statement whose context ended.
 func (s *sqlite) classify(err error) failure {
 	switch {
-	case isBusy(err):
+	case isBusy(err), isInterrupted(err):
 		return conflicting
 	case isPoolClosed(err):
 		return refused
@@ -277,6 +277,10 @@ func modifier(d *time.Duration) any {
 	ms := roundUp(*d, time.Millisecond)
 	return fmt.Sprintf("+%d.%03d seconds", ms/1000, ms%1000)
 }
+
+// isInterrupted says whether a statement was undone as its context ended, where the driver does not give that context's
+// error: SQLITE_INTERRUPT.
+func isInterrupted(err error) bool { return strings.Contains(err.Error(), "interrupted") }
 
 // isBusy says whether SQLite was locked out of the file by another connection: SQLITE_BUSY or SQLITE_LOCKED, whose text
 // comes from SQLite itself and so is the same in every driver.

@@ -296,7 +296,7 @@ func (m *Mutex) ForceRelease() error {
 
 // notReleased words the error of a release that ran under limited, a part of ctx.
 func (m *Mutex) notReleased(ctx, limited context.Context, verb string, err error) error {
-	if limited.Err() != nil && done(ctx) == nil {
+	if done(limited) != nil && done(ctx) == nil {
 		verb = fmt.Sprintf("not done within %v (is the database busy, or a transaction open that guards the lease?): %s",
 			settleLimit, verb)
 	}

@@ -67,9 +67,16 @@ var sayNoPrograms = sync.OnceFunc(func() {
 func Server(t testing.TB) string {
 	t.Helper()
 	dsn, err := server()
+	if err != nil {
+		noServer(t, err)
+	}
+	return dsn
+}
+
+// noServer ends a test that has no server.
+func noServer(t testing.TB, err error) {
+	t.Helper()
 	switch {
-	case err == nil:
-		return dsn
 	case !errors.Is(err, errNoPrograms):
 		t.Fatalf("testdb: %v", err)
 	case os.Getenv(envPostgres) == "required":
@@ -77,7 +84,6 @@ func Server(t testing.TB) string {
 	}
 	sayNoPrograms()
 	t.Skipf("%v: %s", err, howTo)
-	return ""
 }
 
 // Postgres makes a fresh schema on the server of Server and drops it when the
@@ -140,7 +146,7 @@ func findBin() (string, error) {
 	if bin := os.Getenv(envBin); bin != "" {
 		bin, err := filepath.Abs(bin)
 		if err == nil && !hasPrograms(bin) {
-			err = fmt.Errorf("%s=%s: initdb and postgres aren't both there", envBin, bin)
+			err = fmt.Errorf("%s=%s: initdb, pg_ctl and postgres aren't all there", envBin, bin)
 		}
 		return bin, err
 	}
@@ -166,7 +172,7 @@ func findBin() (string, error) {
 
 // hasPrograms reports whether the folder has the programs a server needs.
 func hasPrograms(bin string) bool {
-	for _, name := range []string{"initdb", "postgres"} {
+	for _, name := range []string{"initdb", "pg_ctl", "postgres"} {
 		if _, err := exec.LookPath(filepath.Join(bin, name)); err != nil {
 			return false
 		}

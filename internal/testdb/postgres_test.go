@@ -158,5 +158,5 @@ func TestServerOfDSNDoesNotAnswer(t *testing.T) {
 func TestFolderOfProgramsIsWrong(t *testing.T) {
 	out, err := output(t, "DBMUTEX_TEST_DSN=", "DBMUTEX_TEST_PGBIN="+t.TempDir())
 	assert.Error(t, err)
-	assert.Contains(t, out, "initdb and postgres aren't both there")
+	assert.Contains(t, out, "initdb, pg_ctl and postgres aren't all there")
 }

@@ -9,7 +9,7 @@
 //
 //   - DBMUTEX_TEST_DSN: a URL or keyword DSN of the server to use. Its user
 //     must be allowed to create schemas.
-//   - DBMUTEX_TEST_PGBIN: the folder with the initdb and postgres programs to
+//   - DBMUTEX_TEST_PGBIN: the folder with the initdb, pg_ctl and postgres programs to
 //     use rather than those found.
 //   - DBMUTEX_TEST_POSTGRES: "required" fails the PostgreSQL tests where there
 //     is no server, rather than skipping them.

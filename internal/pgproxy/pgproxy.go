@@ -1,0 +1,171 @@
+// Package pgproxy is a network between a client and PostgreSQL that breaks where a test wants it to. It reads the
+// protocol's messages (https://www.postgresql.org/docs/current/protocol-flow.html), so that it can lose a certain part
+// of the answer to a certain statement.
+package pgproxy
+
+import (
+	"fmt"
+	"net"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// Fault is what becomes of a request, which is all that a client sends up to the point where it waits for an answer. The
+// connection is cut in any case.
+type Fault struct {
+	Unsent bool // the server does not get the request
+	After  int  // how many messages of the answer arrive, where the server does, and has done what it was asked for
+}
+
+// Proxy is one such network.
+type Proxy struct {
+	listener net.Listener
+	server   string // the address of PostgreSQL
+	dsn      *pgx.ConnConfig
+
+	mu     sync.Mutex
+	conns  map[*conn]bool // nil once the proxy has ended
+	choose func(statement string) *Fault
+	frozen chan struct{} // closed when the network thaws; nil = it flows
+	delay  time.Duration
+}
+
+// New starts a proxy to the server of a DSN. It ends with the test.
+func New(t testing.TB, dsn string) *Proxy {
+	t.Helper()
+	config, err := pgx.ParseConfig(dsn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &Proxy{
+		listener: listener,
+		server:   net.JoinHostPort(config.Host, fmt.Sprint(config.Port)),
+		dsn:      config,
+		conns:    map[*conn]bool{},
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for {
+			client, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			wg.Go(func() { p.serve(client) })
+		}
+	})
+	t.Cleanup(func() {
+		_ = listener.Close()
+		p.Thaw()
+		p.end()
+		wg.Wait()
+	})
+	return p
+}
+
+// DSN is the server's, through the proxy.
+func (p *Proxy) DSN() string {
+	port := p.listener.Addr().(*net.TCPAddr).Port
+	dsn := fmt.Sprintf("host=127.0.0.1 port=%d user=%s dbname=%s sslmode=disable", port, p.dsn.User, p.dsn.Database)
+	if p.dsn.Password != "" {
+		dsn += fmt.Sprintf(" password='%s'", p.dsn.Password)
+	}
+	for name, value := range p.dsn.RuntimeParams {
+		dsn += fmt.Sprintf(" %s='%s'", name, value)
+	}
+	return dsn
+}
+
+// Choose sets what becomes of requests, by the text of their statement; for one that only prepares it, by PREPARE and the
+// text. nil lets a request pass.
+func (p *Proxy) Choose(choose func(statement string) *Fault) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.choose = choose
+}
+
+// Freeze lets nothing pass, in either direction, until Thaw.
+func (p *Proxy) Freeze() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.frozen == nil {
+		p.frozen = make(chan struct{})
+	}
+}
+
+// Thaw ends Freeze: what was sent meanwhile arrives.
+func (p *Proxy) Thaw() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.frozen != nil {
+		close(p.frozen)
+		p.frozen = nil
+	}
+}
+
+// Drag delays every request and every message of an answer.
+func (p *Proxy) Drag(delay time.Duration) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.delay = delay
+}
+
+// Reset cuts all connections, as a firewall does that restarts.
+func (p *Proxy) Reset() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		c.cut()
+	}
+}
+
+func (p *Proxy) end() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		c.cut()
+	}
+	p.conns = nil
+}
+
+// travel is the time that a message takes.
+func (p *Proxy) travel() {
+	p.mu.Lock()
+	frozen, delay := p.frozen, p.delay
+	p.mu.Unlock()
+	if frozen != nil {
+		<-frozen
+	}
+	time.Sleep(delay)
+}
+
+func (p *Proxy) fault(statement string) *Fault {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.choose == nil {
+		return nil
+	}
+	return p.choose(statement)
+}
+
+func (p *Proxy) add(c *conn) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.conns == nil {
+		return false
+	}
+	p.conns[c] = true
+	return true
+}
+
+func (p *Proxy) remove(c *conn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.conns, c)
+}
