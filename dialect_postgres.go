@@ -3,7 +3,6 @@ package dbmutex
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"errors"
 	"net"
 	"strings"
@@ -269,12 +268,10 @@ func (p *postgres) classify(err error) failure {
 		return refused
 	case isUnsent(err), errors.As(err, &dial) && dial.Op == "dial":
 		return unreachable
-	case errors.Is(err, driver.ErrBadConn):
-		return unknown
 	case errors.Is(err, sql.ErrConnDone): // a bound connection; the next try is on the pool
 		return unreachable
 	}
-	return unknown
+	return unknown // driver.ErrBadConn among them: database/sql has tried again by then
 }
 
 func (p *postgres) notifies() bool { return true }

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
 )
 
 // sqlite has the statements for SQLite. Times are text of one form and width, in UTC, so that they compare as times.
@@ -129,10 +130,10 @@ func (s *sqlite) fate(*gorm.DB, string) (fate, error) { return fateUnknown, nil 
 // begin takes the write lock with the transaction's first statement: one that had read before could not write any more
 // once another had written (SQLITE_BUSY_SNAPSHOT).
 func (s *sqlite) begin(tx *gorm.DB, own proof) (found bool, err error) {
-	c := &sqliteConn{db: tx, conn: tx.Statement.ConnPool}
+	c := newSQLiteConn(tx)
 	err = c.use(func() error {
 		return c.patiently(settleLimit, func() (err error) {
-			found, err = s.guard(tx, own)
+			found, err = s.guard(c.db, own)
 			return err
 		})
 	})
@@ -195,20 +196,45 @@ type sqliteConn struct {
 
 // connect takes a connection from the handle's pool, unless it is bound to one, and uses it.
 func (s *sqlite) connect(db *gorm.DB, fn func(c *sqliteConn) error) error {
-	ctx := db.Statement.Context
-	conn, bound := db.Statement.ConnPool.(mainPool).ConnPool.(*sql.Conn)
-	if !bound {
-		pool, err := db.DB()
-		if err != nil {
-			return err
-		}
-		if conn, err = pool.Conn(ctx); err != nil {
-			return &unsentError{err}
-		}
-		defer func() { _ = conn.Close() }() // gives it back to the pool
+	db, giveBack, err := hold(db)
+	if err != nil {
+		return err
 	}
-	c := &sqliteConn{db: session(ctx, db, mainPool{conn}), conn: conn}
+	defer giveBack()
+	c := newSQLiteConn(db)
+	if _, bound := c.conn.(*sql.Conn); !bound { // on a pool of somebody else's making
+		return fn(c)
+	}
 	return c.use(func() error { return fn(c) })
+}
+
+// newSQLiteConn is the connection, or the transaction, that a handle is on.
+func newSQLiteConn(db *gorm.DB) *sqliteConn {
+	conn := db.Statement.ConnPool
+	if main, ok := conn.(mainPool); ok {
+		conn = main.ConnPool
+	}
+	db = session(db.Statement.Context, db, db.Statement.ConnPool)
+	db.Logger = busyLogger{db.Logger}
+	return &sqliteConn{db, conn}
+}
+
+// busyLogger is a logger that is not told of a statement which waits for another connection: that is no failure.
+type busyLogger struct{ logger.Interface }
+
+// Trace logs a statement.
+func (l busyLogger) Trace(ctx context.Context, begin time.Time, statement func() (string, int64), err error) {
+	if !isBusy(err) {
+		l.Interface.Trace(ctx, begin, statement, err)
+	}
+}
+
+// ParamsFilter is the logger's own, if it has one: it may hide the values.
+func (l busyLogger) ParamsFilter(ctx context.Context, sql string, params ...any) (string, []any) {
+	if filter, ok := l.Interface.(gorm.ParamsFilter); ok {
+		return filter.ParamsFilter(ctx, sql, params...)
+	}
+	return sql, params
 }
 
 // busySlice is SQLite's own wait for other connections, busy_timeout, in milliseconds. That wait does not end with a

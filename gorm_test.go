@@ -221,6 +221,53 @@ func TestLeftOnTheHandle(t *testing.T) {
 	})
 }
 
+func TestTransactionCarriesTheHandlesSettings(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		handle := dbmutex.Wrap(db.Set("tenant", "acme").Session(&gorm.Session{SkipHooks: true}))
+		require.NoError(t, handle.Mutex("job").Transaction(func(tx *gorm.DB) error {
+			for range 2 {
+				tenant, _ := tx.Get("tenant")
+				require.Equal(t, "acme", tenant)
+				require.True(t, tx.Exec(`SELECT 1`).Statement.SkipHooks)
+			}
+			return nil
+		}))
+		require.NoError(t, db.Mutex("job").Transaction(func(tx *gorm.DB) error {
+			_, set := tx.Get("tenant")
+			require.False(t, set)
+			return nil
+		}))
+	})
+}
+
+func TestWaitingForAnotherWriterIsNotLogged(t *testing.T) {
+	d := testdb.SQLite(t)
+	out := &logs{}
+	db := open(t, d, &gorm.Config{Logger: out.logger(logger.Warn)})
+	lease := acquire(t, db, "job")
+	other := open(t, d).Begin()
+	require.NoError(t, other.Exec(`CREATE TABLE made (id integer)`).Error)
+	done := make(chan error, 1)
+	go func() { done <- errors.Join(lease.Renew(), lease.Release()) }()
+	time.Sleep(300 * time.Millisecond)
+	require.NoError(t, other.Commit().Error)
+	require.NoError(t, <-done)
+	require.Empty(t, out.String())
+}
+
+// poolOfOnesOwn is a pool that database/sql does not know, such as one for tracing.
+type poolOfOnesOwn struct{ gorm.ConnPool }
+
+func TestAPoolOfOnesOwn(t *testing.T) {
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		db := open(t, d)
+		db.Gorm = db.Gorm.Session(&gorm.Session{})
+		db.Config.ConnPool = poolOfOnesOwn{db.Config.ConnPool}
+		db.Statement.ConnPool = db.Config.ConnPool
+		require.NoError(t, db.Mutex("job").Do(func(context.Context) error { requireHeld(t, db, "job"); return nil }))
+	})
+}
+
 func TestABoundConnection(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		pool, err := db.DB()

@@ -114,7 +114,7 @@ func (l *Lease) become(s state) {
 	}
 }
 
-// Renew makes the lease last its TTL from now. It works while the handle's context is done, too, for work that is
+// Renew makes the lease last its TTL from now. It tries for up to 5 seconds, but not past the lease's end. It works while the handle's context is done, too, for work that is
 // winding down. Once the lease has ended it returns ErrTimeout without SQL; where it finds the lease gone it ends the
 // lease's context and returns ErrTimeout. Any other error is the database's: the lease then lasts as long as before.
 func (l *Lease) Renew() error {
@@ -290,8 +290,8 @@ func (l *Lease) releaseAndLog() {
 func (l *Lease) finish(workErr error) error {
 	ended := l.current() == lost || l.expired()
 	err := l.Release()
-	if err == nil && workErr != nil && ended && l.releasedBy() == nil {
-		err = l.mutex.lost(nil)
+	if ended && l.releasedBy() == nil && !errors.Is(err, ErrTimeout) && (err != nil || workErr != nil) {
+		err = l.mutex.lost(err) // it may have been, where the release failed
 	}
 	switch {
 	case workErr == nil:

@@ -19,7 +19,8 @@ type Mutex struct {
 
 	ctx     context.Context
 	db      *gorm.DB
-	pool    gorm.ConnPool // the main pool, or the one connection that the handle is bound to
+	caller  *gorm.Statement // of the handle, for what Transaction carries over
+	pool    gorm.ConnPool   // the main pool, or the one connection that the handle is bound to
 	queue   queueKey
 	dialect dialect
 	table   string // quoted
@@ -75,6 +76,7 @@ func (m *Mutex) bind(db *DB, opts []Option) error {
 		m.pool = conn
 	}
 	m.db = session(m.ctx, db.Gorm, mainPool{m.pool})
+	m.caller = db.Statement
 	stmt := &gorm.Statement{DB: m.db}
 	if err := stmt.Parse(&DBMutex{}); err != nil {
 		return fmt.Errorf("dbmutex: %w", err)
@@ -208,7 +210,7 @@ func (m *Mutex) try() (lease *Lease, seen answer, err error) {
 	var a answer
 	var start time.Time
 	doubt, err := m.settle(m.ctx, false, func(ctx context.Context) (err error) {
-		db, giveBack, err := m.connect(ctx)
+		db, giveBack, err := hold(m.on(ctx))
 		if err != nil {
 			return err
 		}

@@ -200,13 +200,20 @@ func TestPanicAndGoexitRelease(t *testing.T) {
 		require.False(t, db.Migrator().HasTable("made"))
 		requireFree(t, db, "job")
 
-		done := make(chan bool)
-		go func() {
-			defer close(done)
-			_ = db.Mutex("job").Do(func(context.Context) error { runtime.Goexit(); return nil })
-		}()
-		<-done
-		requireFree(t, db, "job")
+		for _, exit := range []func() error{
+			func() error { return db.Mutex("job").Do(func(context.Context) error { runtime.Goexit(); return nil }) },
+			func() error {
+				return db.Mutex("job").Transaction(func(*gorm.DB) error { runtime.Goexit(); return nil })
+			},
+		} {
+			done := make(chan bool)
+			go func() {
+				defer close(done)
+				_ = exit()
+			}()
+			<-done
+			requireFree(t, db, "job")
+		}
 	})
 }
 

@@ -1,5 +1,5 @@
 // Package dbmutex is a mutex for programs that run on several machines and keep their data in a database through GORM:
-// a named lock in a table beside the data, on PostgreSQL or SQLite.
+// a named lock in a table beside the data, on PostgreSQL (13 or newer) or SQLite (3.35 or newer).
 //
 //	gdb, err := gorm.Open(sqlite.Open("app.db"), &gorm.Config{})
 //	err = gdb.Use(dbmutex.New(dbmutex.DefaultSettings()))
@@ -107,7 +107,8 @@ const migrationID = "dbmutex.Migrate"
 // Migrate runs AutoMigrate of DBMutex and then of models, and may do so from every replica of a program at once, where
 // GORM's AutoMigrate fails in some of them (https://github.com/go-gorm/gorm/issues/6618). It migrates the models under a
 // mutex of its own, with renewal and outside of any transaction, and waits its turn until the handle's context is done.
-// That mutex is "dbmutex.Migrate", should an operator have to force its release. It puts the lock's table where mutexes look for it, in the main pool, which AutoMigrate under dbresolver does not.
+// That mutex is "dbmutex.Migrate", should an operator have to force its release. It puts the lock's table where mutexes
+// look for it, in the main pool, which AutoMigrate under dbresolver does not.
 //
 // It returns what Mutex.Do returns: AutoMigrate's error, ErrTimeout where the lease was lost meanwhile, the context's
 // or the database's error. A failure leaves what was migrated before it.

@@ -43,23 +43,22 @@ func (m *Mutex) on(ctx context.Context) *gorm.DB {
 	return session(ctx, m.db, mainPool{pool})
 }
 
-// connect is on, on a connection of its own until it is given back, so that an error tells whether there was one.
-func (m *Mutex) connect(ctx context.Context) (db *gorm.DB, giveBack func(), err error) {
-	db, giveBack = m.on(ctx), func() {}
+// hold takes one connection of a handle's pool until it is given back, so that an error tells whether there was one. A
+// handle that is bound to one, or on a pool of somebody else's making, stays as it is.
+func hold(db *gorm.DB) (held *gorm.DB, giveBack func(), err error) {
 	switch db.Statement.ConnPool.(mainPool).ConnPool.(type) {
 	case *sql.DB, *gorm.PreparedStmtDB:
 		pool, err := db.DB()
-		if err != nil { // a pool of somebody else's making
-			return db, giveBack, nil
+		if err != nil {
+			return nil, nil, err
 		}
-		conn, err := pool.Conn(ctx)
+		conn, err := pool.Conn(db.Statement.Context)
 		if err != nil {
 			return nil, nil, &unsentError{err}
 		}
-		db.Statement.ConnPool = mainPool{conn}
-		giveBack = func() { _ = conn.Close() }
+		return session(db.Statement.Context, db, mainPool{conn}), func() { _ = conn.Close() }, nil
 	}
-	return db, giveBack, nil
+	return db, func() {}, nil
 }
 
 func inTransaction(db *gorm.DB) bool {

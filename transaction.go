@@ -15,9 +15,10 @@ import (
 // else, or an operator, has taken the lease away. (Work that fails past the deadline has its error joined with
 // ErrTimeout, as in Do.)
 //
-// fn must use tx alone for the database. The transaction runs under the handle's context; LeaseFrom finds the lease in
-// tx.Statement.Context. Where fn returns an error the transaction is rolled back and the error returned. Where fn did not
-// run, the error is as Acquire's, or that of the transaction's beginning. Where the answer to the COMMIT was lost, its
+// fn must use tx alone for the database. tx has the handle's settings (gorm.DB.Set, Session), and none of its conditions.
+// The transaction runs under the handle's context; LeaseFrom finds the lease in tx.Statement.Context. Where fn returns an error the transaction is rolled back and the error returned. Where fn did not
+// run, the error is as Acquire's, or that of the transaction's beginning. Where the release cannot be done within 5 seconds
+// the transaction is rolled back, and the error says so. Where the answer to the COMMIT was lost, its
 // outcome is asked for on another connection; only where that cannot be had either does the error say that it is unknown.
 //
 // ErrInvalidSettings is the error for read-only options and with Settings.SkipHeld. Settings.Renew has an effect on
@@ -54,7 +55,7 @@ func (m *Mutex) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) 
 	}()
 	err = lease.prepare(tx)
 	if err == nil {
-		err = fn(tx)
+		err = fn(m.carry(tx))
 	}
 	returned = true
 	if err != nil {
@@ -62,6 +63,16 @@ func (m *Mutex) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) 
 		return lease.finish(err)
 	}
 	return lease.commit(tx)
+}
+
+// carry gives a transaction the handle's settings, as gorm.DB.Transaction does, but not its conditions.
+func (m *Mutex) carry(tx *gorm.DB) *gorm.DB {
+	tx = tx.Session(&gorm.Session{SkipHooks: m.caller.SkipHooks})
+	m.caller.Settings.Range(func(key, value any) bool {
+		tx = tx.Set(key.(string), value)
+		return true
+	})
+	return tx.Session(&gorm.Session{})
 }
 
 // prepare readies a transaction that ends with commit.

@@ -81,11 +81,15 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 	w, q := queues.join(m.queue)
 	defer func() { queues.leave(m.queue, w, lease) }()
 
-	switch await(m.ctx, timeout, w.head, -1) {
-	case timedOut:
-		return nil, m.stillHeld(q)
-	case contextDone:
-		return nil, m.failed(m.ctx, "wait for", m.ctx.Err())
+	select {
+	case <-w.head: // and so it asks once, however short its wait
+	default:
+		switch await(m.ctx, timeout, w.head, -1) {
+		case timedOut:
+			return nil, m.stillHeld(q)
+		case contextDone:
+			return nil, m.failed(m.ctx, "wait for", m.ctx.Err())
+		}
 	}
 	pause, inTheWay := queues.firstPause(q), ""
 	for poll := pollFirst; ; poll = min(2*poll, pollLast) {
@@ -188,7 +192,7 @@ func (a *waiting) leave(key queueKey, w *waiter, acquired *Lease) {
 	i := slices.Index(q.waiters, w)
 	q.waiters = slices.Delete(q.waiters, i, i+1)
 	if acquired != nil {
-		q.own = acquired.proof.leaseID
+		q.held, q.own = nil, acquired.proof.leaseID
 		q.runs++
 	}
 	switch {

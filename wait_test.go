@@ -40,6 +40,14 @@ func TestWaitRunsOut(t *testing.T) {
 	})
 }
 
+func TestAShortWaitAsksOnce(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		for range 50 {
+			require.NoError(t, db.Mutex("free", dbmutex.WithWait(1)).Do(nothing))
+		}
+	})
+}
+
 func TestWaitEndsWithTheContext(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		acquire(t, db, "job")

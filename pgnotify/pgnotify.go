@@ -1,5 +1,5 @@
 // Package pgnotify makes waiting for a mutex on PostgreSQL quick across processes: a release notifies the waiters of
-// other processes, which would otherwise find out when they ask the database next, within 250 ms. Import it for its
+// other processes, which would otherwise find out when they ask the database next, within 0.4 seconds. Import it for its
 // effect, in the processes that wait and in those that release:
 //
 //	import _ "github.com/gorm-dbmutex/dbmutex/pgnotify"
@@ -7,7 +7,7 @@
 // While anybody waits, the process keeps one connection of its own, beside the pool and like the pool's, that runs LISTEN
 // (https://www.postgresql.org/docs/current/sql-notify.html). Where that is not to be had, as with PgBouncer in
 // transaction mode or a driver other than pgx, waiters ask the database, and everything else is the same. Releases of
-// leases that never expire and those of Mutex.Transaction and Lease.ReleaseIn do not notify.
+// leases that never expire, Mutex.ForceRelease, and the releases of Mutex.Transaction and Lease.ReleaseIn do not notify.
 package pgnotify
 
 import (

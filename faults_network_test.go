@@ -1,0 +1,421 @@
+package dbmutex_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"gorm.io/gorm"
+
+	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/pgproxy"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+)
+
+// The tests of this file break the network between the package and PostgreSQL.
+
+// onNetwork runs a test on PostgreSQL: direct reaches it undisturbed, proxied through a network that can be broken.
+func onNetwork(t *testing.T, test func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy)) {
+	t.Run("postgres", func(t *testing.T) {
+		d := testdb.Postgres(t)
+		direct := open(t, d)
+		network := pgproxy.New(t, d.DSN)
+		test(t, direct, openDSN(t, network.DSN()), network)
+	})
+}
+
+// positions runs a test once for every position at which the network may break: at each request after arm was called,
+// before the server gets it, and after each message of the answer.
+func positions(t *testing.T, test func(t *testing.T, direct, proxied *dbmutex.DB, arm func(onBreak func()))) {
+	onNetwork(t, func(t *testing.T, direct, _ *dbmutex.DB, network *pgproxy.Proxy) {
+		for request := 1; ; request++ {
+			requests := 0
+			for after := -1; after <= 5; after++ {
+				requests = 0
+				proxied := openDSN(t, network.DSN())
+				broken := ""
+				test(t, direct, proxied, func(onBreak func()) {
+					network.Choose(func(statement string) *pgproxy.Fault {
+						if requests++; requests != request {
+							return nil
+						}
+						broken = statement
+						onBreak()
+						return &pgproxy.Fault{Unsent: after < 0, After: after}
+					})
+				})
+				network.Choose(nil)
+				if t.Failed() {
+					t.Fatalf("with the network broken at request %d, after %d messages of its answer: %s", request, after, broken)
+				}
+			}
+			if requests < request {
+				require.Greater(t, request, 1, "nothing was broken")
+				return
+			}
+		}
+	})
+}
+
+func TestAnAcquireIsSettledWhereverItBreaks(t *testing.T) {
+	for name, opts := range map[string][]dbmutex.Option{"TTL": nil, "no TTL": {dbmutex.WithoutTTL()}} {
+		t.Run(name, func(t *testing.T) {
+			var last int64
+			positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
+				mutex := proxied.Mutex("job", opts...)
+				arm(func() {})
+				lease, err := mutex.Acquire()
+				require.NoError(t, err, "it is not locked out by a row of its own")
+				require.Greater(t, lease.Token(), last)
+				last = lease.Token()
+				requireHeld(t, direct, "job")
+				require.NoError(t, lease.Release())
+				require.Nil(t, row(t, direct, "job"))
+			})
+		})
+	}
+}
+
+func TestATakeOverIsSettledWhereverItBreaks(t *testing.T) {
+	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
+		crashed := acquire(t, direct, "job")
+		expire(t, direct, "job")
+		arm(func() {})
+		lease, err := proxied.Mutex("job").Acquire()
+		require.NoError(t, err)
+		require.Greater(t, lease.Token(), crashed.Token())
+		require.ErrorIs(t, crashed.Release(), dbmutex.ErrTimeout)
+		require.NoError(t, lease.Release())
+	})
+}
+
+func TestARenewalIsSettledWhereverItBreaks(t *testing.T) {
+	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
+		lease := acquire(t, proxied, "job")
+		before := row(t, direct, "job")
+		arm(func() {})
+		require.NoError(t, lease.Renew())
+		require.True(t, row(t, direct, "job").ExpiresAt.After(*before.ExpiresAt))
+		require.NoError(t, lease.Release())
+	})
+}
+
+func TestAReleaseIsSettledWhereverItBreaks(t *testing.T) {
+	for name, test := range map[string]struct {
+		opts []dbmutex.Option
+		held bool // afterwards
+	}{
+		"TTL":     {},
+		"no TTL":  {opts: []dbmutex.Option{dbmutex.WithoutTTL()}},
+		"MinHold": {opts: []dbmutex.Option{dbmutex.WithMinHold(10 * time.Minute)}, held: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
+				lease := acquire(t, proxied, "job", test.opts...)
+				arm(func() {})
+				require.NoError(t, lease.Release(), "no loss is reported that was none")
+				require.Equal(t, test.held, row(t, direct, "job") != nil)
+				require.NoError(t, direct.Mutex("job").ForceRelease())
+			})
+		})
+	}
+}
+
+func TestForceReleaseIsSettledWhereverItBreaks(t *testing.T) {
+	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
+		lease := acquire(t, direct, "job")
+		arm(func() {})
+		require.NoError(t, proxied.Mutex("job").ForceRelease())
+		require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout)
+	})
+}
+
+func TestADoIsSettledWhereverItBreaks(t *testing.T) {
+	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
+		ran := 0
+		arm(func() {})
+		require.NoError(t, proxied.Mutex("job").Do(func(ctx context.Context) error {
+			ran++
+			requireHeld(t, direct, "job")
+			return ctx.Err()
+		}))
+		require.Equal(t, 1, ran)
+		require.Nil(t, row(t, direct, "job"))
+	})
+}
+
+func TestACancelledAcquireLeavesNothingWhereverItBreaks(t *testing.T) {
+	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
+		ctx, cancel := context.WithCancel(limited(t))
+		mutex := proxied.WithContext(ctx).Mutex("job", dbmutex.WithoutTTL())
+		arm(cancel)
+		lease, err := mutex.Acquire()
+		if err == nil { // nothing broke
+			require.NoError(t, lease.Release())
+		} else {
+			require.ErrorIs(t, err, context.Canceled)
+		}
+		require.Nil(t, row(t, direct, "job"))
+		cancel()
+	})
+}
+
+func TestATransactionIsSettledWhereverItBreaks(t *testing.T) {
+	var committed, rolledBack int
+	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
+		require.NoError(t, direct.Exec(`CREATE TABLE IF NOT EXISTS made (id integer)`).Error)
+		require.NoError(t, direct.Exec(`DELETE FROM made`).Error)
+		mutex := proxied.Mutex("job")
+		arm(func() {})
+		err := mutex.Transaction(func(tx *gorm.DB) error { return tx.Exec(`INSERT INTO made VALUES (1)`).Error })
+		var n int
+		require.NoError(t, direct.Raw(`SELECT count(*) FROM made`).Scan(&n).Error)
+		if err == nil {
+			require.Equal(t, 1, n)
+			committed++
+		} else {
+			require.Zero(t, n)
+			require.NotErrorIs(t, err, dbmutex.ErrTimeout)
+			require.NotErrorIs(t, err, dbmutex.ErrNotAcquired)
+			require.NotContains(t, err.Error(), "unknown")
+			rolledBack++
+		}
+		require.Nil(t, row(t, direct, "job"))
+	})
+	if committed+rolledBack > 0 {
+		require.Positive(t, rolledBack, "some statements of the transaction were lost")
+	}
+}
+
+func TestReleaseInIsSettledWhereverItBreaks(t *testing.T) {
+	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
+		err := proxied.Mutex("job").Do(func(ctx context.Context) error {
+			lease, _ := dbmutex.LeaseFrom(ctx)
+			arm(func() {})
+			return proxied.Gorm.Transaction(func(tx *gorm.DB) error { return lease.ReleaseIn(tx) })
+		})
+		require.NotErrorIs(t, err, dbmutex.ErrTimeout, "whether it committed or not, nobody overlapped")
+		require.Nil(t, row(t, direct, "job"))
+	})
+}
+
+// cutting has goroutines compete for a mutex, and runs cut at some moment of every Do or after it. A Do fails only where it
+// could not connect.
+func cutting(t *testing.T, direct, proxied *dbmutex.DB, cut func() error) {
+	require.NoError(t, direct.Exec(`CREATE TABLE counters (n integer)`).Error)
+	require.NoError(t, direct.Exec(`INSERT INTO counters VALUES (0)`).Error)
+	ctx := limited(t)
+	var ran atomic.Int32
+	var work, cuts sync.WaitGroup
+	for range 3 {
+		work.Go(func() {
+			for range 40 {
+				err := proxied.WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(func(context.Context) error {
+					var n int
+					err := direct.Raw(`SELECT n FROM counters`).Scan(&n).Error
+					time.Sleep(time.Millisecond)
+					ran.Add(1)
+					cuts.Go(func() {
+						time.Sleep(time.Duration(rand.N(4000)) * time.Microsecond)
+						if err := cut(); err != nil {
+							t.Error(err)
+						}
+					})
+					return errors.Join(err, direct.Exec(`UPDATE counters SET n = ?`, n+1).Error)
+				})
+				if err != nil && !strings.HasPrefix(err.Error(), `dbmutex: acquire "job": failed to connect`) {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	work.Wait()
+	cuts.Wait()
+	var n int32
+	require.NoError(t, direct.Raw(`SELECT n FROM counters`).Scan(&n).Error)
+	require.Equal(t, ran.Load(), n)
+	require.Nil(t, row(t, direct, "job"))
+}
+
+func TestConnectionsThatAreReset(t *testing.T) {
+	onNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+		cutting(t, direct, proxied, func() error { network.Reset(); return nil })
+	})
+}
+
+func TestConnectionsThatAreTerminated(t *testing.T) {
+	onNetwork(t, func(t *testing.T, direct, _ *dbmutex.DB, network *pgproxy.Proxy) {
+		name := currentSchema(t, direct) + "_victim"
+		victim := openDSN(t, withSetting(network.DSN(), "application_name", name))
+		cutting(t, direct, victim, func() error {
+			return direct.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = ?`, name).Error
+		})
+	})
+}
+
+func TestANetworkThatDrags(t *testing.T) {
+	onNetwork(t, func(t *testing.T, _, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+		network.Drag(5 * time.Millisecond)
+		exercise(t, proxied)
+	})
+}
+
+func TestTheHolderKnowsInTimeWhileTheNetworkIsFrozen(t *testing.T) {
+	onNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+		var next *dbmutex.Lease
+		err := proxied.Mutex("job", dbmutex.WithTTL(time.Second), dbmutex.WithRenewal()).Do(func(ctx context.Context) (err error) {
+			lease, _ := dbmutex.LeaseFrom(ctx)
+			network.Freeze()
+			requireEnds(t, ctx)
+			require.ErrorIs(t, context.Cause(ctx), dbmutex.ErrTimeout)
+			deadline, _ := lease.ExpiresAt()
+			require.False(t, time.Now().Before(deadline))
+			next, err = direct.WithContext(limited(t)).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
+			require.False(t, time.Now().Before(deadline), "nobody gets it before the holder knows")
+			network.Thaw()
+			return err
+		})
+		require.ErrorIs(t, err, dbmutex.ErrTimeout)
+		require.NoError(t, next.Release(), "the late holder leaves its successor alone")
+	})
+}
+
+func TestAReleaseOnAFrozenNetworkTellsOfTheLoss(t *testing.T) {
+	onNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+		ttl := dbmutex.WithTTL(300 * time.Millisecond)
+		err := proxied.Mutex("late", ttl).Do(func(ctx context.Context) error {
+			network.Freeze()
+			requireEnds(t, ctx)
+			return nil
+		})
+		require.ErrorContains(t, err, "not done within 5s")
+		require.ErrorIs(t, err, dbmutex.ErrTimeout, "the lease ended first, and whether anybody overlapped is not known")
+		network.Thaw()
+
+		err = proxied.Mutex("in time", dbmutex.WithTTL(time.Hour)).Do(func(context.Context) error {
+			network.Freeze()
+			return nil
+		})
+		require.ErrorContains(t, err, "not done within 5s")
+		require.NotErrorIs(t, err, dbmutex.ErrTimeout, "the work ended before the lease")
+		network.Thaw()
+	})
+}
+
+func TestAFreezeShorterThanTheLeaseIsNoLoss(t *testing.T) {
+	onNetwork(t, func(t *testing.T, _, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+		require.NoError(t, proxied.Mutex("job", dbmutex.WithTTL(10*time.Second), dbmutex.WithRenewal()).Do(func(ctx context.Context) error {
+			lease, _ := dbmutex.LeaseFrom(ctx)
+			first, _ := lease.ExpiresAt()
+			network.Freeze()
+			time.Sleep(4 * time.Second) // a renewal is under way
+			network.Thaw()
+			require.Eventually(t, func() bool { now, _ := lease.ExpiresAt(); return now.After(first) }, time.Minute, time.Millisecond)
+			return ctx.Err()
+		}))
+	})
+}
+
+func TestAContextEndsAnAcquireOnAFrozenNetwork(t *testing.T) {
+	onNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+		network.Freeze()
+		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
+		defer cancel()
+		_, err := proxied.WithContext(ctx).Mutex("job", dbmutex.WithTTL(time.Second)).Acquire()
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		network.Thaw() // and what was under way arrives
+		lease, err := direct.WithContext(limited(t)).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
+		require.NoError(t, err, "no later than after a TTL")
+		require.NoError(t, lease.Release())
+	})
+}
+
+// The server's own limits, where somebody locks the whole table for a while.
+func TestTheServersTimeLimits(t *testing.T) {
+	for _, limit := range []string{"statement_timeout", "lock_timeout"} {
+		t.Run(limit, func(t *testing.T) {
+			t.Run("postgres", func(t *testing.T) {
+				d := testdb.Postgres(t)
+				direct := open(t, d)
+				hasty := openDSN(t, withSetting(d.DSN, limit, "30ms"))
+				lock := func() (unlock func()) {
+					tx := direct.Begin()
+					require.NoError(t, tx.Exec(`LOCK TABLE db_mutexes IN ACCESS EXCLUSIVE MODE`).Error)
+					return func() { require.NoError(t, tx.Rollback().Error) }
+				}
+				renewed, released := acquire(t, hasty, "renewed"), acquire(t, hasty, "released")
+
+				unlock := lock()
+				err := hasty.Mutex("job").Do(func(context.Context) error { panic("ran") })
+				require.NotErrorIs(t, err, dbmutex.ErrNotAcquired)
+				require.ErrorContains(t, err, map[string]string{"statement_timeout": "57014", "lock_timeout": "55P03"}[limit])
+				outcomes := make(chan error, 2)
+				go func() { outcomes <- renewed.Renew() }()
+				go func() { outcomes <- released.Release() }()
+				time.Sleep(200 * time.Millisecond)
+				unlock()
+				require.NoError(t, <-outcomes, "a holder goes on trying")
+				require.NoError(t, <-outcomes)
+				require.Nil(t, row(t, direct, "job"))
+				require.Nil(t, row(t, direct, "released"))
+			})
+		})
+	}
+	t.Run("idle_in_transaction_session_timeout", func(t *testing.T) {
+		t.Run("postgres", func(t *testing.T) {
+			d := testdb.Postgres(t)
+			direct := open(t, d)
+			require.NoError(t, direct.Exec(`CREATE TABLE made (id integer)`).Error)
+			hasty := openDSN(t, withSetting(d.DSN, "idle_in_transaction_session_timeout", "30ms"))
+			err := hasty.Mutex("job").Transaction(func(tx *gorm.DB) error {
+				require.NoError(t, tx.Exec(`INSERT INTO made VALUES (1)`).Error)
+				time.Sleep(300 * time.Millisecond)
+				return nil
+			})
+			require.Error(t, err)
+			require.NotErrorIs(t, err, dbmutex.ErrTimeout)
+			require.NotContains(t, err.Error(), "unknown")
+			require.Nil(t, row(t, direct, "job"))
+			var n int
+			require.NoError(t, direct.Raw(`SELECT count(*) FROM made`).Scan(&n).Error)
+			require.Zero(t, n)
+		})
+	})
+}
+
+// The work keeps the only connection, so that no renewal gets one.
+func TestAPoolThatTheWorkStarves(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		pool, err := db.DB()
+		require.NoError(t, err)
+		pool.SetMaxOpenConns(1)
+		mutex := db.Mutex("job", dbmutex.WithTTL(300*time.Millisecond), dbmutex.WithRenewal())
+		require.NoError(t, mutex.Do(func(ctx context.Context) error {
+			return db.Connection(func(*gorm.DB) error {
+				requireEnds(t, ctx)
+				require.ErrorIs(t, context.Cause(ctx), dbmutex.ErrTimeout)
+				return nil
+			})
+		}), "nobody overlapped: the row was still there")
+		require.Nil(t, row(t, db, "job"))
+	})
+}
+
+func TestErrorsOfABrokenNetworkTellWhatFailed(t *testing.T) {
+	onNetwork(t, func(t *testing.T, _, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+		network.Choose(func(string) *pgproxy.Fault { return &pgproxy.Fault{Unsent: true} })
+		err := proxied.Mutex("job").Do(func(context.Context) error { panic("ran") })
+		require.ErrorContains(t, err, fmt.Sprintf("dbmutex: acquire %q: ", "job"))
+		require.NotErrorIs(t, err, dbmutex.ErrNotAcquired)
+		require.NotErrorIs(t, err, dbmutex.ErrTimeout)
+		require.False(t, strings.Contains(err.Error(), "context"), err.Error())
+	})
+}
