@@ -30,7 +30,8 @@ type dialect interface {
 	// discard removes a lease that may have been made, or may be in the making still.
 	discard(db *gorm.DB, p proof) error
 	holder(db *gorm.DB, lockID string) (*DBMutex, error)
-	forceRelease(db *gorm.DB, lockID string) error
+	// leaseID is that of the row that is there, live or expired.
+	leaseID(db *gorm.DB, lockID string) (leaseID string, found bool, err error)
 	// classify tells an error's consequences, and missing whether it means that there is no such table.
 	classify(err error) failure
 	missing(err error) bool

@@ -14,10 +14,10 @@ import (
 
 // postgres has the statements for PostgreSQL. They read clock_timestamp(), as now() stands still in a transaction.
 type postgres struct {
-	table                                                string
-	takeOverSQL, renewSQL, guardSQL, holderSQL, forceSQL string
-	releaseSQL, releaseInSQL                             releaseSQL
-	acquireSQL                                           atomic.Pointer[string] // nil until the sequence is known
+	table                                                  string
+	takeOverSQL, renewSQL, guardSQL, holderSQL, leaseIDSQL string
+	releaseSQL, releaseInSQL                               releaseSQL
+	acquireSQL                                             atomic.Pointer[string] // nil until the sequence is known
 }
 
 // releaseSQL is a release at once, and one at the end of a MinHold.
@@ -54,7 +54,7 @@ FROM stale WHERE m.id = stale.id RETURNING m.id, ` + durable,
 		renewSQL:     `UPDATE ` + table + ` SET expires_at = ` + expiry + owned + ` RETURNING ` + durable,
 		guardSQL:     `SELECT 1 FROM ` + table + owned + ` FOR KEY SHARE`,
 		holderSQL:    `SELECT id, lock_id, creation_time, expires_at, holder, lease_id FROM ` + table + ` WHERE lock_id = ? AND (expires_at IS NULL OR expires_at > clock_timestamp())`,
-		forceSQL:     `DELETE FROM ` + table + ` WHERE lock_id = ? RETURNING ` + durable,
+		leaseIDSQL:   `SELECT lease_id FROM ` + table + ` WHERE lock_id = ?`,
 		releaseSQL:   releaseSQL{now: remove + given, later: leave + given},
 		releaseInSQL: releaseSQL{now: remove + transaction, later: leave + transaction},
 	}
@@ -233,9 +233,9 @@ func (p *postgres) holder(db *gorm.DB, lockID string) (*DBMutex, error) {
 	return queryHolder(db, p.holderSQL, lockID)
 }
 
-func (p *postgres) forceRelease(db *gorm.DB, lockID string) error {
-	_, err := exec(db, p.forceSQL, lockID)
-	return err
+func (p *postgres) leaseID(db *gorm.DB, lockID string) (leaseID string, found bool, err error) {
+	found, err = queryOne(db, p.leaseIDSQL, []any{lockID}, &leaseID)
+	return leaseID, found, err
 }
 
 // sqlState is SQLSTATE, through the method that the errors of pgx have, so that no driver is imported.

@@ -16,7 +16,7 @@ import (
 // sqlite has the statements for SQLite. Times are text of one form and width, in UTC, so that they compare as times.
 // They count whole milliseconds that have passed: a lease has ended only in the millisecond after its expires_at.
 type sqlite struct {
-	lookSQL, acquireSQL, renewSQL, releaseSQL, leaveSQL, guardSQL, holderSQL, forceSQL string
+	lookSQL, acquireSQL, renewSQL, releaseSQL, leaveSQL, guardSQL, holderSQL, leaseIDSQL string
 }
 
 func newSQLite(table string) *sqlite {
@@ -40,9 +40,9 @@ RETURNING id`,
 		releaseSQL: `DELETE FROM ` + table + owned,
 		leaveSQL:   `UPDATE ` + table + ` SET lease_id = ?, expires_at = strftime(` + form + `, creation_time, ?)` + owned,
 		// A write that changes nothing: it keeps every other writer out until the transaction ends.
-		guardSQL:  `UPDATE ` + table + ` SET lease_id = lease_id` + owned,
-		holderSQL: `SELECT ` + columns + ` FROM ` + table + ` WHERE lock_id = ? AND (expires_at IS NULL OR expires_at >= ` + now + `)`,
-		forceSQL:  `DELETE FROM ` + table + ` WHERE lock_id = ?`,
+		guardSQL:   `UPDATE ` + table + ` SET lease_id = lease_id` + owned,
+		holderSQL:  `SELECT ` + columns + ` FROM ` + table + ` WHERE lock_id = ? AND (expires_at IS NULL OR expires_at >= ` + now + `)`,
+		leaseIDSQL: `SELECT lease_id FROM ` + table + ` WHERE lock_id = ?`,
 	}
 }
 
@@ -64,8 +64,13 @@ func (s *sqlite) acquire(db *gorm.DB, r request) (a answer, err error) {
 				limit = pinnedAfter
 			}
 			err := c.patiently(limit, func() error {
+				// SQLite answers with the row before it commits: a COMMIT that is locked out undoes what it has told.
+				var token int64
 				_, err := queryOne(c.db, s.acquireSQL,
-					[]any{r.lockID, modifier(r.ttl), r.holder, r.leaseID, r.lockID, r.leaseID}, &a.token)
+					[]any{r.lockID, modifier(r.ttl), r.holder, r.leaseID, r.lockID, r.leaseID}, &token)
+				if err == nil {
+					a.token = token
+				}
 				return err
 			})
 			if isBusy(err) && limit == pinnedAfter {
@@ -159,9 +164,14 @@ func (s *sqlite) holder(db *gorm.DB, lockID string) (row *DBMutex, err error) {
 	return row, err
 }
 
-func (s *sqlite) forceRelease(db *gorm.DB, lockID string) error {
-	_, err := s.writeRow(db, s.forceSQL, lockID)
-	return err
+func (s *sqlite) leaseID(db *gorm.DB, lockID string) (leaseID string, found bool, err error) {
+	err = s.connect(db, func(c *sqliteConn) error {
+		return c.patiently(settleLimit, func() (err error) {
+			found, err = queryOne(c.db, s.leaseIDSQL, []any{lockID}, &leaseID)
+			return err
+		})
+	})
+	return leaseID, found, err
 }
 
 // migrate tries again where another process wrote, or made the same table or index, at the same time.

@@ -167,6 +167,28 @@ func TestACancelledAcquireLeavesNothingWhereverItBreaks(t *testing.T) {
 	})
 }
 
+func TestACancelledAcquireIsUndoneOnAnotherConnection(t *testing.T) {
+	onNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+		requireFree(t, proxied, "warm")
+		ctx, cancel := context.WithCancel(context.Background())
+		broken := false
+		network.Choose(func(statement string) *pgproxy.Fault {
+			switch {
+			case strings.HasPrefix(statement, "WITH made"):
+				cancel()
+			case strings.HasPrefix(statement, "DELETE") && !broken:
+				broken = true
+				return &pgproxy.Fault{Unsent: true}
+			}
+			return nil
+		})
+		_, err := proxied.WithContext(ctx).Mutex("job", dbmutex.WithoutTTL()).Acquire()
+		require.ErrorIs(t, err, context.Canceled)
+		require.True(t, broken)
+		require.Nil(t, row(t, direct, "job"))
+	})
+}
+
 func TestATransactionIsSettledWhereverItBreaks(t *testing.T) {
 	var committed, rolledBack int
 	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {

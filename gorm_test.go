@@ -146,6 +146,56 @@ func TestReadersDoNotStarveARollbackJournal(t *testing.T) {
 	wg.Wait()
 }
 
+// rollbackJournal opens a SQLite file in the mode that is SQLite's default, and a reader that keeps writers from committing.
+func rollbackJournal(t *testing.T) (db *dbmutex.DB, d *testdb.Database, read func() (end func())) {
+	d = testdb.SQLite(t)
+	db = open(t, d)
+	require.NoError(t, db.Exec(`PRAGMA journal_mode = DELETE`).Error)
+	return db, d, func() func() {
+		reader := d.Open(t).Begin()
+		var n int
+		require.NoError(t, reader.Raw(`SELECT count(*) FROM db_mutexes`).Scan(&n).Error)
+		return func() { require.NoError(t, reader.Rollback().Error) }
+	}
+}
+
+func TestATakeOverThatIsNotCommittedIsNone(t *testing.T) {
+	db, _, read := rollbackJournal(t)
+	old := acquire(t, db, "job")
+	expire(t, db, "job")
+	end := read()
+	requireHeld(t, db, "job")
+	end()
+	require.Greater(t, acquire(t, db, "job").Token(), old.Token())
+}
+
+func TestAnAcquireThatIsNotCommittedIsNone(t *testing.T) {
+	db, d, read := rollbackJournal(t)
+	dbs := []*dbmutex.DB{db, open(t, d), open(t, d)}
+	for range 3 {
+		end := read()
+		outcomes := make(chan error, len(dbs))
+		for _, db := range dbs {
+			go func() {
+				_, err := db.Mutex("job").Acquire()
+				outcomes <- err
+			}()
+		}
+		time.Sleep(200 * time.Millisecond)
+		end()
+		holders := 0
+		for range dbs {
+			if err := <-outcomes; err == nil {
+				holders++
+			} else {
+				require.ErrorIs(t, err, dbmutex.ErrNotAcquired)
+			}
+		}
+		require.Equal(t, 1, holders)
+		require.NoError(t, db.Mutex("job").ForceRelease())
+	}
+}
+
 func TestOneTableForEveryTenantOfASearchPath(t *testing.T) {
 	d := testdb.Postgres(t)
 	db := open(t, d)
@@ -268,15 +318,36 @@ func TestAPoolOfOnesOwn(t *testing.T) {
 	})
 }
 
+// A connection of the caller's own may have a transaction open that the handle does not show.
 func TestABoundConnection(t *testing.T) {
-	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
-		pool, err := db.DB()
-		require.NoError(t, err)
-		pool.SetMaxOpenConns(1)
-		require.NoError(t, db.Gorm.Connection(func(tx *gorm.DB) error {
-			db := dbmutex.Wrap(tx).WithContext(limited(t))
-			require.NoError(t, db.Mutex("job").Do(func(context.Context) error { requireHeld(t, db, "job"); return nil }))
-			return db.Mutex("job").Transaction(func(tx *gorm.DB) error { return tx.Exec(`SELECT 1`).Error })
+	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
+		other := open(t, d)
+		require.NoError(t, db.Gorm.Connection(func(c *gorm.DB) error {
+			exercise(t, dbmutex.Wrap(c))
+
+			tx := c.Begin()
+			lease := acquire(t, dbmutex.Wrap(c).WithContext(limited(t)), "job")
+			require.NoError(t, tx.Rollback().Error)
+			requireHeld(t, other, "job")
+
+			tx = c.Begin()
+			require.NoError(t, lease.Renew())
+			require.NoError(t, lease.Release())
+			require.NoError(t, tx.Rollback().Error)
+			require.Nil(t, row(t, other, "job"))
+
+			renewed := dbmutex.Wrap(c).Mutex("job", dbmutex.WithTTL(3*time.Second), dbmutex.WithRenewal())
+			return renewed.Transaction(func(tx *gorm.DB) error {
+				if d.Name == "sqlite" { // where there are no renewals meanwhile
+					return nil
+				}
+				rows, err := tx.Raw(`SELECT generate_series(1, 3)`).Rows()
+				require.NoError(t, err)
+				lease, _ := dbmutex.LeaseFrom(tx.Statement.Context)
+				first, _ := lease.ExpiresAt()
+				require.Eventually(t, func() bool { now, _ := lease.ExpiresAt(); return now.After(first) }, time.Minute, time.Millisecond)
+				return rows.Close()
+			})
 		}))
 	})
 }

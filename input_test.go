@@ -92,6 +92,15 @@ func TestInvalidSettings(t *testing.T) {
 	})
 }
 
+func TestAnOptionChangesOneMutexAlone(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		acquire(t, db, "one", func(s *dbmutex.Settings) { *s.TTL = time.Minute })
+		acquire(t, db, "other")
+		stored := row(t, db, "other")
+		require.Greater(t, stored.ExpiresAt.Sub(stored.CreationTime), 29*time.Minute)
+	})
+}
+
 func TestNotRegistered(t *testing.T) {
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		out := &logs{}

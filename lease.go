@@ -241,8 +241,13 @@ func (l *Lease) Release() error {
 	ctx, cancel := context.WithTimeout(l.parent, settleLimit)
 	defer cancel()
 	var found bool
-	doubt, err := m.settle(ctx, true, func(ctx context.Context) (err error) {
-		found, err = m.dialect.release(m.on(ctx), release{
+	doubt, err := m.settle(ctx, true, func(ctx context.Context) error {
+		db, giveBack, err := hold(m.on(ctx))
+		if err != nil {
+			return err
+		}
+		defer giveBack()
+		found, err = m.dialect.release(db, release{
 			proof:   l.proof,
 			minHold: l.minHold(),
 			async:   m.settings.TTL != nil, // else a crash could leave the lease for good
@@ -288,7 +293,8 @@ func (l *Lease) releaseAndLog() {
 
 // finish releases after work that returned workErr, and words the outcome of both.
 func (l *Lease) finish(workErr error) error {
-	ended := l.current() == lost || l.expired()
+	now := l.current()
+	ended := now == lost || now == held && l.expired()
 	err := l.Release()
 	if ended && l.releasedBy() == nil && !errors.Is(err, ErrTimeout) && (err != nil || workErr != nil) {
 		err = l.mutex.lost(err) // it may have been, where the release failed

@@ -262,18 +262,6 @@ func TestTransactionReleasesItsLeaseItself(t *testing.T) {
 	})
 }
 
-func TestABoundConnectionThatDies(t *testing.T) {
-	db := open(t, testdb.Postgres(t))
-	require.NoError(t, db.Gorm.Connection(func(tx *gorm.DB) error {
-		return dbmutex.Wrap(tx).Mutex("job", dbmutex.WithoutTTL()).Do(func(context.Context) error {
-			var pid int
-			require.NoError(t, tx.Raw(`SELECT pg_backend_pid()`).Scan(&pid).Error)
-			return db.Exec(`SELECT pg_terminate_backend(?, 10000)`, pid).Error
-		})
-	}))
-	require.Nil(t, row(t, db, "job"))
-}
-
 func TestNestedLeases(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		var inner error

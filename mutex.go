@@ -3,7 +3,6 @@ package dbmutex
 import (
 	"context"
 	"crypto/rand"
-	"database/sql"
 	"errors"
 	"fmt"
 	"time"
@@ -20,7 +19,6 @@ type Mutex struct {
 	ctx     context.Context
 	db      *gorm.DB
 	caller  *gorm.Statement // of the handle, for what Transaction carries over
-	pool    gorm.ConnPool   // the main pool, or the one connection that the handle is bound to
 	queue   queueKey
 	dialect dialect
 	table   string // quoted
@@ -31,6 +29,9 @@ type Mutex struct {
 // ErrInvalidLockID or ErrInvalidSettings.
 //
 // An id has 1 to MaxLockIDLength characters of valid UTF-8 without NUL, and is compared byte for byte.
+//
+// The lock's statements run on connections of the main pool, also where the handle is that of gorm.DB.Connection: there a
+// rollback of the caller's could undo them. Work that keeps the pool's only connection cannot acquire.
 func (db *DB) Mutex(id string, opts ...Option) *Mutex {
 	m := &Mutex{id: id}
 	m.err = m.bind(db, opts)
@@ -55,7 +56,7 @@ func (m *Mutex) bind(db *DB, opts []Option) error {
 	if err := validateLockID(m.id); err != nil {
 		return err
 	}
-	m.settings = plugin.settings
+	m.settings = plugin.settings.clone()
 	for _, opt := range opts {
 		if opt != nil {
 			opt(&m.settings)
@@ -71,11 +72,7 @@ func (m *Mutex) bind(db *DB, opts []Option) error {
 	if m.ctx = db.Statement.Context; m.ctx == nil {
 		m.ctx = context.Background()
 	}
-	m.pool = db.ConnPool
-	if conn, ok := db.Statement.ConnPool.(*sql.Conn); ok { // gorm.DB.Connection
-		m.pool = conn
-	}
-	m.db = session(m.ctx, db.Gorm, mainPool{m.pool})
+	m.db = session(m.ctx, db.Gorm, mainPool{db.ConnPool})
 	m.caller = db.Statement
 	stmt := &gorm.Statement{DB: m.db}
 	if err := stmt.Parse(&DBMutex{}); err != nil {
@@ -218,17 +215,20 @@ func (m *Mutex) try() (lease *Lease, seen answer, err error) {
 		start = time.Now()
 		a, err = m.dialect.acquire(db, r)
 		if err == nil && a.token != 0 && m.ctx.Err() != nil {
-			if err = m.discard(db, r.proof); err == nil {
-				err = &unsentError{m.ctx.Err()} // as if it had not been
+			limited, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), discardLimit/2)
+			defer cancel()
+			if m.dialect.discard(session(limited, db, db.Statement.ConnPool), r.proof) == nil {
+				a.token = 0 // as if it had not been
 			}
+			err = &unsentError{m.ctx.Err()}
 		}
 		return err
 	})
 	if err == nil && a.token != 0 {
 		return newLease(m, r.proof, a.token, start), answer{}, nil
 	}
-	if doubt {
-		_ = m.discard(m.on(m.ctx), r.proof) // GORM has logged the error
+	if doubt || a.token != 0 {
+		_ = m.discard(r.proof) // GORM has logged the error
 	}
 	if err != nil {
 		return nil, answer{}, m.failed(m.ctx, "acquire", err)
@@ -243,8 +243,8 @@ func (a answer) heldError(id string) *HeldError {
 	return &HeldError{LockID: id, Holder: a.held.Holder, Since: a.held.CreationTime, ExpiresAt: a.held.ExpiresAt}
 }
 
-// discard removes a lease that nobody will use, with a handle's connection or pool.
-func (m *Mutex) discard(db *gorm.DB, p proof) error {
+// discard removes a lease that nobody will use.
+func (m *Mutex) discard(p proof) error {
 	limit := discardLimit
 	if m.settings.TTL == nil { // what is left would be left for good
 		limit = settleLimit
@@ -252,7 +252,7 @@ func (m *Mutex) discard(db *gorm.DB, p proof) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), limit)
 	defer cancel()
 	_, err := m.settle(ctx, true, func(ctx context.Context) error {
-		return m.dialect.discard(session(ctx, db, db.Statement.ConnPool), p)
+		return m.dialect.discard(m.on(ctx), p)
 	})
 	return err
 }
@@ -277,8 +277,8 @@ func (m *Mutex) lookUp(ctx context.Context, verb string) (row *DBMutex, err erro
 	return row, nil
 }
 
-// ForceRelease frees the mutex whoever holds it, for operators, as after the crash of a holder whose lease never
-// expires. The holder learns of it as of a loss: by its next renewal, or at the end of its work. A free mutex is no
+// ForceRelease ends the lease that holds the mutex now, whosever it is, for operators, as after the crash of a holder whose
+// lease never expires. The holder learns of it as of a loss: by its next renewal, or at the end of its work. A free mutex is no
 // error. While a transaction pins the lease with Lease.Guard it waits, for 5 seconds at the most, and then says so.
 func (m *Mutex) ForceRelease() error {
 	if err := m.check(); err != nil {
@@ -286,8 +286,16 @@ func (m *Mutex) ForceRelease() error {
 	}
 	ctx, cancel := context.WithTimeout(m.ctx, settleLimit)
 	defer cancel()
-	_, err := m.settle(ctx, true, func(ctx context.Context) error {
-		return m.dialect.forceRelease(m.on(ctx), m.id)
+	lease := release{proof: proof{lockID: m.id}} // chosen once: a try whose answer was lost may have let a successor in
+	_, err := m.settle(ctx, true, func(ctx context.Context) (err error) {
+		found := lease.leaseID != ""
+		if !found {
+			lease.leaseID, found, err = m.dialect.leaseID(m.on(ctx), m.id)
+		}
+		if found {
+			_, err = m.dialect.release(m.on(ctx), lease)
+		}
+		return err
 	})
 	if err != nil {
 		return m.notReleased(m.ctx, ctx, "force the release of", err)

@@ -3,7 +3,9 @@ package dbmutex_test
 import (
 	"context"
 	"errors"
+	"io"
 	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -251,6 +253,25 @@ func TestHolder(t *testing.T) {
 		require.NoError(t, err)
 		require.Nil(t, holder)
 	})
+}
+
+func TestForceReleaseSparesASuccessor(t *testing.T) {
+	db, pool := openFaulty(t)
+	acquire(t, db, "job")
+	var successor *dbmutex.Lease
+	pool.setLose(func(statement string) error {
+		if !strings.HasPrefix(statement, "DELETE") {
+			return nil
+		}
+		pool.lose = nil
+		pool.mu.Unlock()
+		defer pool.mu.Lock()
+		successor = acquire(t, db, "job")
+		return io.ErrUnexpectedEOF
+	})
+	require.NoError(t, db.Mutex("job").ForceRelease())
+	require.NoError(t, successor.Renew())
+	requireHeld(t, db, "job")
 }
 
 func TestForceRelease(t *testing.T) {

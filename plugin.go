@@ -56,11 +56,7 @@ type dialectKey struct {
 
 // New makes the plugin. Settings that cannot be make gorm.DB.Use return ErrInvalidSettings.
 func New(s Settings) *Plugin {
-	if s.TTL != nil {
-		ttl := *s.TTL
-		s.TTL = &ttl
-	}
-	return &Plugin{settings: s}
+	return &Plugin{settings: s.clone()}
 }
 
 // Name returns PluginName.
@@ -121,7 +117,7 @@ func (db *DB) Migrate(models ...any) error {
 	if m.err != nil {
 		return m.err
 	}
-	if err := m.dialect.migrate(session(m.ctx, m.db, m.pool)); err != nil {
+	if err := m.dialect.migrate(session(m.ctx, m.db, m.db.ConnPool)); err != nil {
 		return m.failed(m.ctx, "migrate", err)
 	}
 	if len(models) == 0 {

@@ -12,7 +12,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/require"
+	"gorm.io/driver/postgres"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
 
@@ -289,6 +292,16 @@ func TestDoTellsTheTruth(t *testing.T) {
 					pastDeadline(ctx)
 					return errWork
 				}},
+			{name: "released by the work, past the deadline, the work fails", opts: []dbmutex.Option{short}, workErr: true,
+				work: func(ctx context.Context) error {
+					lease, _ := dbmutex.LeaseFrom(ctx)
+					deadline, _ := lease.ExpiresAt()
+					if err := lease.Release(); err != nil {
+						return err
+					}
+					time.Sleep(time.Until(deadline))
+					return errWork
+				}},
 			{name: "released by the work", work: func(ctx context.Context) error {
 				lease, _ := dbmutex.LeaseFrom(ctx)
 				return lease.Release()
@@ -396,6 +409,21 @@ func TestAnUnknownOutcomeIsSettled(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a statement that database/sql would repeat", func(t *testing.T) {
+		config, err := pgx.ParseConfig(testdb.Postgres(t).DSN)
+		require.NoError(t, err)
+		var lose atomic.Bool
+		pool := sql.OpenDB(losingConnector{stdlib.GetConnector(*config), &lose})
+		defer func() { require.NoError(t, pool.Close()) }()
+		gdb, err := gorm.Open(postgres.New(postgres.Config{Conn: pool}), &gorm.Config{Logger: logger.Discard})
+		require.NoError(t, err)
+		require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
+		db := dbmutex.Wrap(gdb)
+		require.NoError(t, db.Migrate())
+		require.NoError(t, db.Mutex("job").Do(func(context.Context) error { lose.Store(true); return nil }))
+		require.False(t, lose.Load())
+		require.Nil(t, row(t, db, "job"))
+	})
 	t.Run("a late answer", func(t *testing.T) {
 		db, pool := openFaulty(t)
 		lease := acquire(t, db, "job", dbmutex.WithTTL(20*time.Millisecond))
@@ -464,6 +492,33 @@ func TestAnUnknownOutcomeIsSettled(t *testing.T) {
 		require.ErrorIs(t, err, io.ErrUnexpectedEOF)
 		require.NotErrorIs(t, err, dbmutex.ErrTimeout)
 	})
+}
+
+// losingConnector makes connections that lose the answer to a DELETE once, with an error that makes database/sql repeat it.
+type losingConnector struct {
+	driver.Connector
+	lose *atomic.Bool
+}
+
+func (c losingConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	conn, err := c.Connector.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &losingConn{conn.(*stdlib.Conn), c.lose}, nil
+}
+
+type losingConn struct {
+	*stdlib.Conn
+	lose *atomic.Bool
+}
+
+func (c *losingConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
+	res, err := c.Conn.ExecContext(ctx, query, args)
+	if strings.HasPrefix(query, "DELETE") && c.lose.CompareAndSwap(true, false) {
+		return nil, driver.ErrBadConn
+	}
+	return res, err
 }
 
 func TestTokensStrictlyGrow(t *testing.T) {

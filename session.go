@@ -3,7 +3,6 @@ package dbmutex
 import (
 	"context"
 	"database/sql"
-	"errors"
 
 	"gorm.io/gorm"
 )
@@ -33,18 +32,13 @@ func session(ctx context.Context, db *gorm.DB, pool gorm.ConnPool) *gorm.DB {
 	return s
 }
 
-// on is a handle for one statement outside of a transaction. Where the connection that the handle is bound to has died
-// it is on the main pool, so that releases happen.
+// on is a handle for one statement outside of a transaction.
 func (m *Mutex) on(ctx context.Context) *gorm.DB {
-	pool := m.pool
-	if conn, bound := pool.(*sql.Conn); bound && errors.Is(conn.Raw(func(any) error { return nil }), sql.ErrConnDone) {
-		pool = m.db.ConnPool
-	}
-	return session(ctx, m.db, mainPool{pool})
+	return session(ctx, m.db, mainPool{m.db.ConnPool})
 }
 
-// hold takes one connection of a handle's pool until it is given back, so that an error tells whether there was one. A
-// handle that is bound to one, or on a pool of somebody else's making, stays as it is.
+// hold takes one connection of a handle's pool until it is given back: an error then tells whether there was one, and
+// database/sql repeats no statement by itself. A handle that has one, or a pool of somebody else's making, stays as it is.
 func hold(db *gorm.DB) (held *gorm.DB, giveBack func(), err error) {
 	switch db.Statement.ConnPool.(mainPool).ConnPool.(type) {
 	case *sql.DB, *gorm.PreparedStmtDB:

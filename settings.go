@@ -102,6 +102,15 @@ func WithSkipHeld() Option { return func(s *Settings) { s.SkipHeld = true } }
 // WithHolder names the holder, for people; "" means host/pid.
 func WithHolder(holder string) Option { return func(s *Settings) { s.Holder = holder } }
 
+// clone shares nothing with s.
+func (s Settings) clone() Settings {
+	if s.TTL != nil {
+		ttl := *s.TTL
+		s.TTL = &ttl
+	}
+	return s
+}
+
 func (s Settings) validate() error {
 	var problem error
 	switch {

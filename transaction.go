@@ -42,7 +42,7 @@ func (m *Mutex) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) 
 	}
 	lease.inTransaction = true
 	ctx := context.WithValue(m.ctx, leaseContextKey{}, lease)
-	tx := session(ctx, m.db, m.pool).Begin(opts...)
+	tx := session(ctx, m.db, m.db.ConnPool).Begin(opts...)
 	if tx.Error != nil {
 		return lease.finish(m.failed(ctx, "begin the transaction of", tx.Error))
 	}

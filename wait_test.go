@@ -3,11 +3,7 @@ package dbmutex_test
 import (
 	"context"
 	"errors"
-	"fmt"
-	"io"
 	"math/rand/v2"
-	"os"
-	"os/exec"
 	"runtime"
 	"sync"
 	"sync/atomic"
@@ -16,7 +12,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"gorm.io/gorm"
-	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
@@ -168,33 +163,9 @@ func TestWaitersListenForOtherProcesses(t *testing.T) {
 	require.Eventually(t, func() bool { return !listening() }, time.Minute, time.Millisecond, "the connection ends with the last waiter")
 }
 
-// TestMain also is the other process of TestNoProcessStarves.
-func TestMain(m *testing.M) {
-	if name := os.Getenv("DBMUTEX_TEST_CHILD"); name != "" {
-		ctx, cancel := context.WithCancel(context.Background())
-		go func() {
-			_, _ = io.Copy(io.Discard, os.Stdin)
-			cancel()
-		}()
-		if err := compete(ctx, testdb.At(name, os.Getenv("DBMUTEX_TEST_CHILD_DSN")), "child"); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		os.Exit(0)
-	}
-	os.Exit(m.Run())
-}
-
-// compete runs for a mutex with three goroutines until the context is done.
-func compete(ctx context.Context, d *testdb.Database, process string) error {
-	gdb, err := gorm.Open(d.Dialector(), &gorm.Config{Logger: logger.Discard})
-	if err != nil {
-		return err
-	}
-	if err := gdb.Use(dbmutex.New(dbmutex.DefaultSettings())); err != nil {
-		return err
-	}
-	db := dbmutex.Wrap(gdb).WithContext(ctx)
+// compete runs for a mutex with three goroutines until the handle's context is done.
+func compete(db *dbmutex.DB, process string) error {
+	ctx := db.Statement.Context
 	failed := make(chan error, 3)
 	for range cap(failed) {
 		go func() {
@@ -213,11 +184,11 @@ func compete(ctx context.Context, d *testdb.Database, process string) error {
 			}
 		}()
 	}
+	var err error
 	for range cap(failed) {
 		err = errors.Join(err, <-failed)
 	}
-	pool, _ := db.DB()
-	return errors.Join(err, pool.Close())
+	return err
 }
 
 func TestNoProcessStarves(t *testing.T) {
@@ -225,18 +196,13 @@ func TestNoProcessStarves(t *testing.T) {
 		require.NoError(t, db.Exec(`CREATE TABLE runs (process text)`).Error)
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		child := exec.CommandContext(ctx, os.Args[0])
-		child.Env = append(os.Environ(), "DBMUTEX_TEST_CHILD="+d.Name, "DBMUTEX_TEST_CHILD_DSN="+d.DSN)
-		child.Stderr = os.Stderr
-		stdin, err := child.StdinPipe()
-		require.NoError(t, err)
-		require.NoError(t, child.Start())
+		child := startChild(t, d, "compete")
 		runs := func(process string) (n int64) {
 			require.NoError(t, db.Table("runs").Where("process = ?", process).Count(&n).Error)
 			return n
 		}
 		ended := make(chan error, 1)
-		go func() { ended <- compete(ctx, d, "parent") }()
+		go func() { ended <- compete(open(t, d).WithContext(ctx), "parent") }()
 		until := func(enough func() bool) {
 			for !enough() {
 				require.NoError(t, ctx.Err(), "parent: %d, child: %d", runs("parent"), runs("child"))
@@ -247,8 +213,7 @@ func TestNoProcessStarves(t *testing.T) {
 		require.NoError(t, db.Exec(`DELETE FROM runs`).Error)
 		until(func() bool { return runs("parent")+runs("child") >= 200 })
 		least, most := min(runs("parent"), runs("child")), max(runs("parent"), runs("child"))
-		require.NoError(t, stdin.Close())
-		require.NoError(t, child.Wait())
+		child.end(t)
 		cancel()
 		require.NoError(t, <-ended)
 		t.Logf("shares: %d, %d", least, most)

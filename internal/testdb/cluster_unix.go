@@ -17,6 +17,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 )
 
 // supervisor is the /bin/sh script which makes a cluster's folder and runs the
@@ -32,6 +33,7 @@ while IFS= read -r command <&3; do
 	eval "$command" >>log </dev/null 3<&-
 	echo $?
 done
+[ ! -e pgbouncer.pid ] || kill "$(cat pgbouncer.pid)"
 for data in */postmaster.pid; do
 	[ ! -e "$data" ] || "$bin/pg_ctl" stop -D "${data%/*}" -m immediate >>log
 done
@@ -246,6 +248,113 @@ func (c *Cluster) Promote(t testing.TB) {
 	if err := c.run(fmt.Sprintf(`"$bin/pg_ctl" promote -w -D %s`, c.data)); err != nil {
 		t.Fatalf("testdb: %v", err)
 	}
+}
+
+// OwnFolder makes a folder that belongs to the server's user.
+func (c *Cluster) OwnFolder(t testing.TB, path string) {
+	t.Helper()
+	if err := c.run("mkdir -m 700" + quoted([]string{path})); err != nil {
+		t.Fatalf("testdb: %v", err)
+	}
+}
+
+// PgBouncer starts PgBouncer in transaction mode before the server, and returns
+// its DSN. It ends with the server's test, which is skipped, or fails, as by
+// Server where the machine has none.
+func (c *Cluster) PgBouncer(t testing.TB) string {
+	t.Helper()
+	need(t, "pgbouncer", "/usr/sbin/pgbouncer")
+	port, err := freePort()
+	if err == nil {
+		err = c.run(fmt.Sprintf(`printf '%%s\n' %s >pgbouncer.ini && echo '"postgres" ""' >users.txt && PATH="$PATH:/usr/sbin" pgbouncer -d pgbouncer.ini`, quoted([]string{
+			"[databases]", "* = host=127.0.0.1 port=" + c.port,
+			"[pgbouncer]", "listen_addr = 127.0.0.1", "listen_port = " + port,
+			"auth_type = trust", "auth_file = users.txt", "pool_mode = transaction", "default_pool_size = 2",
+			"logfile = pgbouncer.log", "pidfile = pgbouncer.pid", "unix_socket_dir =",
+		})))
+	}
+	if err != nil {
+		t.Fatalf("testdb: %v", err)
+	}
+	dsn := strings.Replace(c.DSN(), "port="+c.port, "port="+port, 1)
+	for giveUp := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		err := run(dsn)
+		if err == nil {
+			return dsn
+		}
+		if time.Now().After(giveUp) {
+			t.Fatalf("testdb: PgBouncer doesn't answer: %v", err)
+		}
+	}
+}
+
+// Clock is a server's clock, or a process's, that a test sets.
+type Clock struct{ file string }
+
+// Clock makes the server's clock one to set, and restarts it. It needs the Debian
+// package faketime; where there is none the test is skipped, or fails, as by
+// Server.
+func (c *Cluster) Clock(t testing.TB) *Clock {
+	t.Helper()
+	clock := NewClock(t)
+	c.Stop(t, "fast")
+	c.Start(t, clock.Environment(t)...)
+	return clock
+}
+
+// NewClock makes a clock for processes that have its Environment.
+func NewClock(t testing.TB) *Clock {
+	t.Helper()
+	folder, err := os.MkdirTemp("", "dbmutex-clock-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(folder) })
+	if err := os.Chmod(folder, 0o755); err != nil { // the server is another user's
+		t.Fatal(err)
+	}
+	clock := &Clock{filepath.Join(folder, "offset")}
+	clock.Set(t, 0)
+	return clock
+}
+
+// Environment is what the processes that have the clock need in their
+// environment. Their monotonic clock stays as it is.
+// https://github.com/wolfcw/libfaketime
+func (c *Clock) Environment(t testing.TB) []string {
+	t.Helper()
+	library := need(t, "faketime", "/usr/lib/*/faketime/libfaketime.so.1")
+	return []string{"LD_PRELOAD=" + library, "FAKETIME_TIMESTAMP_FILE=" + c.file, "FAKETIME_NO_CACHE=1",
+		"FAKETIME_DONT_FAKE_MONOTONIC=1", "FAKETIME_DONT_RESET=1"}
+}
+
+// Set makes the clock differ from the machine's.
+func (c *Clock) Set(t testing.TB, offset time.Duration) {
+	t.Helper()
+	// Written aside, so that nobody reads half of it.
+	err := os.WriteFile(c.file+".new", fmt.Appendf(nil, "%+d\n", int64(offset/time.Second)), 0o644)
+	if err == nil {
+		err = os.Rename(c.file+".new", c.file)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// need returns the file of a Debian package. Where it is missing the test is
+// skipped, or fails, as by Server.
+func need(t testing.TB, name, pattern string) string {
+	t.Helper()
+	files, _ := filepath.Glob(pattern) // the patterns are valid
+	if len(files) > 0 {
+		return files[0]
+	}
+	if os.Getenv(envPostgres) == "required" {
+		t.Fatalf("testdb: no %s, and %s=required: install it (Debian: apt-get install %s)", name, envPostgres, name)
+	}
+	fmt.Fprintf(os.Stderr, "dbmutex tests: no %s, %s is skipped: install it (Debian: apt-get install %s)\n", name, t.Name(), name)
+	t.Skipf("no %s", name)
+	return ""
 }
 
 // start starts a throw-away server which ends with this process, and returns its

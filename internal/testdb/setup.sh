@@ -1,12 +1,14 @@
 #!/bin/sh
-# Makes ready what the tests need: a C compiler for the SQLite driver, and
-# PostgreSQL's server programs unless DBMUTEX_TEST_DSN names a server.
+# Makes ready what the tests need: a C compiler for the SQLite driver,
+# PostgreSQL's server programs, PgBouncer, and faketime, which sets a process's
+# clock. (Some tests break a server, and so want one of their own even where
+# DBMUTEX_TEST_DSN names one.)
 # Installs what's missing on Debian and its kin; elsewhere it says what to install.
 set -eu
 
 # has_postgres looks where findBin in postgres.go looks.
 has_postgres() {
-	if [ -n "${DBMUTEX_TEST_DSN:-}" ] || [ -n "${DBMUTEX_TEST_PGBIN:-}" ]; then
+	if [ -n "${DBMUTEX_TEST_PGBIN:-}" ]; then
 		return 0
 	fi
 	initdb=$(command -v initdb || true)
@@ -17,7 +19,7 @@ has_postgres() {
 		/opt/homebrew/opt/postgresql*/bin \
 		/usr/local/opt/postgresql*/bin
 	do
-		if [ -x "$bin/initdb" ] && [ -x "$bin/postgres" ]; then
+		if [ -x "$bin/initdb" ] && [ -x "$bin/pg_ctl" ] && [ -x "$bin/postgres" ]; then
 			return 0
 		fi
 	done
@@ -29,8 +31,17 @@ has_compiler() {
 	command -v "${compiler%% *}" >/dev/null
 }
 
+has_faketime() {
+	for library in /usr/lib/*/faketime/libfaketime.so.1; do
+		[ -e "$library" ] && return 0
+	done
+	return 1
+}
+
 packages=
 has_postgres || packages="$packages postgresql"
+[ -x /usr/sbin/pgbouncer ] || packages="$packages pgbouncer"
+has_faketime || packages="$packages faketime"
 has_compiler || packages="$packages gcc libc6-dev"
 [ -n "$packages" ] || exit 0
 
@@ -43,7 +54,6 @@ else
 fi
 if [ -z "$as_root" ] || ! command -v apt-get >/dev/null; then
 	echo "setup: the tests need what these Debian packages have, please install it:$packages" >&2
-	echo "setup: (rather than postgresql, DBMUTEX_TEST_DSN can name a server)" >&2
 	exit 1
 fi
 
