@@ -6,10 +6,15 @@ TESTFLAGS =
 # Every module's folder, the root module last so that its summary ends the output.
 MODULES = $(shell find . -mindepth 2 -name go.mod -not -path '*/.*' -not -path '*/testdata/*' | sed 's,/go.mod$$,,' | sort) .
 
-.PHONY: help setup test lint fmt
+# Of torture and fuzz. A seed of 0 is drawn.
+DURATION = 10m
+SEED = 0
+FUZZTIME = 30s
+
+.PHONY: help setup test test-matrix torture fuzz lint fmt
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## /\1	/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
 
 setup: ## install what the tests need, or say what to install
 	@internal/testdb/setup.sh
@@ -21,6 +26,17 @@ test: setup ## set up and run the tests of every module
 		(cd $$module && DBMUTEX_TEST_POSTGRES=required go test $(TESTFLAGS) ./...) || failed="$$failed $$module"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "tests failed in:$$failed" >&2; exit 1; fi
+
+test-matrix: ## run the root module's tests on PostgreSQL 14 to 18; needs npm
+	@internal/testdb/matrix.sh
+
+torture: setup ## let processes compete under random faults, and judge what they saw; DURATION=10m SEED=1
+	cd internal/torture && go test -count=1 -timeout 0 -v -run TestTorture -args -duration=$(DURATION) -seed=$(SEED)
+
+fuzz: setup ## fuzz ids, holders, settings and the environment, each for FUZZTIME=30s
+	@for target in $$(sed -n 's/^func \(Fuzz[A-Za-z]*\).*/\1/p' fuzz_test.go); do \
+		go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) . || exit 1; \
+	done
 
 lint: ## check every module with gofmt, go vet and golangci-lint (staticcheck and more)
 	@files=$$(gofmt -l .); \

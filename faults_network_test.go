@@ -311,6 +311,7 @@ func TestTheHolderKnowsInTimeWhileTheNetworkIsFrozen(t *testing.T) {
 }
 
 func TestAReleaseOnAFrozenNetworkTellsOfTheLoss(t *testing.T) {
+	t.Parallel()
 	onNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
 		ttl := dbmutex.WithTTL(300 * time.Millisecond)
 		err := proxied.Mutex("late", ttl).Do(func(ctx context.Context) error {
@@ -333,6 +334,7 @@ func TestAReleaseOnAFrozenNetworkTellsOfTheLoss(t *testing.T) {
 }
 
 func TestAFreezeShorterThanTheLeaseIsNoLoss(t *testing.T) {
+	t.Parallel()
 	onNetwork(t, func(t *testing.T, _, proxied *dbmutex.DB, network *pgproxy.Proxy) {
 		require.NoError(t, proxied.Mutex("job", dbmutex.WithTTL(10*time.Second), dbmutex.WithRenewal()).Do(func(ctx context.Context) error {
 			lease, _ := dbmutex.LeaseFrom(ctx)
@@ -432,6 +434,7 @@ func TestAPoolThatTheWorkStarves(t *testing.T) {
 }
 
 func TestErrorsOfABrokenNetworkTellWhatFailed(t *testing.T) {
+	t.Parallel()
 	onNetwork(t, func(t *testing.T, _, proxied *dbmutex.DB, network *pgproxy.Proxy) {
 		network.Choose(func(string) *pgproxy.Fault { return &pgproxy.Fault{Unsent: true} })
 		err := proxied.Mutex("job").Do(func(context.Context) error { panic("ran") })

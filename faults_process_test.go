@@ -16,6 +16,7 @@ import (
 // The tests of this file kill and pause processes that hold a mutex.
 
 func TestAHolderThatIsKilled(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
 		db = db.WithContext(limited(t))
@@ -36,6 +37,7 @@ func TestAHolderThatIsKilled(t *testing.T) {
 }
 
 func TestAHolderThatPausesBeyondItsLease(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		db = db.WithContext(limited(t))
 		p := startChild(t, d, "hold")
@@ -54,6 +56,7 @@ func TestAHolderThatPausesBeyondItsLease(t *testing.T) {
 }
 
 func TestATransactionThatPausesBeyondItsLease(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
 		db = db.WithContext(limited(t))

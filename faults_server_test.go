@@ -31,6 +31,7 @@ func onCluster(t *testing.T, test func(t *testing.T, c *testdb.Cluster, db *dbmu
 }
 
 func TestItSurvivesACrashOfTheServer(t *testing.T) {
+	t.Parallel()
 	// The background writers are slow, so that what is not waited for is lost.
 	onCluster(t, func(t *testing.T, c *testdb.Cluster, _ *dbmutex.DB) {
 		for _, setting := range []string{"off", "on"} {
@@ -117,6 +118,7 @@ func requireHeldAfterRestart(t *testing.T, db *dbmutex.DB, id string) {
 }
 
 func TestACrashWhileHeldRenewedAndWaitedFor(t *testing.T) {
+	t.Parallel()
 	onCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
 		ctx := limited(t)
 		waited := make(chan error, 1)
@@ -144,8 +146,17 @@ func TestACrashWhileHeldRenewedAndWaitedFor(t *testing.T) {
 	})
 }
 
+// acquireForGood is for a lease whose server will be gone when the test ends.
+func acquireForGood(t *testing.T, db *dbmutex.DB, id string) *dbmutex.Lease {
+	t.Helper()
+	lease, err := db.Mutex(id).Acquire()
+	require.NoError(t, err)
+	return lease
+}
+
 // https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION
 func TestItSurvivesAFailoverToASynchronousStandby(t *testing.T) {
+	t.Parallel()
 	onCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
 		standby := c.Standby(t, "standby")
 		c.Set(t, "synchronous_standby_names = 'standby'")
@@ -159,7 +170,7 @@ func TestItSurvivesAFailoverToASynchronousStandby(t *testing.T) {
 		for _, setting := range []string{"on", "off", "remote_apply"} {
 			db := openDSN(t, withSetting(c.DSN(), "synchronous_commit", setting))
 			for _, id := range []string{"one", "two"} {
-				lease := acquire(t, db, setting+" "+id)
+				lease := acquireForGood(t, db, setting+" "+id)
 				require.NoError(t, lease.Renew())
 				leases = append(leases, lease)
 			}
@@ -169,23 +180,23 @@ func TestItSurvivesAFailoverToASynchronousStandby(t *testing.T) {
 		c.Stop(t, "immediate")
 		standby.Promote(t)
 		promoted := openDSN(t, standby.DSN())
-		standby.Set(t, "synchronous_standby_names = ''")
 		var last int64
 		for _, lease := range leases {
 			requireHeld(t, promoted, lease.LockID())
 			last = max(last, lease.Token())
 		}
-		require.Greater(t, acquire(t, promoted, "job").Token(), last)
+		require.Greater(t, acquireForGood(t, promoted, "job").Token(), last)
 	})
 }
 
 // What the documentation says cannot be had: an asynchronous standby may not know of the last leases.
 func TestAFailoverToAnAsynchronousStandbyLosesLeases(t *testing.T) {
+	t.Parallel()
 	onCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
 		standby := c.Standby(t, "standby")
 		reconnect(t, db)
 		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
-		known := acquire(t, db, "known")
+		acquireForGood(t, db, "known")
 		var lsn string
 		require.NoError(t, db.Raw(`SELECT pg_current_wal_flush_lsn()`).Scan(&lsn).Error)
 		behind := openDSN(t, standby.DSN())
@@ -196,7 +207,7 @@ func TestAFailoverToAnAsynchronousStandbyLosesLeases(t *testing.T) {
 		}, time.Minute, 10*time.Millisecond)
 		standby.Stop(t, "fast")
 
-		lost := acquire(t, db, "lost")
+		lost := acquireForGood(t, db, "lost")
 		require.NoError(t, db.Mutex("payment").Transaction(func(tx *gorm.DB) error {
 			return tx.Exec(`INSERT INTO made VALUES (1)`).Error
 		}))
@@ -206,17 +217,17 @@ func TestAFailoverToAnAsynchronousStandbyLosesLeases(t *testing.T) {
 
 		promoted := openDSN(t, standby.DSN())
 		requireHeld(t, promoted, "known")
-		second := acquire(t, promoted, "lost")
+		second := acquireForGood(t, promoted, "lost")
 		require.NoError(t, lost.Context().Err(), "two holders: the first believes in its lease until it asks")
 		require.NoError(t, second.Context().Err())
 		var n int
 		require.NoError(t, promoted.Raw(`SELECT count(*) FROM made`).Scan(&n).Error)
 		require.Zero(t, n, "what a Transaction did is lost with its lease")
-		_ = known
 	})
 }
 
 func TestStepsOfTheServersClock(t *testing.T) {
+	t.Parallel()
 	onCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
 		clock := c.Clock(t)
 		reconnect(t, db)
@@ -290,6 +301,7 @@ func TestStepsOfSQLitesClock(t *testing.T) {
 }
 
 func TestReadOnlyAfterAFailover(t *testing.T) {
+	t.Parallel()
 	onCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
 		lease := acquire(t, db, "held", dbmutex.WithTTL(time.Minute))
 		before, _ := lease.ExpiresAt()
@@ -322,6 +334,7 @@ func TestReadOnlyAfterAFailover(t *testing.T) {
 
 // A small file system under the lock's table, which only root may make.
 func TestAFullDisk(t *testing.T) {
+	t.Parallel()
 	if os.Geteuid() != 0 {
 		t.Log("PostgreSQL's part needs root, to mount a small file system; SQLite's does not")
 	} else {
@@ -416,6 +429,7 @@ func TestTheTableIsMadeAgain(t *testing.T) {
 }
 
 func TestPgBouncerInTransactionMode(t *testing.T) {
+	t.Parallel()
 	onCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
 		pooler := c.PgBouncer(t)
 		for _, mode := range []string{"exec", "simple_protocol"} { // as the README says

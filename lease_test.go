@@ -113,6 +113,7 @@ func TestReleasesWaitForAGuard(t *testing.T) {
 }
 
 func TestReleaseSaysThatItIsPinned(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		lease := acquire(t, db, "job")
 		tx := open(t, d).Begin()
@@ -263,6 +264,7 @@ func TestTransactionReleasesItsLeaseItself(t *testing.T) {
 }
 
 func TestNestedLeases(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		var inner error
 		outer := db.Mutex("outer", dbmutex.WithTTL(2*time.Second)).Do(func(ctx context.Context) error {

@@ -343,6 +343,7 @@ func TestReleaseHappensAfterCancellation(t *testing.T) {
 }
 
 func TestRenewalsOutlastTheCallersContext(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		ctx, cancel := context.WithCancel(context.Background())
 		mutex := db.WithContext(ctx).Mutex("job", dbmutex.WithTTL(3*time.Second), dbmutex.WithRenewal())
@@ -678,6 +679,7 @@ func TestATransactionOnSQLiteWritesFirst(t *testing.T) {
 }
 
 func TestTransactionIsolationLevels(t *testing.T) {
+	t.Parallel()
 	db := open(t, testdb.Postgres(t))
 	for _, level := range []sql.IsolationLevel{sql.LevelDefault, sql.LevelReadCommitted, sql.LevelRepeatableRead, sql.LevelSerializable} {
 		t.Run(level.String(), func(t *testing.T) {

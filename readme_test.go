@@ -28,3 +28,22 @@ func TestREADMESnippetsAreCompiled(t *testing.T) {
 		require.Contains(t, compiled.String(), snippet[1])
 	}
 }
+
+// Every test that the documentation names is there.
+func TestDocumentedTestsExist(t *testing.T) {
+	guarantees, err := os.ReadFile("docs/guarantees.md")
+	require.NoError(t, err)
+	files, err := filepath.Glob("*_test.go")
+	require.NoError(t, err)
+	var tests strings.Builder
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		require.NoError(t, err)
+		tests.Write(text)
+	}
+	names := regexp.MustCompile("`(Test[A-Za-z]+)`").FindAllStringSubmatch(string(guarantees), -1)
+	require.NotEmpty(t, names)
+	for _, name := range names {
+		require.Contains(t, tests.String(), "func "+name[1]+"(t *testing.T)")
+	}
+}

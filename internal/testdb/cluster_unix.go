@@ -232,7 +232,7 @@ func (c *Cluster) Standby(t testing.TB, name string) *Cluster {
 	s := &Cluster{supervised: c.supervised, data: name, env: c.env}
 	err := c.run(fmt.Sprintf(`cp -R %s %s && rm -f %s/postmaster.* && touch %s/standby.signal`, c.data, name, name, name))
 	if err == nil {
-		err = s.set([]string{fmt.Sprintf("primary_conninfo = 'host=127.0.0.1 port=%s user=postgres application_name=%s'", c.port, name)})
+		err = s.set([]string{"wal_retrieve_retry_interval = 100ms", fmt.Sprintf("primary_conninfo = 'host=127.0.0.1 port=%s user=postgres application_name=%s'", c.port, name)})
 	}
 	if err != nil {
 		t.Fatalf("testdb: %v", err)
