@@ -561,6 +561,42 @@ func TestTokensStrictlyGrow(t *testing.T) {
 	})
 }
 
+// A try that waited for the row may have drawn its id before a lease that ended meanwhile drew its token.
+func TestATokenIsDrawnOnceTheRowIsWon(t *testing.T) {
+	t.Run("postgres", func(t *testing.T) {
+		db := open(t, testdb.Postgres(t))
+		first := db.Begin()
+		require.NoError(t, first.Exec(`INSERT INTO db_mutexes (lock_id, creation_time, holder, lease_id) VALUES ('job', now(), '', '')`).Error)
+		acquired := make(chan *dbmutex.Lease, 1)
+		go func() {
+			lease, err := db.WithContext(limited(t)).Mutex("job").Acquire()
+			if err != nil {
+				t.Error(err)
+			}
+			acquired <- lease
+		}()
+		require.Eventually(t, func() bool {
+			var waiting int
+			require.NoError(t, db.Raw(`SELECT count(*) FROM pg_locks WHERE NOT granted AND transactionid::text = (
+				SELECT transactionid::text FROM pg_locks WHERE pid = ? AND locktype = 'transactionid' AND granted)`, backend(t, first)).Scan(&waiting).Error)
+			return waiting == 1
+		}, time.Minute, time.Millisecond)
+		var token int64
+		require.NoError(t, first.Raw(`SELECT nextval(pg_get_serial_sequence('db_mutexes', 'id'))`).Scan(&token).Error)
+		require.NoError(t, first.Exec(`DELETE FROM db_mutexes`).Error)
+		require.NoError(t, first.Commit().Error)
+		lease := <-acquired
+		require.Greater(t, lease.Token(), token)
+		require.NoError(t, lease.Release())
+	})
+}
+
+// backend is a session's process on the server.
+func backend(t *testing.T, tx *gorm.DB) (pid int) {
+	require.NoError(t, tx.Raw(`SELECT pg_backend_pid()`).Scan(&pid).Error)
+	return pid
+}
+
 func TestTransactionCommitsOnlyWhileHeld(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
