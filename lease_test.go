@@ -298,6 +298,22 @@ func TestNoLease(t *testing.T) {
 	}
 }
 
+func TestARenewalCountsFromWhenItWasAskedFor(t *testing.T) {
+	db, pool := openFaulty(t)
+	lease := acquire(t, db, "job", dbmutex.WithTTL(time.Hour))
+	var done time.Time
+	pool.setLose(func(statement string) error {
+		if strings.HasPrefix(statement, "UPDATE") { // it has run, but its answer takes a while
+			done = time.Now()
+			time.Sleep(50 * time.Millisecond)
+		}
+		return nil
+	})
+	require.NoError(t, lease.Renew())
+	deadline, _ := lease.ExpiresAt()
+	require.False(t, deadline.After(done.Add(time.Hour)))
+}
+
 func TestALateAnswerBringsAnEndedContext(t *testing.T) {
 	db, pool := openFaulty(t)
 	requireFree(t, db, "warm")
