@@ -11,27 +11,27 @@ import (
 )
 
 // dialect holds the statements of one database over one table. Apart from this file and the two that implement it,
-// nothing in this package knows databases apart. Every method runs on the handle's pool or transaction, under its context.
+// nothing in this package knows databases apart.
 type dialect interface {
 	// acquire takes the mutex where it is free, or expired, or held by this very lease, and else says who holds it.
-	acquire(db *gorm.DB, r request) (answer, error)
+	acquire(t target, r request) (answer, error)
 	// renew, release and guard say whether the row was there.
-	renew(db *gorm.DB, p proof, ttl *time.Duration) (bool, error)
-	release(db *gorm.DB, r release) (bool, error)
+	renew(t target, p proof, ttl *time.Duration) (bool, error)
+	release(t target, r release) (bool, error)
 	// releaseIn is release as a part of a transaction, which it names so that fate can tell how that ended; "" where an
 	// error of its COMMIT always means that it was rolled back.
-	releaseIn(tx *gorm.DB, p proof, minHold time.Duration) (found bool, transaction string, err error)
-	guard(tx *gorm.DB, p proof) (bool, error)
-	fate(db *gorm.DB, transaction string) (fate, error)
+	releaseIn(tx target, p proof, minHold time.Duration) (found bool, transaction string, err error)
+	guard(tx target, p proof) (bool, error)
+	fate(t target, transaction string) (fate, error)
 	// begin prepares a transaction that ends with releaseIn; false where the row has gone.
-	begin(tx *gorm.DB, p proof) (bool, error)
+	begin(tx target, p proof) (bool, error)
 	// renewable says whether a lease can be renewed while such a transaction is open, without making it fail.
-	renewable(tx *gorm.DB) (bool, error)
+	renewable(tx target) (bool, error)
 	// discard removes a lease that may have been made, or may be in the making still.
-	discard(db *gorm.DB, p proof) error
-	holder(db *gorm.DB, lockID string) (*DBMutex, error)
+	discard(t target, p proof) error
+	holder(t target, lockID string) (*DBMutex, error)
 	// leaseID is that of the row that is there, live or expired.
-	leaseID(db *gorm.DB, lockID string) (leaseID string, found bool, err error)
+	leaseID(t target, lockID string) (leaseID string, found bool, err error)
 	// classify tells an error's consequences, and missing whether it means that there is no such table.
 	classify(err error) failure
 	missing(err error) bool
@@ -94,32 +94,6 @@ func newDialect(name, table string) (dialect, error) {
 	}
 }
 
-// queryOne scans the one row that a statement may return. It reads to the end, where a failed commit shows.
-func queryOne(db *gorm.DB, query string, args []any, dest ...any) (found bool, err error) {
-	rows, err := db.Raw(query, args...).Rows()
-	if err != nil {
-		return false, err
-	}
-	defer func() {
-		if closed := rows.Close(); err == nil {
-			err = closed
-		}
-	}()
-	if found = rows.Next(); found {
-		if err := rows.Scan(dest...); err != nil {
-			return false, err
-		}
-		rows.Next()
-	}
-	return found, rows.Err()
-}
-
-// exec runs a statement and says whether it changed a row.
-func exec(db *gorm.DB, query string, args ...any) (bool, error) {
-	res := db.Exec(query, args...)
-	return res.RowsAffected > 0, res.Error
-}
-
 // unsentError is the error of a statement that found no connection: it cannot have had an effect.
 type unsentError struct{ error }
 
@@ -137,10 +111,10 @@ func isPoolClosed(err error) bool { return strings.Contains(err.Error(), "sql: d
 func roundUp(d, unit time.Duration) int64 { return int64((d-1)/unit) + 1 }
 
 // queryHolder reads the row of a lease that is live.
-func queryHolder(db *gorm.DB, query, lockID string) (*DBMutex, error) {
+func queryHolder(t target, query, lockID string) (*DBMutex, error) {
 	row := &DBMutex{}
 	var expires sql.NullTime
-	found, err := queryOne(db, query, []any{lockID},
+	found, err := t.queryOne(query, []any{lockID},
 		&row.ID, &row.LockID, &row.CreationTime, &expires, &row.Holder, &row.LeaseID)
 	if err != nil || !found {
 		return nil, err

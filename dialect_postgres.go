@@ -3,6 +3,7 @@ package dbmutex
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"net"
 	"strings"
@@ -16,48 +17,59 @@ import (
 type postgres struct {
 	table                                                  string
 	takeOverSQL, renewSQL, guardSQL, holderSQL, leaseIDSQL string
-	releaseSQL, releaseInSQL                               releaseSQL
+	releaseSQL, leaveSQL                                   map[ending]string
 	acquireSQL                                             atomic.Pointer[string] // nil until the sequence is known
 }
 
-// releaseSQL is a release at once, and one at the end of a MinHold.
-type releaseSQL struct{ now, later string }
+// ending is what else the statement that ends a lease does.
+type ending struct{ async, notify, inTransaction bool }
 
 const (
 	// An acknowledged lease survives a crash even where the database commits asynchronously; stronger settings stay.
 	durable = `CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END`
-	expiry  = `clock_timestamp() + ?::bigint * interval '1 microsecond'`
-	owned   = ` WHERE lock_id = ? AND lease_id = ?`
+	owned   = ` WHERE lock_id = $1 AND lease_id = $2`
 )
 
 func newPostgres(table string) *postgres {
-	remove := `DELETE FROM ` + table + owned
-	// The new lease_id makes the row ownerless, so that a late renewal cannot revive it; the new id waits for guards.
-	leave := `UPDATE ` + table + ` SET id = DEFAULT, lease_id = ?, expires_at = creation_time + ?::bigint * interval '1 microsecond'` + owned
-	// A release that a crash undoes only leaves the lease to its TTL, so it may spare itself the wait for the disk. It
-	// notifies without that wait too: pg_notify serialises commits, which costs nothing while they are this short.
-	const given = ` RETURNING CASE WHEN ?::boolean THEN set_config('synchronous_commit', 'off', true) ELSE ` + durable + ` END,
-		CASE WHEN ?::boolean THEN pg_notify('` + notifyChannel + `', lock_id)::text END`
-	const transaction = ` RETURNING pg_current_xact_id()::text`
-	return &postgres{
+	p := &postgres{
 		table: table,
 		// SKIP LOCKED passes a row that somebody's guard pins. The new id is a change of a key column, which a guard's
 		// KEY SHARE lock keeps out while it lets renewals through. A row with this lease's own id is there when the
 		// reply to an earlier try was lost.
 		takeOverSQL: `WITH stale AS MATERIALIZED (
 	SELECT id FROM ` + table + `
-	WHERE lock_id = ? AND (expires_at <= clock_timestamp() OR lease_id = ?) FOR UPDATE SKIP LOCKED)
+	WHERE lock_id = $1 AND (expires_at <= clock_timestamp() OR lease_id = $4) FOR UPDATE SKIP LOCKED)
 UPDATE ` + table + ` AS m
-SET id = DEFAULT, creation_time = clock_timestamp(), expires_at = ` + expiry + `, holder = ?, lease_id = ?
+SET id = DEFAULT, creation_time = clock_timestamp(), expires_at = ` + expires("$2") + `, holder = $3, lease_id = $4
 FROM stale WHERE m.id = stale.id RETURNING m.id, ` + durable,
 
-		renewSQL:     `UPDATE ` + table + ` SET expires_at = ` + expiry + owned + ` RETURNING ` + durable,
-		guardSQL:     `SELECT 1 FROM ` + table + owned + ` FOR KEY SHARE`,
-		holderSQL:    `SELECT id, lock_id, creation_time, expires_at, holder, lease_id FROM ` + table + ` WHERE lock_id = ? AND (expires_at IS NULL OR expires_at > clock_timestamp())`,
-		leaseIDSQL:   `SELECT lease_id FROM ` + table + ` WHERE lock_id = ?`,
-		releaseSQL:   releaseSQL{now: remove + given, later: leave + given},
-		releaseInSQL: releaseSQL{now: remove + transaction, later: leave + transaction},
+		renewSQL:   `UPDATE ` + table + ` SET expires_at = ` + expires("$3") + owned + ` RETURNING ` + durable,
+		guardSQL:   `SELECT 1 FROM ` + table + owned + ` FOR KEY SHARE`,
+		holderSQL:  `SELECT id, lock_id, creation_time, expires_at, holder, lease_id FROM ` + table + ` WHERE lock_id = $1 AND (expires_at IS NULL OR expires_at > clock_timestamp())`,
+		leaseIDSQL: `SELECT lease_id FROM ` + table + ` WHERE lock_id = $1`,
+		releaseSQL: map[ending]string{},
+		leaveSQL:   map[ending]string{},
 	}
+	for end, returning := range map[ending]string{
+		{}: durable,
+		// A release that a crash undoes only leaves the lease to its TTL, so it may spare itself the wait for the disk.
+		{async: true}: `set_config('synchronous_commit', 'off', true)`,
+		// pg_notify serialises commits, which costs nothing while they are this short.
+		{async: true, notify: true}: `set_config('synchronous_commit', 'off', true), pg_notify('` + notifyChannel + `', lock_id)::text`,
+		// By its number a transaction can be asked for later.
+		{inTransaction: true}: `pg_current_xact_id()::text`,
+	} {
+		p.releaseSQL[end] = `DELETE FROM ` + table + owned + ` RETURNING ` + returning
+		// The new lease_id makes the row ownerless, so that a late renewal cannot revive it; the new id waits for guards.
+		p.leaveSQL[end] = `UPDATE ` + table + ` SET id = DEFAULT, lease_id = $3, expires_at = creation_time + $4::bigint * interval '1 microsecond'` +
+			owned + ` RETURNING ` + returning
+	}
+	return p
+}
+
+// expires is the end of a lease whose TTL in microseconds is a parameter; NULL for one that is NULL.
+func expires(parameter string) string {
+	return `clock_timestamp() + ` + parameter + `::bigint * interval '1 microsecond'`
 }
 
 // acquireStatement is built once, with the sequence of the table's id: asking for that in every statement would cost 10
@@ -66,17 +78,17 @@ FROM stale WHERE m.id = stale.id RETURNING m.id, ` + durable,
 // Where the mutex is held the statement writes nothing, waits for nobody and needs no transaction id; an upsert would
 // lock the row before it looked at it. The token is drawn in RETURNING, after the row is won: the id that the INSERT
 // draws for itself may be smaller than that of a lease that came before.
-func (p *postgres) acquireStatement(db *gorm.DB) (string, error) {
+func (p *postgres) acquireStatement(t target) (string, error) {
 	if known := p.acquireSQL.Load(); known != nil {
 		return *known, nil
 	}
 	// A table that the search path finds has its sequence found so, too: the path may differ between connections.
-	query := `SELECT pg_get_serial_sequence(?, 'id')::regclass::text`
+	query := `SELECT pg_get_serial_sequence($1, 'id')::regclass::text`
 	if strings.Contains(p.table, `"."`) {
-		query = `SELECT pg_get_serial_sequence(?, 'id')`
+		query = `SELECT pg_get_serial_sequence($1, 'id')`
 	}
 	var sequence sql.NullString
-	if _, err := queryOne(db, query, []any{p.table}, &sequence); err != nil {
+	if _, err := t.queryOne(query, []any{p.table}, &sequence); err != nil {
 		return "", err
 	}
 	if !sequence.Valid {
@@ -84,59 +96,52 @@ func (p *postgres) acquireStatement(db *gorm.DB) (string, error) {
 	}
 	query = `WITH made AS (
 	INSERT INTO ` + p.table + ` (lock_id, creation_time, expires_at, holder, lease_id)
-	SELECT ?::varchar, clock_timestamp(), ` + expiry + `, ?::text, ?::varchar
-	WHERE NOT EXISTS (SELECT FROM ` + p.table + ` WHERE lock_id = ?)
+	SELECT $1::varchar, clock_timestamp(), ` + expires("$2") + `, $3::text, $4::varchar
+	WHERE NOT EXISTS (SELECT FROM ` + p.table + ` WHERE lock_id = $1)
 	ON CONFLICT (lock_id) DO NOTHING
 	RETURNING nextval('` + strings.ReplaceAll(sequence.String, "'", "''") + `'::regclass) AS token, ` + durable + `)
-SELECT token, NULL::text, NULL::timestamptz, NULL::timestamptz, NULL::text, NULL::bigint FROM made
+SELECT token, NULL::text FROM made
 UNION ALL
-SELECT NULL, holder, creation_time, expires_at, lease_id,
-	(extract(epoch FROM expires_at - clock_timestamp()) * 1000000)::bigint
-FROM ` + p.table + ` WHERE lock_id = ? AND NOT EXISTS (SELECT FROM made)`
+SELECT NULL, json_build_object('holder', holder, 'lease', lease_id, 'since', creation_time, 'expires', expires_at,
+	'leftMicroseconds', (extract(epoch FROM expires_at - clock_timestamp()) * 1000000)::bigint)::text
+FROM ` + p.table + ` WHERE lock_id = $1 AND NOT EXISTS (SELECT FROM made)`
 	p.acquireSQL.Store(&query)
 	return query, nil
 }
 
 var errNoSequence = errors.New("the id of the table has no sequence: let AutoMigrate make the table")
 
-func (p *postgres) acquire(db *gorm.DB, r request) (a answer, err error) {
-	ctx, cancel := gracefully(db.Statement.Context)
+func (p *postgres) acquire(t target, r request) (a answer, err error) {
+	ctx, cancel := gracefully(t.ctx)
 	defer cancel()
-	db = session(ctx, db, db.Statement.ConnPool)
-	query, err := p.acquireStatement(db)
+	t = t.under(ctx)
+	query, err := p.acquireStatement(t)
 	if err != nil {
 		return answer{}, err
 	}
+	args := []any{r.lockID, microseconds(r.ttl), r.holder, r.leaseID}
 	for range looks {
-		var token, left sql.NullInt64
-		var holder, leaseID sql.NullString
-		var since, expires sql.NullTime
-		found, err := queryOne(db, query,
-			[]any{r.lockID, microseconds(r.ttl), r.holder, r.leaseID, r.lockID, r.lockID},
-			&token, &holder, &since, &expires, &leaseID, &left)
-		if err != nil {
+		var token sql.NullInt64
+		var other sql.NullString
+		found, err := t.queryOne(query, args, &token, &other)
+		switch {
+		case err != nil:
 			if p.missing(err) { // or made again since, with another sequence
 				p.acquireSQL.Store(nil)
 			}
 			return answer{}, err
-		}
-		if token.Valid {
+		case token.Valid:
 			return answer{token: token.Int64}, nil
-		}
-		if !found {
+		case !found:
 			continue
 		}
-		a.held = &DBMutex{LockID: r.lockID, CreationTime: since.Time, Holder: holder.String, LeaseID: leaseID.String}
-		a.left = time.Duration(left.Int64) * time.Microsecond
-		if expires.Valid {
-			a.held.ExpiresAt = &expires.Time
+		if a, err = heldBy(r.lockID, other.String); err != nil {
+			return answer{}, err
 		}
-		if leaseID.String != r.leaseID && (!expires.Valid || a.left > 0) {
+		if a.held.LeaseID != r.leaseID && (a.held.ExpiresAt == nil || a.left > 0) {
 			return a, nil
 		}
-		var durable sql.NullString
-		found, err = queryOne(db, p.takeOverSQL,
-			[]any{r.lockID, r.leaseID, microseconds(r.ttl), r.holder, r.leaseID}, &token, &durable)
+		found, err = t.queryOne(p.takeOverSQL, args, &token, new(sql.NullString))
 		if err != nil {
 			return answer{}, err
 		}
@@ -147,49 +152,69 @@ func (p *postgres) acquire(db *gorm.DB, r request) (a answer, err error) {
 	return a, nil
 }
 
+// heldBy reads the lease that an acquire found.
+func heldBy(lockID, found string) (a answer, err error) {
+	var row struct {
+		Holder, Lease    string
+		Since            time.Time
+		Expires          *time.Time
+		LeftMicroseconds int64
+	}
+	if err := json.Unmarshal([]byte(found), &row); err != nil {
+		return answer{}, err
+	}
+	return answer{
+		held: &DBMutex{LockID: lockID, CreationTime: row.Since, ExpiresAt: row.Expires, Holder: row.Holder, LeaseID: row.Lease},
+		left: time.Duration(row.LeftMicroseconds) * time.Microsecond,
+	}, nil
+}
+
 // grace is for how long a statement may go on after its context is done: one that is cut off costs its connection, and
 // may still have its effect on the server later.
 const grace = time.Second
 
 // gracefully is a context that ends grace after ctx.
 func gracefully(ctx context.Context) (context.Context, context.CancelFunc) {
+	if ctx.Done() == nil {
+		return ctx, func() {}
+	}
 	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
 	stop := context.AfterFunc(ctx, func() { time.AfterFunc(grace, cancel) })
 	return own, func() { stop(); cancel() }
 }
 
-func (p *postgres) renew(db *gorm.DB, own proof, ttl *time.Duration) (bool, error) {
-	return exec(db, p.renewSQL, microseconds(ttl), own.lockID, own.leaseID)
+func (p *postgres) renew(t target, own proof, ttl *time.Duration) (bool, error) {
+	return t.exec(p.renewSQL, own.lockID, own.leaseID, microseconds(ttl))
 }
 
-func (p *postgres) release(db *gorm.DB, r release) (bool, error) {
-	query, args := p.releaseSQL.statement(r.proof, r.minHold)
-	return exec(db, query, append(args, r.async, r.notify)...)
+func (p *postgres) release(t target, r release) (bool, error) {
+	query, args := p.endSQL(r.proof, r.minHold, ending{async: r.async, notify: r.async && r.notify})
+	return t.exec(query, args...)
 }
 
-func (p *postgres) releaseIn(tx *gorm.DB, own proof, minHold time.Duration) (found bool, transaction string, err error) {
-	query, args := p.releaseInSQL.statement(own, minHold)
-	found, err = queryOne(tx, query, args, &transaction)
+func (p *postgres) releaseIn(tx target, own proof, minHold time.Duration) (found bool, transaction string, err error) {
+	query, args := p.endSQL(own, minHold, ending{inTransaction: true})
+	found, err = tx.queryOne(query, args, &transaction)
 	return found, transaction, err
 }
 
-func (s releaseSQL) statement(own proof, minHold time.Duration) (string, []any) {
+func (p *postgres) endSQL(own proof, minHold time.Duration, end ending) (string, []any) {
 	if minHold > 0 {
-		return s.later, []any{newLeaseID(), microseconds(&minHold), own.lockID, own.leaseID}
+		return p.leaveSQL[end], []any{own.lockID, own.leaseID, newLeaseID(), microseconds(&minHold)}
 	}
-	return s.now, []any{own.lockID, own.leaseID}
+	return p.releaseSQL[end], []any{own.lockID, own.leaseID}
 }
 
-func (p *postgres) guard(tx *gorm.DB, own proof) (bool, error) {
+func (p *postgres) guard(tx target, own proof) (bool, error) {
 	var one int
-	return queryOne(tx, p.guardSQL, []any{own.lockID, own.leaseID}, &one)
+	return tx.queryOne(p.guardSQL, []any{own.lockID, own.leaseID}, &one)
 }
 
 // fate asks for the outcome of a transaction, which survives a crash and is the same on a promoted standby.
 // https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-SNAPSHOT
-func (p *postgres) fate(db *gorm.DB, transaction string) (fate, error) {
+func (p *postgres) fate(t target, transaction string) (fate, error) {
 	var status sql.NullString
-	if _, err := queryOne(db, `SELECT pg_xact_status(?::text::xid8)`, []any{transaction}, &status); err != nil {
+	if _, err := t.queryOne(`SELECT pg_xact_status($1::text::xid8)`, []any{transaction}, &status); err != nil {
 		return fateUnknown, err
 	}
 	switch status.String {
@@ -207,34 +232,34 @@ func (p *postgres) fate(db *gorm.DB, transaction string) (fate, error) {
 var errInProgress = errors.New("the transaction is still in progress")
 
 // begin pins nothing: a holder that hangs in its transaction must not outlast its TTL.
-func (p *postgres) begin(*gorm.DB, proof) (bool, error) { return true, nil }
+func (p *postgres) begin(target, proof) (bool, error) { return true, nil }
 
 // renewable: above READ COMMITTED the row's release fails where a renewal came after the transaction's snapshot.
-func (p *postgres) renewable(tx *gorm.DB) (bool, error) {
+func (p *postgres) renewable(tx target) (bool, error) {
 	var level string
-	_, err := queryOne(tx, `SELECT current_setting('transaction_isolation')`, nil, &level)
+	_, err := tx.queryOne(`SELECT current_setting('transaction_isolation')`, nil, &level)
 	return level == "read committed" || level == "read uncommitted", err
 }
 
 // discard looks again after a while: a statement whose context was cancelled may still run on the server.
-func (p *postgres) discard(db *gorm.DB, own proof) error {
+func (p *postgres) discard(t target, own proof) error {
 	for _, pause := range []time.Duration{0, 20 * time.Millisecond, 100 * time.Millisecond} {
-		if err := sleep(db.Statement.Context, pause); err != nil {
+		if err := sleep(t.ctx, pause); err != nil {
 			return err
 		}
-		if found, err := p.release(db, release{proof: own}); found || err != nil {
+		if found, err := p.release(t, release{proof: own}); found || err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (p *postgres) holder(db *gorm.DB, lockID string) (*DBMutex, error) {
-	return queryHolder(db, p.holderSQL, lockID)
+func (p *postgres) holder(t target, lockID string) (*DBMutex, error) {
+	return queryHolder(t, p.holderSQL, lockID)
 }
 
-func (p *postgres) leaseID(db *gorm.DB, lockID string) (leaseID string, found bool, err error) {
-	found, err = queryOne(db, p.leaseIDSQL, []any{lockID}, &leaseID)
+func (p *postgres) leaseID(t target, lockID string) (leaseID string, found bool, err error) {
+	found, err = t.queryOne(p.leaseIDSQL, []any{lockID}, &leaseID)
 	return leaseID, found, err
 }
 

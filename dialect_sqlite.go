@@ -50,10 +50,10 @@ RETURNING id`,
 // which that writer may be guarding, held.
 const pinnedAfter = 50 * time.Millisecond
 
-func (s *sqlite) acquire(db *gorm.DB, r request) (a answer, err error) {
-	err = s.connect(db, func(c *sqliteConn) error {
+func (s *sqlite) acquire(t target, r request) (a answer, err error) {
+	err = s.connect(t, func(c *sqliteConn) error {
 		for range looks {
-			if err := c.patiently(settleLimit, func() error { return s.look(c.db, r, &a) }); err != nil {
+			if err := c.patiently(settleLimit, func() error { return s.look(c.target, r, &a) }); err != nil {
 				return err
 			}
 			if a.held != nil && !a.ended && a.held.LeaseID != r.leaseID {
@@ -66,7 +66,7 @@ func (s *sqlite) acquire(db *gorm.DB, r request) (a answer, err error) {
 			err := c.patiently(limit, func() error {
 				// SQLite answers with the row before it commits: a COMMIT that is locked out undoes what it has told.
 				var token int64
-				_, err := queryOne(c.db, s.acquireSQL,
+				_, err := c.target.queryOne(s.acquireSQL,
 					[]any{r.lockID, modifier(r.ttl), r.holder, r.leaseID, r.lockID, r.leaseID}, &token)
 				if err == nil {
 					a.token = token
@@ -86,12 +86,12 @@ func (s *sqlite) acquire(db *gorm.DB, r request) (a answer, err error) {
 }
 
 // look reads the row that is there, if any.
-func (s *sqlite) look(db *gorm.DB, r request, a *answer) error {
+func (s *sqlite) look(t target, r request, a *answer) error {
 	var expires sql.NullTime
 	var ended sql.NullBool
 	var left sql.NullInt64
 	row := &DBMutex{LockID: r.lockID}
-	found, err := queryOne(db, s.lookSQL, []any{r.lockID},
+	found, err := t.queryOne(s.lookSQL, []any{r.lockID},
 		&row.Holder, &row.CreationTime, &expires, &row.LeaseID, &ended, &left)
 	if *a = (answer{}); err != nil || !found {
 		return err
@@ -103,18 +103,18 @@ func (s *sqlite) look(db *gorm.DB, r request, a *answer) error {
 	return nil
 }
 
-func (s *sqlite) renew(db *gorm.DB, own proof, ttl *time.Duration) (bool, error) {
-	return s.writeRow(db, s.renewSQL, modifier(ttl), own.lockID, own.leaseID)
+func (s *sqlite) renew(t target, own proof, ttl *time.Duration) (bool, error) {
+	return s.writeRow(t, s.renewSQL, modifier(ttl), own.lockID, own.leaseID)
 }
 
-func (s *sqlite) release(db *gorm.DB, r release) (bool, error) {
+func (s *sqlite) release(t target, r release) (bool, error) {
 	query, args := s.releaseStatement(r.proof, r.minHold)
-	return s.writeRow(db, query, args...)
+	return s.writeRow(t, query, args...)
 }
 
-func (s *sqlite) releaseIn(tx *gorm.DB, own proof, minHold time.Duration) (found bool, transaction string, err error) {
+func (s *sqlite) releaseIn(tx target, own proof, minHold time.Duration) (found bool, transaction string, err error) {
 	query, args := s.releaseStatement(own, minHold)
-	found, err = exec(tx, query, args...)
+	found, err = tx.exec(query, args...)
 	return found, "", err
 }
 
@@ -125,20 +125,20 @@ func (s *sqlite) releaseStatement(own proof, minHold time.Duration) (string, []a
 	return s.releaseSQL, []any{own.lockID, own.leaseID}
 }
 
-func (s *sqlite) guard(tx *gorm.DB, own proof) (bool, error) {
-	return exec(tx, s.guardSQL, own.lockID, own.leaseID)
+func (s *sqlite) guard(tx target, own proof) (bool, error) {
+	return tx.exec(s.guardSQL, own.lockID, own.leaseID)
 }
 
 // fate: SQLite keeps no record of transactions, and needs none for its own: no answer of a COMMIT is lost.
-func (s *sqlite) fate(*gorm.DB, string) (fate, error) { return fateUnknown, nil }
+func (s *sqlite) fate(target, string) (fate, error) { return fateUnknown, nil }
 
 // begin takes the write lock with the transaction's first statement: one that had read before could not write any more
 // once another had written (SQLITE_BUSY_SNAPSHOT).
-func (s *sqlite) begin(tx *gorm.DB, own proof) (found bool, err error) {
+func (s *sqlite) begin(tx target, own proof) (found bool, err error) {
 	c := newSQLiteConn(tx)
 	err = c.use(func() error {
 		return c.patiently(settleLimit, func() (err error) {
-			found, err = s.guard(c.db, own)
+			found, err = s.guard(c.target, own)
 			return err
 		})
 	})
@@ -146,28 +146,28 @@ func (s *sqlite) begin(tx *gorm.DB, own proof) (found bool, err error) {
 }
 
 // renewable: the transaction keeps every writer out of the file, renewals as well as take-overs.
-func (s *sqlite) renewable(*gorm.DB) (bool, error) { return false, nil }
+func (s *sqlite) renewable(target) (bool, error) { return false, nil }
 
 // discard needs no second look, as nothing is under way when a call of SQLite has returned.
-func (s *sqlite) discard(db *gorm.DB, own proof) error {
-	_, err := s.release(db, release{proof: own})
+func (s *sqlite) discard(t target, own proof) error {
+	_, err := s.release(t, release{proof: own})
 	return err
 }
 
-func (s *sqlite) holder(db *gorm.DB, lockID string) (row *DBMutex, err error) {
-	err = s.connect(db, func(c *sqliteConn) error {
+func (s *sqlite) holder(t target, lockID string) (row *DBMutex, err error) {
+	err = s.connect(t, func(c *sqliteConn) error {
 		return c.patiently(settleLimit, func() (err error) {
-			row, err = queryHolder(c.db, s.holderSQL, lockID)
+			row, err = queryHolder(c.target, s.holderSQL, lockID)
 			return err
 		})
 	})
 	return row, err
 }
 
-func (s *sqlite) leaseID(db *gorm.DB, lockID string) (leaseID string, found bool, err error) {
-	err = s.connect(db, func(c *sqliteConn) error {
+func (s *sqlite) leaseID(t target, lockID string) (leaseID string, found bool, err error) {
+	err = s.connect(t, func(c *sqliteConn) error {
 		return c.patiently(settleLimit, func() (err error) {
-			found, err = queryOne(c.db, s.leaseIDSQL, []any{lockID}, &leaseID)
+			found, err = c.target.queryOne(s.leaseIDSQL, []any{lockID}, &leaseID)
 			return err
 		})
 	})
@@ -188,45 +188,38 @@ func (s *sqlite) migrate(db *gorm.DB) error {
 	}
 }
 
-func (s *sqlite) writeRow(db *gorm.DB, query string, args ...any) (found bool, err error) {
-	err = s.connect(db, func(c *sqliteConn) error {
+func (s *sqlite) writeRow(t target, query string, args ...any) (found bool, err error) {
+	err = s.connect(t, func(c *sqliteConn) error {
 		return c.patiently(settleLimit, func() (err error) {
-			found, err = exec(c.db, query, args...)
+			found, err = c.target.exec(query, args...)
 			return err
 		})
 	})
 	return found, err
 }
 
-// sqliteConn is one connection, which waits for other writers in a way that ends with the context.
-type sqliteConn struct {
-	db   *gorm.DB // a handle on the connection
-	conn gorm.ConnPool
-}
+// sqliteConn is a connection, or a transaction, which waits for other writers in a way that ends with the context.
+type sqliteConn struct{ target }
 
-// connect takes a connection from the handle's pool, unless it is bound to one, and uses it.
-func (s *sqlite) connect(db *gorm.DB, fn func(c *sqliteConn) error) error {
-	db, giveBack, err := hold(db)
+// connect takes a connection from the target's pool, unless it is bound to one, and uses it.
+func (s *sqlite) connect(t target, fn func(c *sqliteConn) error) error {
+	t, giveBack, err := t.hold()
 	if err != nil {
 		return err
 	}
 	defer giveBack()
-	c := newSQLiteConn(db)
-	if _, bound := c.conn.(*sql.Conn); !bound { // on a pool of somebody else's making
+	c := newSQLiteConn(t)
+	if _, bound := t.pool.(mainPool).ConnPool.(*sql.Conn); !bound { // on a pool of somebody else's making
 		return fn(c)
 	}
 	return c.use(func() error { return fn(c) })
 }
 
-// newSQLiteConn is the connection, or the transaction, that a handle is on.
-func newSQLiteConn(db *gorm.DB) *sqliteConn {
-	conn := db.Statement.ConnPool
-	if main, ok := conn.(mainPool); ok {
-		conn = main.ConnPool
-	}
-	db = session(db.Statement.Context, db, db.Statement.ConnPool)
-	db.Logger = busyLogger{db.Logger}
-	return &sqliteConn{db, conn}
+func newSQLiteConn(t target) *sqliteConn {
+	config := *t.config
+	config.Logger = busyLogger{config.Logger}
+	t.config = &config
+	return &sqliteConn{t}
 }
 
 // busyLogger is a logger that is not told of a statement which waits for another connection: that is no failure.
@@ -254,16 +247,15 @@ const busySlice = 100
 
 // use runs fn with busySlice, and leaves the connection as it was.
 func (c *sqliteConn) use(fn func() error) error {
-	ctx := c.db.Statement.Context
 	var timeout int
-	if err := c.conn.QueryRowContext(ctx, `PRAGMA busy_timeout`).Scan(&timeout); err != nil {
+	if err := c.pool.QueryRowContext(c.ctx, `PRAGMA busy_timeout`).Scan(&timeout); err != nil {
 		return &unsentError{err}
 	}
 	if timeout != busySlice {
 		defer func() {
-			_, _ = c.conn.ExecContext(context.WithoutCancel(ctx), fmt.Sprintf(`PRAGMA busy_timeout = %d`, timeout))
+			_, _ = c.pool.ExecContext(context.WithoutCancel(c.ctx), fmt.Sprintf(`PRAGMA busy_timeout = %d`, timeout))
 		}()
-		if _, err := c.conn.ExecContext(ctx, fmt.Sprintf(`PRAGMA busy_timeout = %d`, busySlice)); err != nil {
+		if _, err := c.pool.ExecContext(c.ctx, fmt.Sprintf(`PRAGMA busy_timeout = %d`, busySlice)); err != nil {
 			return &unsentError{err}
 		}
 	}
@@ -278,7 +270,7 @@ func (c *sqliteConn) patiently(limit time.Duration, statement func() error) erro
 		if !isBusy(err) || time.Now().After(giveUp) {
 			return err
 		}
-		if err := sleep(c.db.Statement.Context, time.Millisecond+rand.N(time.Millisecond)); err != nil {
+		if err := sleep(c.ctx, time.Millisecond+rand.N(time.Millisecond)); err != nil {
 			return &unsentError{err}
 		}
 	}

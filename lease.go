@@ -135,12 +135,10 @@ func (l *Lease) renew(ctx context.Context) error {
 	if deadline, expires := l.ExpiresAt(); expires && deadline.Before(limit) {
 		limit = deadline
 	}
-	limited, cancel := context.WithDeadline(ctx, limit)
-	defer cancel()
 	var start time.Time
 	var transaction *string
 	var found bool
-	_, err := m.settle(limited, true, func(ctx context.Context) (err error) {
+	_, err := m.settle(ctx, limit, func(ctx context.Context) (err error) {
 		start, transaction = time.Now(), l.releasedBy()
 		found, err = m.dialect.renew(m.on(ctx), l.proof, m.settings.TTL)
 		return err
@@ -238,16 +236,15 @@ func (l *Lease) Release() error {
 	case lost:
 		return m.lost(nil)
 	}
-	ctx, cancel := context.WithTimeout(l.parent, settleLimit)
-	defer cancel()
+	limit := time.Now().Add(settleLimit)
 	var found bool
-	doubt, err := m.settle(ctx, true, func(ctx context.Context) error {
-		db, giveBack, err := hold(m.on(ctx))
+	doubt, err := m.settle(l.parent, limit, func(ctx context.Context) error {
+		t, giveBack, err := m.on(ctx).hold()
 		if err != nil {
 			return err
 		}
 		defer giveBack()
-		found, err = m.dialect.release(db, release{
+		found, err = m.dialect.release(t, release{
 			proof:   l.proof,
 			minHold: l.minHold(),
 			async:   m.settings.TTL != nil, // else a crash could leave the lease for good
@@ -258,7 +255,7 @@ func (l *Lease) Release() error {
 	switch {
 	case err != nil && !m.dialect.missing(err):
 		l.end(context.Canceled)
-		return m.notReleased(l.parent, ctx, "release", err)
+		return m.notReleased(l.parent, limit, "release", err)
 	case found:
 		l.mu.Lock()
 		l.transaction = nil // the row was there, so that one had rolled back
@@ -287,7 +284,7 @@ func (l *Lease) minHold() time.Duration {
 // releaseAndLog is for a release whose error nobody would get.
 func (l *Lease) releaseAndLog() {
 	if err := l.Release(); err != nil {
-		l.mutex.db.Logger.Error(l.parent, "%v", err)
+		l.mutex.config.Logger.Error(l.parent, "%v", err)
 	}
 }
 
@@ -315,7 +312,7 @@ func (l *Lease) finish(workErr error) error {
 // The error is ErrTimeout where the lease is gone, gorm.ErrInvalidTransaction where tx is not a transaction, tx's own, or
 // the database's. Keep such transactions short: Release and ForceRelease wait for them.
 func (l *Lease) Guard(tx *gorm.DB) error {
-	return l.within(tx, "guard", func(d dialect, s *gorm.DB) (bool, error) { return d.guard(s, l.proof) })
+	return l.within(tx, "guard", func(d dialect, t target) (bool, error) { return d.guard(t, l.proof) })
 }
 
 // ReleaseIn makes the release a part of a transaction: it commits, or rolls back, with it. Others get the mutex with the
@@ -330,8 +327,8 @@ func (l *Lease) ReleaseIn(tx *gorm.DB) error {
 	if l != nil && l.inTransaction {
 		return fmt.Errorf("%w: Mutex.Transaction releases its lease itself", ErrInvalidSettings)
 	}
-	return l.within(tx, "release", func(d dialect, s *gorm.DB) (bool, error) {
-		found, transaction, err := d.releaseIn(s, l.proof, l.minHold())
+	return l.within(tx, "release", func(d dialect, t target) (bool, error) {
+		found, transaction, err := d.releaseIn(t, l.proof, l.minHold())
 		if found && err == nil {
 			l.mu.Lock()
 			l.transaction = &transaction
@@ -342,7 +339,7 @@ func (l *Lease) ReleaseIn(tx *gorm.DB) error {
 }
 
 // within runs a statement that must find the lease's row in a transaction of the caller's.
-func (l *Lease) within(tx *gorm.DB, verb string, statement func(dialect, *gorm.DB) (bool, error)) error {
+func (l *Lease) within(tx *gorm.DB, verb string, statement func(dialect, target) (bool, error)) error {
 	if l == nil || l.mutex == nil {
 		return errNoLease
 	}
@@ -358,7 +355,7 @@ func (l *Lease) within(tx *gorm.DB, verb string, statement func(dialect, *gorm.D
 	}
 	m := l.mutex
 	ctx := tx.Statement.Context
-	found, err := statement(m.dialect, session(ctx, tx, tx.Statement.ConnPool))
+	found, err := statement(m.dialect, in(ctx, tx))
 	switch {
 	case m.dialect.missing(err), err == nil && !found:
 		err = m.lost(err)

@@ -17,7 +17,7 @@ type Mutex struct {
 	err      error // what is wrong with the call to DB.Mutex; every verb returns it
 
 	ctx     context.Context
-	db      *gorm.DB
+	config  *gorm.Config
 	caller  *gorm.Statement // of the handle, for what Transaction carries over
 	queue   queueKey
 	dialect dialect
@@ -72,9 +72,8 @@ func (m *Mutex) bind(db *DB, opts []Option) error {
 	if m.ctx = db.Statement.Context; m.ctx == nil {
 		m.ctx = context.Background()
 	}
-	m.db = session(m.ctx, db.Gorm, mainPool{db.ConnPool})
-	m.caller = db.Statement
-	stmt := &gorm.Statement{DB: m.db}
+	m.config, m.caller = db.Config, db.Statement
+	stmt := &gorm.Statement{DB: db.Gorm}
 	if err := stmt.Parse(&DBMutex{}); err != nil {
 		return fmt.Errorf("dbmutex: %w", err)
 	}
@@ -83,7 +82,7 @@ func (m *Mutex) bind(db *DB, opts []Option) error {
 	if known, err := (mainPool{db.ConnPool}).GetDBConn(); err == nil {
 		pool = known
 	}
-	d, err := plugin.dialect(pool, m.db.Name(), m.table)
+	d, err := plugin.dialect(pool, db.Name(), m.table)
 	if err != nil {
 		return err
 	}
@@ -111,7 +110,7 @@ func (m *Mutex) Do(fn func(ctx context.Context) error) error {
 	lease, err := m.acquire()
 	if err != nil {
 		if m.settings.SkipHeld && errors.Is(err, ErrNotAcquired) {
-			m.db.Logger.Warn(m.ctx, "skipped: %v", err)
+			m.config.Logger.Warn(m.ctx, "skipped: %v", err)
 			return nil
 		}
 		return err
@@ -206,18 +205,18 @@ func (m *Mutex) try() (lease *Lease, seen answer, err error) {
 	r := request{proof: proof{m.id, newLeaseID()}, holder: m.settings.Holder, ttl: m.settings.TTL}
 	var a answer
 	var start time.Time
-	doubt, err := m.settle(m.ctx, false, func(ctx context.Context) (err error) {
-		db, giveBack, err := hold(m.on(ctx))
+	doubt, err := m.settle(m.ctx, time.Time{}, func(ctx context.Context) (err error) {
+		t, giveBack, err := m.on(ctx).hold()
 		if err != nil {
 			return err
 		}
 		defer giveBack()
 		start = time.Now()
-		a, err = m.dialect.acquire(db, r)
+		a, err = m.dialect.acquire(t, r)
 		if err == nil && a.token != 0 && m.ctx.Err() != nil {
 			limited, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), discardLimit/2)
 			defer cancel()
-			if m.dialect.discard(session(limited, db, db.Statement.ConnPool), r.proof) == nil {
+			if m.dialect.discard(t.under(limited), r.proof) == nil {
 				a.token = 0 // as if it had not been
 			}
 			err = &unsentError{m.ctx.Err()}
@@ -249,9 +248,7 @@ func (m *Mutex) discard(p proof) error {
 	if m.settings.TTL == nil { // what is left would be left for good
 		limit = settleLimit
 	}
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), limit)
-	defer cancel()
-	_, err := m.settle(ctx, true, func(ctx context.Context) error {
+	_, err := m.settle(context.WithoutCancel(m.ctx), time.Now().Add(limit), func(ctx context.Context) error {
 		return m.dialect.discard(m.on(ctx), p)
 	})
 	return err
@@ -267,7 +264,7 @@ func (m *Mutex) Holder() (*DBMutex, error) {
 }
 
 func (m *Mutex) lookUp(ctx context.Context, verb string) (row *DBMutex, err error) {
-	_, err = m.settle(ctx, false, func(ctx context.Context) (err error) {
+	_, err = m.settle(ctx, time.Time{}, func(ctx context.Context) (err error) {
 		row, err = m.dialect.holder(m.on(ctx), m.id)
 		return err
 	})
@@ -284,10 +281,9 @@ func (m *Mutex) ForceRelease() error {
 	if err := m.check(); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(m.ctx, settleLimit)
-	defer cancel()
+	limit := time.Now().Add(settleLimit)
 	lease := release{proof: proof{lockID: m.id}} // chosen once: a try whose answer was lost may have let a successor in
-	_, err := m.settle(ctx, true, func(ctx context.Context) (err error) {
+	_, err := m.settle(m.ctx, limit, func(ctx context.Context) (err error) {
 		found := lease.leaseID != ""
 		if !found {
 			lease.leaseID, found, err = m.dialect.leaseID(m.on(ctx), m.id)
@@ -298,15 +294,15 @@ func (m *Mutex) ForceRelease() error {
 		return err
 	})
 	if err != nil {
-		return m.notReleased(m.ctx, ctx, "force the release of", err)
+		return m.notReleased(m.ctx, limit, "force the release of", err)
 	}
 	queues.wake(m.queue)
 	return nil
 }
 
-// notReleased words the error of a release that ran under limited, a part of ctx.
-func (m *Mutex) notReleased(ctx, limited context.Context, verb string, err error) error {
-	if done(limited) != nil && done(ctx) == nil {
+// notReleased words the error of a release that had until limit.
+func (m *Mutex) notReleased(ctx context.Context, limit time.Time, verb string, err error) error {
+	if time.Until(limit) <= 0 && done(ctx) == nil {
 		verb = fmt.Sprintf("not done within %v (is the database busy, or a transaction open that guards the lease?): %s",
 			settleLimit, verb)
 	}

@@ -117,7 +117,7 @@ func (db *DB) Migrate(models ...any) error {
 	if m.err != nil {
 		return m.err
 	}
-	if err := m.dialect.migrate(session(m.ctx, m.db, m.db.ConnPool)); err != nil {
+	if err := m.dialect.migrate(m.session(m.ctx)); err != nil {
 		return m.failed(m.ctx, "migrate", err)
 	}
 	if len(models) == 0 {

@@ -5,6 +5,7 @@ import (
 	"database/sql"
 
 	"gorm.io/gorm"
+	"gorm.io/gorm/clause"
 )
 
 // mainPool keeps every statement on the pool it wraps. dbresolver would send some of ours to a replica, or to a source
@@ -25,34 +26,94 @@ func (p mainPool) GetDBConn() (*sql.DB, error) {
 	return nil, gorm.ErrInvalidDB
 }
 
-// session is a handle with nothing left on it of what the caller's had, neither conditions nor settings, on a pool.
-func session(ctx context.Context, db *gorm.DB, pool gorm.ConnPool) *gorm.DB {
-	s := db.Session(&gorm.Session{NewDB: true, Context: ctx})
-	s.Statement.ConnPool = pool
-	return s
+// session is a handle with nothing left on it of what the caller's had, neither conditions nor settings, on the main pool.
+func (m *Mutex) session(ctx context.Context) *gorm.DB {
+	t := target{ctx, m.config, m.config.ConnPool}
+	return t.statement("", nil).Session(&gorm.Session{NewDB: true})
 }
 
-// on is a handle for one statement outside of a transaction.
-func (m *Mutex) on(ctx context.Context) *gorm.DB {
-	return session(ctx, m.db, mainPool{m.db.ConnPool})
+// target is where a statement runs, a pool, a connection or a transaction, and under which context.
+type target struct {
+	ctx    context.Context
+	config *gorm.Config
+	pool   gorm.ConnPool
 }
 
-// hold takes one connection of a handle's pool until it is given back: an error then tells whether there was one, and
-// database/sql repeats no statement by itself. A handle that has one, or a pool of somebody else's making, stays as it is.
-func hold(db *gorm.DB) (held *gorm.DB, giveBack func(), err error) {
-	switch db.Statement.ConnPool.(mainPool).ConnPool.(type) {
-	case *sql.DB, *gorm.PreparedStmtDB:
-		pool, err := db.DB()
-		if err != nil {
-			return nil, nil, err
-		}
-		conn, err := pool.Conn(db.Statement.Context)
-		if err != nil {
-			return nil, nil, &unsentError{err}
-		}
-		return session(db.Statement.Context, db, mainPool{conn}), func() { _ = conn.Close() }, nil
+// on is the target of statements outside of a transaction.
+func (m *Mutex) on(ctx context.Context) target {
+	return target{ctx, m.config, mainPool{m.config.ConnPool}}
+}
+
+// in is the target of statements in a caller's transaction.
+func in(ctx context.Context, tx *gorm.DB) target {
+	return target{ctx, tx.Config, tx.Statement.ConnPool}
+}
+
+// under is the target under another context.
+func (t target) under(ctx context.Context) target {
+	t.ctx = ctx
+	return t
+}
+
+// statement is one that GORM's callbacks, and so its logger and plugins, can run. gorm.DB.Raw would build the text anew
+// every time, which costs several times as much as all else that GORM does here.
+func (t target) statement(query string, args []any) *gorm.DB {
+	var s struct {
+		db   gorm.DB
+		stmt gorm.Statement
 	}
-	return db, func() {}, nil
+	s.db = gorm.DB{Config: t.config, Statement: &s.stmt}
+	s.stmt.DB, s.stmt.ConnPool, s.stmt.Context = &s.db, t.pool, t.ctx
+	s.stmt.Clauses, s.stmt.Vars = map[string]clause.Clause{}, args
+	s.stmt.SQL.WriteString(query)
+	return &s.db
+}
+
+// queryOne scans the one row that a statement may return. It reads to the end, where a failed commit shows.
+func (t target) queryOne(query string, args []any, dest ...any) (found bool, err error) {
+	rows, err := t.statement(query, args).Rows()
+	if err != nil {
+		return false, err
+	}
+	defer func() {
+		if closed := rows.Close(); err == nil {
+			err = closed
+		}
+	}()
+	if found = rows.Next(); found {
+		if err := rows.Scan(dest...); err != nil {
+			return false, err
+		}
+		rows.Next()
+	}
+	return found, rows.Err()
+}
+
+// exec runs a statement and says whether it changed a row.
+func (t target) exec(query string, args ...any) (bool, error) {
+	tx := t.statement(query, args)
+	tx.Callback().Raw().Execute(tx)
+	return tx.RowsAffected > 0, tx.Error
+}
+
+// hold takes one connection of a pool until it is given back: an error then tells whether there was one, and database/sql
+// repeats no statement by itself. A target that has one, or a pool of somebody else's making, stays as it is.
+func (t target) hold() (held target, giveBack func(), err error) {
+	main := t.pool.(mainPool)
+	switch main.ConnPool.(type) {
+	case *sql.DB, *gorm.PreparedStmtDB:
+		pool, err := main.GetDBConn()
+		if err != nil {
+			return target{}, nil, err
+		}
+		conn, err := pool.Conn(t.ctx)
+		if err != nil {
+			return target{}, nil, &unsentError{err}
+		}
+		t.pool = mainPool{conn}
+		return t, func() { _ = conn.Close() }, nil
+	}
+	return t, func() {}, nil
 }
 
 func inTransaction(db *gorm.DB) bool {

@@ -17,12 +17,16 @@ const discardLimit = 2 * time.Second
 
 // settle runs a statement, again where it failed in a way that another try can mend. Every try must have the same
 // lease id, so that what an earlier one did shows. It reports doubt: whether any try may have had an effect that it did
-// not report. A patient settle also goes on where the database cannot be reached or a time limit ended the statement; its
-// context must have a deadline, and no try takes more than half of what is left.
-func (m *Mutex) settle(ctx context.Context, patient bool, try func(context.Context) error) (doubt bool, err error) {
-	giveUp := time.Now().Add(settleLimit)
+// not report. One with a deadline is patient: until then it also goes on where the database cannot be reached or a time
+// limit ended the statement, and no try takes more than half of what is left.
+func (m *Mutex) settle(ctx context.Context, deadline time.Time, try func(context.Context) error) (doubt bool, err error) {
+	patient, giveUp := !deadline.IsZero(), time.Now().Add(settleLimit)
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
-		err = attempt(ctx, patient, try)
+		if patient {
+			err = limited(ctx, time.Now().Add(max(time.Until(deadline)/2, time.Millisecond)), try)
+		} else {
+			err = try(ctx)
+		}
 		if err == nil {
 			return doubt, nil
 		}
@@ -35,18 +39,16 @@ func (m *Mutex) settle(ctx context.Context, patient bool, try func(context.Conte
 			timedOut := errors.Is(err, context.DeadlineExceeded) // GORM's DefaultContextTimeout, if not ctx's
 			again = f == conflicting || f == unknown && !timedOut || f == unreachable && doubt
 		}
-		if !again || time.Now().After(giveUp) || sleep(ctx, pause/2+rand.N(pause)) != nil {
+		now := time.Now()
+		if !again || now.After(giveUp) || patient && !now.Before(deadline) || sleep(ctx, pause/2+rand.N(pause)) != nil {
 			return doubt, err
 		}
 	}
 }
 
-func attempt(ctx context.Context, patient bool, try func(context.Context) error) error {
-	if deadline, ok := ctx.Deadline(); ok && patient {
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, max(time.Until(deadline)/2, time.Millisecond))
-		defer cancel()
-	}
+func limited(ctx context.Context, deadline time.Time, try func(context.Context) error) error {
+	ctx, cancel := context.WithDeadline(ctx, deadline)
+	defer cancel()
 	return try(ctx)
 }
 
@@ -96,9 +98,7 @@ func (m *Mutex) lost(err error) error {
 
 // fate asks how a transaction ended, until the answer is known or settleLimit has passed.
 func (m *Mutex) fate(ctx context.Context, transaction string) (f fate, err error) {
-	ctx, cancel := context.WithTimeout(ctx, settleLimit)
-	defer cancel()
-	_, err = m.settle(ctx, true, func(ctx context.Context) (err error) {
+	_, err = m.settle(ctx, time.Now().Add(settleLimit), func(ctx context.Context) (err error) {
 		f, err = m.dialect.fate(m.on(ctx), transaction)
 		return err
 	})

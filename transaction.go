@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"time"
 
 	"gorm.io/gorm"
 )
@@ -42,7 +43,7 @@ func (m *Mutex) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) 
 	}
 	lease.inTransaction = true
 	ctx := context.WithValue(m.ctx, leaseContextKey{}, lease)
-	tx := session(ctx, m.db, m.db.ConnPool).Begin(opts...)
+	tx := m.session(ctx).Begin(opts...)
 	if tx.Error != nil {
 		return lease.finish(m.failed(ctx, "begin the transaction of", tx.Error))
 	}
@@ -78,11 +79,11 @@ func (m *Mutex) carry(tx *gorm.DB) *gorm.DB {
 // prepare readies a transaction that ends with commit.
 func (l *Lease) prepare(tx *gorm.DB) error {
 	m := l.mutex
-	s := session(tx.Statement.Context, tx, tx.Statement.ConnPool)
-	found, err := m.dialect.begin(s, l.proof)
+	t := in(tx.Statement.Context, tx)
+	found, err := m.dialect.begin(t, l.proof)
 	if err == nil && found && m.settings.Renew && m.settings.TTL != nil {
 		var renewable bool
-		if renewable, err = m.dialect.renewable(s); renewable {
+		if renewable, err = m.dialect.renewable(t); renewable {
 			l.keep()
 		}
 	}
@@ -103,15 +104,16 @@ func (l *Lease) commit(tx *gorm.DB) error {
 		l.stopKeep() // a renewal would wait for the transaction
 	}
 	const verb = "commit the transaction of"
-	limited, cancel := context.WithTimeout(ctx, settleLimit)
+	limit := time.Now().Add(settleLimit)
+	limited, cancel := context.WithDeadline(ctx, limit)
 	defer cancel()
-	found, transaction, err := m.dialect.releaseIn(session(limited, tx, tx.Statement.ConnPool), l.proof, l.minHold())
+	found, transaction, err := m.dialect.releaseIn(in(limited, tx), l.proof, l.minHold())
 	if err != nil || !found {
 		tx.Rollback()
 		if err == nil {
 			err = m.lost(nil)
 		} else {
-			err = m.notReleased(ctx, limited, verb, err)
+			err = m.notReleased(ctx, limit, verb, err)
 		}
 		return l.finish(err)
 	}
