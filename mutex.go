@@ -282,16 +282,22 @@ func (m *Mutex) ForceRelease() error {
 		return err
 	}
 	limit := time.Now().Add(settleLimit)
-	lease := release{proof: proof{lockID: m.id}} // chosen once: a try whose answer was lost may have let a successor in
-	_, err := m.settle(m.ctx, limit, func(ctx context.Context) (err error) {
-		found := lease.leaseID != ""
-		if !found {
-			lease.leaseID, found, err = m.dialect.leaseID(m.on(ctx), m.id)
+	var ending string // the lease that a try is about to end: if its answer is lost, a successor may be in already
+	_, err := m.settle(m.ctx, limit, func(ctx context.Context) error {
+		for t := m.on(ctx); ; {
+			again, found, err := ending != "", true, error(nil)
+			if !again {
+				ending, found, err = m.dialect.leaseID(t, m.id)
+			}
+			if err != nil || !found {
+				return err
+			}
+			ended, err := m.dialect.release(t, release{proof: proof{m.id, ending}})
+			if err != nil || ended || again {
+				return err
+			}
+			ending = "" // it changed hands in between
 		}
-		if found {
-			_, err = m.dialect.release(m.on(ctx), lease)
-		}
-		return err
 	})
 	if err != nil {
 		return m.notReleased(m.ctx, limit, "force the release of", err)

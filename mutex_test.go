@@ -274,6 +274,22 @@ func TestForceReleaseSparesASuccessor(t *testing.T) {
 	requireHeld(t, db, "job")
 }
 
+func TestForceReleaseFollowsALeaseThatChangesHands(t *testing.T) {
+	db, pool := openFaulty(t)
+	lease := acquire(t, db, "job", dbmutex.WithMinHold(time.Minute))
+	pool.setLose(func(statement string) error {
+		if strings.HasPrefix(statement, "SELECT lease_id") { // it has been read
+			pool.lose = nil
+			pool.mu.Unlock()
+			defer pool.mu.Lock()
+			require.NoError(t, lease.Release()) // and leaves the row, with another lease_id
+		}
+		return nil
+	})
+	require.NoError(t, db.Mutex("job").ForceRelease())
+	require.Nil(t, row(t, db, "job"))
+}
+
 func TestForceRelease(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		require.NoError(t, db.Mutex("job").ForceRelease(), "a free mutex")
