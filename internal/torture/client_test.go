@@ -1,0 +1,572 @@
+//go:build linux
+
+package torture
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"runtime"
+	"strings"
+	"time"
+
+	"gorm.io/gorm"
+
+	"github.com/gorm-dbmutex/dbmutex"
+)
+
+const (
+	shortestTTL = 30 * time.Millisecond
+	longestTTL  = 1500 * time.Millisecond
+)
+
+// errWork is what work returns that fails.
+var errWork = errors.New("the work failed")
+
+// client is a goroutine that does one thing after the other.
+type client struct {
+	*job
+	db     *dbmutex.DB
+	stop   context.Context
+	verbs  context.Context // ends a while after stop
+	out    *json.Encoder
+	rand   *rand.Rand
+	number int
+	n      int // its operations so far
+}
+
+// usage is one use of a mutex, and the choices that were made for it.
+type usage struct {
+	*client
+	ctx     context.Context
+	note    *note
+	mutex   *dbmutex.Mutex
+	id      string
+	name    string // of the lease
+	ttl     time.Duration
+	minHold time.Duration
+	wait    time.Duration
+	renews  bool
+	skips   bool
+	retired bool // ReleaseIn was called
+}
+
+func (c *client) run() {
+	for c.stop.Err() == nil {
+		c.once()
+		if !c.Habits.Rush && c.maybe(0.7) {
+			time.Sleep(c.upTo(15 * time.Millisecond))
+		}
+	}
+}
+
+func (c *client) maybe(probability float64) bool { return c.rand.Float64() < probability }
+
+func (c *client) upTo(d time.Duration) time.Duration {
+	return time.Duration(c.rand.Int64N(int64(d) + 1))
+}
+
+func (c *client) once() {
+	u := &usage{client: c, id: c.Mutexes[c.rand.IntN(len(c.Mutexes))], note: &note{}}
+	ctx, cancel := context.WithTimeout(context.WithValue(c.verbs, noteKey{}, u.note), 10*time.Second)
+	defer cancel()
+	if c.Habits.Cancel && c.maybe(0.2) {
+		ctx, cancel = context.WithTimeout(ctx, c.upTo(300*time.Millisecond))
+		defer cancel()
+	}
+	u.ctx = ctx
+	u.name = fmt.Sprintf("%d.%d", c.number, c.n)
+	switch p := c.rand.Float64(); {
+	case c.Habits.Rush && c.maybe(0.9):
+		u.rush()
+	case c.Habits.Force && p < 0.03:
+		u.choose()
+		u.forceRelease()
+	case p < 0.06:
+		u.choose()
+		u.lookUp()
+	case p < 0.35:
+		u.choose()
+		u.byHand()
+	case p < 0.60:
+		u.skips = c.maybe(0.1)
+		u.choose()
+		u.do()
+	case p < 0.82:
+		u.choose()
+		u.transaction()
+	default:
+		u.choose()
+		u.guarded()
+	}
+}
+
+// choose makes the mutex with settings by chance.
+func (u *usage) choose() {
+	u.ttl = shortestTTL + u.upTo(time.Duration(float64(longestTTL-shortestTTL)*u.rand.Float64()*u.rand.Float64()))
+	options := []dbmutex.Option{dbmutex.WithHolder(u.name), dbmutex.WithTTL(u.ttl)}
+	if u.Habits.Forever && u.maybe(0.01) {
+		u.ttl = 0
+		options = append(options, dbmutex.WithoutTTL())
+	}
+	switch p := u.rand.Float64(); {
+	case p < 0.4:
+		u.wait = 1 + u.upTo(400*time.Millisecond)
+	case p < 0.5:
+		u.wait = dbmutex.Forever
+	}
+	options = append(options, dbmutex.WithWait(u.wait))
+	if u.maybe(0.25) {
+		u.renews = true
+		options = append(options, dbmutex.WithRenewal())
+	}
+	if u.maybe(0.12) {
+		u.minHold = 1 + u.upTo(max(u.ttl-1, 0))
+		options = append(options, dbmutex.WithMinHold(u.minHold))
+	}
+	if u.skips {
+		options = append(options, dbmutex.WithSkipHeld())
+	}
+	u.mutex = u.db.WithContext(u.ctx).Mutex(u.id, options...)
+}
+
+// begin writes down an operation that is about to begin.
+func (u *usage) begin(v verb) *operation {
+	u.n++
+	o := &operation{Client: u.number, N: u.n, Verb: v, Mutex: u.id, Lease: u.name, Lost: -int(u.note.lost.Load())}
+	switch v {
+	case acquire:
+		o.Wait, o.TTL, o.MinHold = u.wait != 0, int64(u.ttl), int64(u.minHold)
+	case transaction:
+		o.Attempt = fmt.Sprintf("%d.%d", u.number, u.n)
+	}
+	o.Call = now()
+	u.write(o)
+	return o
+}
+
+// returned is the moment at which the operation has ended; its outcome is written down after that.
+func (u *usage) returned(o *operation) {
+	o.Return = now()
+	o.Lost += int(u.note.lost.Load())
+}
+
+func (u *usage) write(o *operation) {
+	if err := u.out.Encode(o); err != nil { // the parent has gone
+		panic(err)
+	}
+}
+
+// expires is a lease's deadline, on the operations' clock and not later than it says.
+func expires(lease *dbmutex.Lease) int64 {
+	moment := now()
+	deadline, ends := lease.ExpiresAt()
+	if !ends {
+		return never
+	}
+	return moment + int64(time.Until(deadline))
+}
+
+// acquired is an acquire that got its lease.
+func (u *usage) acquired(o *operation, lease *dbmutex.Lease) {
+	u.returned(o)
+	o.Outcome, o.Token, o.Expires = ok, lease.Token(), expires(lease)
+	if !u.renews && u.ttl != 0 {
+		o.Since = o.Expires - int64(u.ttl)
+	}
+	u.write(o)
+}
+
+// refused is one that did not.
+func (u *usage) refused(o *operation, err error) {
+	u.returned(o)
+	var other *dbmutex.HeldError
+	switch {
+	case err == nil: // skipped
+		o.Outcome = held
+	case errors.As(err, &other):
+		o.Outcome, o.Seen = held, other.Holder
+	default:
+		o.Error = err.Error()
+	}
+	u.write(o)
+}
+
+// released is a release that followed work which returned workErr.
+func (u *usage) released(o *operation, err, workErr error) {
+	u.returned(o)
+	timeout := errors.Is(err, dbmutex.ErrTimeout)
+	switch {
+	case u.retired && (err == nil || timeout): // the transaction may have released it
+		o.Outcome = either
+	case !timeout && text(err) == text(workErr):
+		o.Outcome = ok
+	case timeout && workErr == nil && o.Lost == 0 && !strings.Contains(text(err), "\n"): // not joined with what came first
+		o.Outcome = lost
+	case timeout:
+		o.Outcome = either
+	}
+	o.Error = text(err)
+	u.write(o)
+}
+
+func text(err error) string {
+	if err == nil {
+		return ""
+	}
+	return err.Error()
+}
+
+func (u *usage) forceRelease() {
+	o := u.begin(force)
+	err := u.mutex.ForceRelease()
+	u.returned(o)
+	if err == nil {
+		o.Outcome = ok
+	}
+	o.Error = text(err)
+	u.write(o)
+}
+
+func (u *usage) lookUp() {
+	o := u.begin(holder)
+	row, err := u.mutex.Holder()
+	u.returned(o)
+	switch {
+	case err != nil:
+		o.Error = err.Error()
+	case row == nil:
+		o.Outcome = free
+	default:
+		o.Outcome, o.Seen = held, row.Holder
+	}
+	u.write(o)
+}
+
+func (u *usage) acquire() *dbmutex.Lease {
+	o := u.begin(acquire)
+	lease, err := u.mutex.Acquire()
+	if err != nil {
+		u.refused(o, err)
+		return nil
+	}
+	u.acquired(o, lease)
+	return lease
+}
+
+func (u *usage) release(lease *dbmutex.Lease) {
+	for range 2 {
+		o := u.begin(release)
+		u.released(o, lease.Release(), nil)
+		if o.Outcome != unknown {
+			return
+		}
+	}
+}
+
+func (u *usage) byHand() {
+	lease := u.acquire()
+	if lease == nil {
+		return
+	}
+	u.hold(lease)
+	if u.renews || u.ttl == 0 || u.maybe(0.9) { // else it is forgotten
+		u.release(lease)
+	}
+}
+
+// rush takes the mutex where it is free and gives it back at once.
+func (u *usage) rush() {
+	u.ttl = longestTTL
+	u.mutex = u.db.WithContext(u.ctx).Mutex(u.id, dbmutex.WithHolder(u.name), dbmutex.WithTTL(u.ttl))
+	if lease := u.acquire(); lease != nil {
+		u.release(lease)
+	}
+}
+
+// hold lets time pass with a lease: mostly less than its TTL.
+func (u *usage) hold(lease *dbmutex.Lease) {
+	ttl := u.ttl
+	if ttl == 0 {
+		ttl = 50 * time.Millisecond
+	}
+	var rest time.Duration
+	switch p := u.rand.Float64(); {
+	case p < 0.3:
+	case p < 0.75:
+		rest = u.upTo(20 * time.Millisecond)
+	case p < 0.9:
+		rest = u.upTo(ttl)
+	default:
+		rest = ttl + u.upTo(ttl)
+	}
+	obeys := u.maybe(0.5)
+	for end := time.Now().Add(rest); ; {
+		u.promise(lease)
+		left := time.Until(end)
+		if left <= 0 || u.stop.Err() != nil {
+			return
+		}
+		nap := time.NewTimer(min(left, u.upTo(100*time.Millisecond)))
+		select {
+		case <-nap.C:
+		case <-u.stop.Done():
+		case <-lease.Context().Done():
+			if obeys {
+				nap.Stop()
+				return
+			}
+			<-nap.C
+		}
+		if u.maybe(0.4) {
+			u.renew(lease)
+		}
+	}
+}
+
+func (u *usage) promise(lease *dbmutex.Lease) {
+	o := u.begin(promise)
+	if lease.Context().Err() == nil {
+		o.Outcome, o.Expires = ok, expires(lease)
+	}
+	u.returned(o)
+	u.write(o)
+}
+
+func (u *usage) renew(lease *dbmutex.Lease) {
+	o := u.begin(renew)
+	err := lease.Renew()
+	u.returned(o)
+	o.Error = text(err)
+	switch {
+	case err == nil:
+		o.Outcome, o.Expires = ok, expires(lease)
+	case errors.Is(err, dbmutex.ErrTimeout) && expires(lease) > now(): // so it was not the deadline that ended it
+		o.Outcome = lost
+	}
+	u.write(o)
+}
+
+// apart calls fn in a goroutine of its own. Where fn ends badly the error is the one that the library logged.
+func (u *usage) apart(bad bool, fn func() error) error {
+	ended := make(chan error)
+	go func() {
+		var err error
+		defer func() {
+			if cause := recover(); cause != nil && !bad {
+				panic(cause)
+			}
+			if logged := u.note.logged.Load(); bad && logged != nil {
+				err = *logged
+			}
+			ended <- err
+		}()
+		err = fn()
+	}()
+	return <-ended
+}
+
+// do runs work under the mutex in one of the ways that there are, some of which end badly.
+func (u *usage) do() {
+	o := u.begin(acquire)
+	var workErr error
+	ran := false
+	bad := u.Habits.Panic && u.maybe(0.1)
+	work := func(ctx context.Context) error {
+		ran = true
+		lease, _ := dbmutex.LeaseFrom(ctx)
+		u.acquired(o, lease)
+		u.hold(lease)
+		if !bad && u.maybe(0.1) {
+			workErr = errWork
+		}
+		o = u.begin(release)
+		switch {
+		case bad && u.maybe(0.5):
+			panic(errWork)
+		case bad:
+			runtime.Goexit()
+		}
+		return workErr
+	}
+	err := u.apart(bad, func() (err error) {
+		switch p := u.rand.Float64(); {
+		case p < 0.2:
+			return u.mutex.Decorate(work)(u.ctx)
+		case p < 0.4 && !u.skips:
+			_, err = dbmutex.DoValue(u.mutex, func(ctx context.Context) (int, error) { return 1, work(ctx) })
+			return err
+		default:
+			return u.mutex.Do(work)
+		}
+	})
+	if ran {
+		u.released(o, err, workErr)
+	} else {
+		u.refused(o, err)
+	}
+}
+
+// counter is what a mutex protects.
+type counter struct {
+	LockID string `gorm:"primaryKey"`
+	N      int
+}
+
+// run is a transaction that committed.
+type run struct {
+	Attempt string `gorm:"primaryKey"`
+	LockID  string
+}
+
+// count raises the counter without any lock of its own.
+func (u *usage) count(tx *gorm.DB, attempt string) error {
+	var n int
+	if err := tx.Raw(`SELECT n FROM counters WHERE lock_id = ?`, u.id).Scan(&n).Error; err != nil {
+		return err
+	}
+	if u.maybe(0.7) {
+		time.Sleep(u.upTo(25 * time.Millisecond))
+	} else if u.maybe(0.1) {
+		time.Sleep(u.upTo(2 * u.ttl))
+	}
+	if err := tx.Exec(`UPDATE counters SET n = ? WHERE lock_id = ?`, n+1, u.id).Error; err != nil {
+		return err
+	}
+	return tx.Create(&run{Attempt: attempt, LockID: u.id}).Error
+}
+
+func (u *usage) isolation() []*sql.TxOptions {
+	if u.Database == "postgres" && u.maybe(0.2) {
+		return []*sql.TxOptions{{Isolation: sql.LevelRepeatableRead}}
+	}
+	return nil
+}
+
+func (u *usage) transaction() {
+	whole, o := u.begin(transaction), u.begin(acquire)
+	var workErr error
+	ran := false
+	bad := u.Habits.Panic && u.maybe(0.05)
+	err := u.apart(bad, func() error {
+		return u.mutex.Transaction(func(tx *gorm.DB) error {
+			ran = true
+			lease, _ := dbmutex.LeaseFrom(tx.Statement.Context)
+			u.acquired(o, lease)
+			u.promise(lease)
+			workErr = u.count(tx, whole.Attempt)
+			if workErr == nil && !bad && u.maybe(0.1) {
+				workErr = errWork
+			}
+			o = u.begin(release)
+			o.Attempt = whole.Attempt
+			if bad {
+				panic(errWork)
+			}
+			return workErr
+		}, u.isolation()...)
+	})
+	if !ran {
+		u.refused(o, err)
+		whole.Outcome = aborted
+	} else {
+		if bad && workErr != nil { // only the release's error is known
+			workErr = nil
+		}
+		u.released(o, err, workErr)
+		switch {
+		case bad:
+			whole.Outcome = aborted
+		case err == nil:
+			whole.Outcome = ok
+		case !strings.Contains(err.Error(), "whether it committed is unknown"):
+			whole.Outcome = aborted
+		}
+	}
+	u.returned(whole)
+	whole.Error = text(err)
+	u.write(whole)
+}
+
+// guarded counts in transactions of the client's own, the last of which may release.
+func (u *usage) guarded() {
+	lease := u.acquire()
+	if lease == nil {
+		return
+	}
+	if u.maybe(0.3) {
+		u.hold(lease)
+	}
+	for range 1 + u.rand.IntN(2) {
+		if !u.retired {
+			u.inGuard(lease)
+		}
+	}
+	if u.maybe(0.2) {
+		time.Sleep(u.upTo(20 * time.Millisecond))
+	}
+	u.release(lease)
+}
+
+func (u *usage) inGuard(lease *dbmutex.Lease) {
+	whole := u.begin(transaction)
+	var last *operation
+	var workErr error
+	err := u.db.WithContext(u.ctx).Gorm.Transaction(func(tx *gorm.DB) error {
+		workErr = u.guardAndCount(tx, lease, whole.Attempt)
+		if workErr != nil {
+			return workErr
+		}
+		if u.maybe(0.6) {
+			last = u.begin(pinned)
+			return nil
+		}
+		u.retired = true
+		last = u.begin(release)
+		workErr = lease.ReleaseIn(tx)
+		return workErr
+	}, u.isolation()...)
+	u.returned(whole)
+	switch {
+	case err == nil:
+		whole.Outcome = ok
+	case workErr != nil: // it never came to the commit
+		whole.Outcome = aborted
+	}
+	whole.Error = text(err)
+	if last != nil {
+		last.Outcome, last.Error, last.Return, last.Lost = whole.Outcome, whole.Error, whole.Return, whole.Lost
+		if errors.Is(workErr, dbmutex.ErrTimeout) {
+			last.Outcome = lost
+		}
+		u.write(last)
+	}
+	u.write(whole)
+}
+
+func (u *usage) guardAndCount(tx *gorm.DB, lease *dbmutex.Lease, attempt string) error {
+	o := u.begin(guard)
+	err := lease.Guard(tx)
+	u.returned(o)
+	o.Error = text(err)
+	switch {
+	case err == nil:
+		o.Outcome = ok
+	case errors.Is(err, dbmutex.ErrTimeout):
+		o.Outcome = lost
+	}
+	u.write(o)
+	if err != nil {
+		return err
+	}
+	if err := u.count(tx, attempt); err != nil {
+		return err
+	}
+	if u.maybe(0.1) {
+		return errWork
+	}
+	return nil
+}

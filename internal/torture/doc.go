@@ -1,0 +1,34 @@
+// Package torture is a program that tries to make dbmutex break a promise, and a judge of what its clients saw:
+//
+//	go test -run TestTorture -timeout 0 -v -args -duration=10m -seed=1
+//
+// The duration is for each database. Without flags it runs for a few seconds, from a seed that it prints.
+//
+// It runs rounds. In each, several processes with several clients use a few mutexes in every way that there is, while
+// workers are killed or stopped for a while and, on PostgreSQL, answers, requests and connections are lost, the network
+// freezes, backends are terminated or stopped and the server crashes; on SQLite others lock the file. Contexts end and
+// work panics. Every client writes down each operation when it begins and when it has ended, on a clock that all share,
+// and the parent adds what it reads in the lock's table. At the round's end nothing runs any more, so that nothing
+// that was left open can still have an effect, and the parent has each mutex once more.
+//
+// # What is judged
+//
+// For each mutex there must be an order of the operations, each with its effect at one moment between its call and its
+// return, that a lock with expiry allows (https://github.com/anishathalye/porcupine finds it). So nobody else may get
+// the mutex while a lease is held, nor before the moment that Lease.ExpiresAt told its holder; a renewal, a guard or a
+// release may succeed only for the lease that holds the mutex, and may report a loss only where there was one; nobody
+// may be told of a holder that is none; and a MinHold is kept. An operation that failed, or whose process was killed,
+// may or may not have had its effect, from its call on.
+//
+// Fencing tokens must be unique and grow. The transactions of a mutex raise a counter by what they read, without any
+// lock but the mutex: those that said they had committed must be there, those that said they had not must not, and the
+// counter must be their number, or two have overlapped. A worker that ends must leave no goroutine and no connection in
+// use, and the last lease no row; SQLite's file must be whole.
+//
+// # What is not
+//
+// The seed determines the choices of the program, but not how processes run, so no run can be repeated. Fairness and
+// speed are not judged, nor the holder that a waiter is told of, who may have gone before it began to wait. A renewal
+// without an answer is taken for one without effect. Clocks are not set: a round in which the machine's was is not
+// judged. Nor is anything on a server that loses what it said was on its disk.
+package torture

@@ -1,0 +1,186 @@
+package torture
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+	"github.com/stretchr/testify/assert"
+)
+
+// The times of these histories are milliseconds; leases last 100 unless a test says otherwise.
+const ms = int64(time.Millisecond)
+
+// at is an operation of the mutex from one moment to another.
+func at(call, end int64, v verb, lease string, out outcome, more ...func(*operation)) *operation {
+	o := &operation{Verb: v, Lease: lease, Outcome: out, Call: call * ms, Return: end * ms}
+	for _, change := range more {
+		change(o)
+	}
+	return o
+}
+
+// gets is an acquire that gets the mutex.
+func gets(call, end int64, lease string, token int64, more ...func(*operation)) *operation {
+	return at(call, end, acquire, lease, ok, append([]func(*operation){
+		func(o *operation) { o.Token, o.Since, o.Expires = token, o.Call, o.Call+100*ms }}, more...)...)
+}
+
+// tries is one that does not.
+func tries(call, end int64, lease, seen string) *operation {
+	return at(call, end, acquire, lease, held, sees(seen))
+}
+
+func sees(lease string) func(*operation)  { return func(o *operation) { o.Seen = lease } }
+func until(moment int64) func(*operation) { return func(o *operation) { o.Expires = moment * ms } }
+func minHold(d int64) func(*operation)    { return func(o *operation) { o.MinHold = d * ms } }
+func lasts(d int64) func(*operation)      { return func(o *operation) { o.TTL = d * ms } }
+func waits(o *operation)                  { o.Wait = true }
+func unanswered(o *operation)             { o.Lost++ }
+func cutOff(o *operation)                 { o.Return = 0 }
+
+func TestJudgeOrder(t *testing.T) {
+	crash := interval{200 * ms, 300 * ms}
+	for name, c := range map[string]struct {
+		verdict porcupine.CheckResult
+		history []*operation
+		crashes []interval
+	}{
+		"one after the other": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1), at(10, 12, release, "a", ok), gets(13, 15, "b", 2), at(20, 22, release, "b", ok)}},
+		"concurrent calls in the only order that works": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 50, "b", 2), gets(0, 50, "a", 1), at(51, 60, release, "b", ok), at(20, 60, release, "a", ok)}},
+		"expiry and take-over": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1), gets(90, 101, "b", 2), at(102, 103, release, "a", lost), at(110, 111, release, "b", ok)}},
+		"a renewal that counts": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1), at(50, 52, renew, "a", ok, until(150)), gets(150, 153, "b", 2)}},
+		"a release past the deadline": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1), at(500, 501, release, "a", ok)}},
+		"an acquire of unknown outcome that took effect": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1), at(50, 60, release, "a", ok), at(70, 80, acquire, "b", unknown), tries(81, 82, "c", "b")}},
+		"one that was cut off and took over": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1), at(90, 0, acquire, "b", unknown, cutOff), at(120, 121, renew, "a", lost)}},
+		"a release of unknown outcome that took effect": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1), at(10, 12, release, "a", unknown), gets(20, 22, "b", 2)}},
+		"a release of unknown outcome that took none": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1), at(10, 12, release, "a", unknown), tries(20, 22, "b", "a"), gets(100, 102, "c", 2)}},
+		"an operator's release": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1), at(10, 12, force, "", ok), gets(20, 22, "b", 2), at(30, 31, promise, "a", ok, until(100)),
+			at(40, 41, release, "a", lost)}},
+		"an operator's release that came with a release before its MinHold": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1, minHold(50)), at(10, 20, force, "", ok), at(12, 14, release, "a", ok),
+			at(21, 22, look, "", held, sees("a")), gets(50, 52, "b", 2)}},
+		"an acquire that waited and tells of a holder of before": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1), at(10, 12, release, "a", ok), at(13, 20, acquire, "b", held, sees("a"), waits)}},
+		"a crash that undid a release": {verdict: porcupine.Ok, crashes: []interval{crash}, history: []*operation{
+			gets(150, 152, "a", 1), at(170, 172, release, "a", ok), tries(310, 312, "b", "a"), gets(320, 322, "c", 2)}},
+		"a MinHold that is over": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1, minHold(50)), at(10, 12, release, "a", ok), tries(20, 22, "b", "a"), gets(50, 52, "c", 2)}},
+		"a release with an answer lost that came too late": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1), at(10, 12, release, "a", either, unanswered), gets(13, 14, "b", 2)}},
+		"one before the deadline of a lease that was forced": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1), at(10, 12, force, "", ok), at(13, 15, release, "a", ok, unanswered), gets(16, 18, "b", 2),
+			at(20, 22, release, "b", ok, unanswered), gets(23, 25, "c", 3)}},
+
+		"held by itself, of which it did not hear before it ran out": {verdict: porcupine.Ok, history: []*operation{
+			at(0, 110, acquire, "a", held, sees("a"), unanswered, lasts(100))}},
+
+		"two holders at once": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), gets(10, 12, "b", 2)}},
+		"two holders at once, of whom one said it goes on": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), at(50, 51, promise, "a", ok, until(150)), gets(110, 120, "b", 2)}},
+		"two holders at once, though an acquire is in doubt": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), at(5, 6, acquire, "x", unknown), gets(10, 12, "b", 2)}},
+		"a promise that is not kept": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), gets(110, 120, "b", 2), at(125, 126, promise, "a", ok, until(200))}},
+		"a token that does not grow": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 5), at(10, 12, release, "a", ok), gets(13, 15, "b", 4)}},
+		"a release that was no loss after a take-over": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), gets(101, 103, "b", 2), at(110, 111, release, "a", ok)}},
+		"a renewal that worked after a take-over": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), gets(101, 103, "b", 2), at(110, 111, renew, "a", ok, until(210))}},
+		"a guard that worked after a take-over": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), gets(101, 103, "b", 2), at(110, 111, guard, "a", ok)}},
+		"a take-over during a guard": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), at(90, 91, guard, "a", ok), gets(105, 106, "b", 2), at(120, 121, pinned, "a", ok)}},
+		"a loss that nobody caused": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), at(200, 201, release, "a", lost)}},
+		"a loss before the deadline": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), at(5, 6, acquire, "x", unknown), at(20, 21, renew, "a", lost)}},
+		"held by nobody": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), at(10, 12, release, "a", ok), tries(13, 15, "b", "a")}},
+		"held by itself": {verdict: porcupine.Illegal, history: []*operation{
+			at(0, 10, acquire, "a", held, sees("a"), unanswered, lasts(100))}},
+		"held by one that never asked": {verdict: porcupine.Illegal, history: []*operation{tries(0, 1, "b", "z")}},
+		"a row that nobody removed and that is gone": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), at(200, 201, look, "", free)}},
+		"a crash that undid an acquire": {verdict: porcupine.Illegal, crashes: []interval{crash}, history: []*operation{
+			gets(150, 152, "a", 1), gets(310, 312, "b", 2), at(320, 321, look, "", held, sees("a"))}},
+		"a MinHold that is not kept": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1, minHold(50)), at(10, 12, release, "a", ok), gets(20, 22, "b", 2)}},
+		"an operator's release that did nothing": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1, minHold(50)), at(12, 14, release, "a", ok), at(15, 20, force, "", ok),
+			at(21, 22, look, "", held, sees("a"))}},
+		"free while it is held": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), at(10, 11, holder, "", free)}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			verdict, why := newRecord(c.history, c.crashes).judgeOrder(time.Minute)
+			if assert.Equal(t, c.verdict, verdict) && why != nil {
+				assert.Contains(t, why.excerpt(), "?", "the excerpt shows what is not explained")
+			}
+		})
+	}
+}
+
+func TestJudgeTokens(t *testing.T) {
+	assert.Empty(t, judgeTokens([]*operation{gets(0, 10, "a", 2), gets(5, 15, "b", 1), gets(16, 17, "c", 3)}),
+		"concurrent acquires may come in any order")
+	assert.Len(t, judgeTokens([]*operation{gets(0, 10, "a", 2), gets(11, 15, "b", 1)}), 1)
+	assert.Len(t, judgeTokens([]*operation{gets(0, 10, "a", 2), gets(5, 15, "b", 2)}), 1)
+}
+
+func TestJudgeCounter(t *testing.T) {
+	said := func(attempt string, out outcome) *operation {
+		return &operation{Verb: transaction, Attempt: attempt, Outcome: out}
+	}
+	history := []*operation{said("a", ok), said("b", ok), said("c", aborted), said("d", unknown)}
+	safe := func(*operation) bool { return false }
+	for name, c := range map[string]struct {
+		complaint string
+		left      counted
+		undoable  func(*operation) bool
+	}{
+		"the unknown one did not commit": {"", counted{2, map[string]bool{"a": true, "b": true}}, safe},
+		"the unknown one committed":      {"", counted{3, map[string]bool{"a": true, "b": true, "d": true}}, safe},
+		"a crash lost one":               {"", counted{1, map[string]bool{"a": true}}, func(o *operation) bool { return o.Attempt == "b" }},
+		"an update was lost":             {"they overlapped", counted{1, map[string]bool{"a": true, "b": true}}, safe},
+		"an acknowledged one is missing": {"is not there", counted{1, map[string]bool{"a": true}}, safe},
+		"a failed one is there":          {"is there", counted{3, map[string]bool{"a": true, "b": true, "c": true}}, safe},
+		"one that nobody began":          {"nobody began", counted{3, map[string]bool{"a": true, "b": true, "z": true}}, safe},
+	} {
+		t.Run(name, func(t *testing.T) {
+			complaints := judgeCounter(c.left, history, c.undoable)
+			if c.complaint == "" {
+				assert.Empty(t, complaints)
+			} else if assert.Len(t, complaints, 1) {
+				assert.Contains(t, complaints[0], c.complaint)
+			}
+		})
+	}
+}
+
+func TestReadHistory(t *testing.T) {
+	var other []string
+	history, err := readHistory(strings.NewReader(`{"client":1,"n":1,"verb":"acquire","mutex":"m","call":5}
+{"client":2,"n":1,"verb":"force","mutex":"m","call":6}
+{"client":1,"n":1,"verb":"acquire","mutex":"m","call":5,"return":7,"outcome":"ok"}
+{"client":2,"n":2,"ver`), func(line []byte) { other = append(other, string(line)) })
+
+	assert.NoError(t, err)
+	assert.Equal(t, []string{`{"client":2,"n":2,"ver`}, other)
+	assert.Len(t, history, 2)
+	assert.Equal(t, ok, history[0].Outcome)
+	assert.EqualValues(t, never, history[1].end())
+}

@@ -1,0 +1,103 @@
+//go:build linux
+
+package torture
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gorm-dbmutex/dbmutex"
+)
+
+// observer reads the lock's table, as client 0.
+type observer struct {
+	db      *dbmutex.DB
+	mutexes []string
+	history []*operation
+	quit    chan struct{}
+	done    chan struct{}
+}
+
+func newObserver(db *dbmutex.DB, mutexes []string) *observer {
+	return &observer{db: db, mutexes: mutexes, quit: make(chan struct{}), done: make(chan struct{})}
+}
+
+func (b *observer) watch() {
+	defer close(b.done)
+	for {
+		select {
+		case <-b.quit:
+			return
+		case <-time.After(20 * time.Millisecond):
+			_ = b.look() // the database may be down
+		}
+	}
+}
+
+func (b *observer) stop() {
+	close(b.quit)
+	<-b.done
+}
+
+func (b *observer) begin(v verb, id string) *operation {
+	o := &operation{N: len(b.history) + 1, Verb: v, Mutex: id, Call: now()}
+	b.history = append(b.history, o)
+	return o
+}
+
+func (b *observer) look() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	call := now()
+	var rows []dbmutex.DBMutex
+	err := b.db.WithContext(ctx).Where("lock_id IN ?", b.mutexes).Find(&rows).Error
+	if err != nil {
+		return err
+	}
+	end := now()
+	holders := map[string]string{}
+	for _, row := range rows {
+		holders[row.LockID] = row.Holder
+	}
+	for _, id := range b.mutexes {
+		o := b.begin(look, id)
+		o.Call, o.Return, o.Outcome, o.Seen = call, end, held, holders[id]
+		if o.Seen == "" {
+			o.Outcome = free
+		}
+	}
+	return nil
+}
+
+// conclude sees what is left, and has every mutex once: whatever is left must have run out soon.
+func (b *observer) conclude(t *testing.T) {
+	require.NoError(t, b.look())
+	for _, id := range b.mutexes {
+		var row dbmutex.DBMutex
+		require.NoError(t, b.db.Where("lock_id = ?", id).Limit(1).Find(&row).Error)
+		if row.LockID != "" && row.ExpiresAt == nil {
+			o := b.begin(force, id)
+			require.NoError(t, b.db.Mutex(id).ForceRelease())
+			o.Return, o.Outcome = now(), ok
+		}
+		o := b.begin(acquire, id)
+		o.Lease, o.Wait = "parent", true
+		lease, err := b.db.Mutex(id, dbmutex.WithHolder(o.Lease), dbmutex.WithWait(longestTTL+3*time.Second)).Acquire()
+		if err != nil {
+			t.Errorf("%s: after the last lease's TTL: %v", id, err)
+			continue
+		}
+		o.Outcome, o.Token, o.Expires, o.Return = ok, lease.Token(), expires(lease), now()
+		o = b.begin(release, id)
+		o.Lease = "parent"
+		require.NoError(t, lease.Release())
+		o.Outcome, o.Return = ok, now()
+	}
+	require.NoError(t, b.look())
+	var rows []dbmutex.DBMutex
+	require.NoError(t, b.db.Find(&rows).Error)
+	require.Empty(t, rows, "rows that no lease explains")
+}

@@ -1,0 +1,203 @@
+//go:build linux
+
+package torture
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/anishathalye/porcupine"
+	"github.com/stretchr/testify/require"
+	"gorm.io/gorm"
+
+	"github.com/gorm-dbmutex/dbmutex"
+)
+
+var (
+	duration = flag.Duration("duration", 10*time.Second, "how long to torture each database")
+	seed     = flag.Uint64("seed", 0, "where chance begins; 0 = anywhere")
+)
+
+const (
+	workers    = 3
+	clients    = 5 // of each worker
+	judgeLimit = 30 * time.Second
+)
+
+// arena is a database to run rounds on.
+type arena interface {
+	// begin prepares a round: the parent's own handle, what the workers get, and the faults that they are in for.
+	begin(t *testing.T, r *round)
+	// calm ends the faults that are under way, quiesce whatever of the workers still runs in the database.
+	calm()
+	quiesce(t *testing.T)
+	// end checks the database after a round, and cleans up.
+	end(t *testing.T, r *round)
+}
+
+func TestTorture(t *testing.T) {
+	if *seed == 0 {
+		*seed = rand.Uint64()
+	}
+	t.Run("sqlite", func(t *testing.T) { torture(t, newSQLite(t)) })
+	t.Run("postgres", func(t *testing.T) { torture(t, newPostgres(t)) })
+}
+
+func torture(t *testing.T, a arena) {
+	t.Logf("-seed=%d", *seed) // also where a round never ends
+	total := newTally()
+	for start := time.Now(); (time.Since(start) < *duration || total.get("rounds") == 0) && !t.Failed(); {
+		r := newRound(total.get("rounds"), total)
+		total.add("rounds", 1)
+		a.begin(t, r)
+		r.run(t, a)
+		if t.Failed() {
+			t.Logf("round %d: %s, %v, %+v, crashes %v", r.number, r.setting, r.faultNames(), r.job, r.crashes)
+		}
+	}
+	t.Logf("-seed=%d, %d processes of %d clients\n%s", *seed, workers, clients, total)
+}
+
+// round is a few seconds with mutexes of their own.
+type round struct {
+	number  int
+	total   *tally
+	rand    *rand.Rand
+	length  time.Duration
+	mutexes []string
+
+	db      *dbmutex.DB // the parent's own, out of reach of the faults
+	job     job         // of every worker
+	dsn     func(worker int) string
+	faults  []fault
+	gap     time.Duration // between faults, on average
+	setting string        // of the database
+	async   bool          // commits do not wait for the disk
+
+	workers []*worker
+	started int // workers
+	history []*operation
+	parent  *observer
+	crashes []interval
+}
+
+func newRound(number int, total *tally) *round {
+	r := &round{number: number, total: total, rand: rand.New(rand.NewPCG(*seed, uint64(number)))}
+	r.length = 3*time.Second + r.upTo(2*time.Second)
+	for i := range 1 + r.rand.IntN(5) {
+		r.mutexes = append(r.mutexes, fmt.Sprintf("round %d, mutex %d", number, i))
+	}
+	r.gap = 100*time.Millisecond + r.upTo(300*time.Millisecond)
+	r.job = job{
+		Mutexes: r.mutexes, Clients: clients,
+		Habits: habits{Cancel: r.maybe(0.5), Panic: r.maybe(0.5), Force: r.maybe(0.4), Forever: r.maybe(0.3), Rush: r.maybe(0.25)},
+	}
+	return r
+}
+
+func (r *round) maybe(probability float64) bool { return r.rand.Float64() < probability }
+
+func (r *round) upTo(d time.Duration) time.Duration {
+	return time.Duration(r.rand.Int64N(int64(d) + 1))
+}
+
+func (r *round) faultNames() (names []string) {
+	for _, f := range r.faults {
+		names = append(names, f.name)
+	}
+	return names
+}
+
+func (r *round) run(t *testing.T, a arena) {
+	for _, id := range r.mutexes {
+		require.NoError(t, r.db.Create(&counter{LockID: id}).Error)
+	}
+	ahead := wall()
+	r.parent = newObserver(r.db, r.mutexes)
+	go r.parent.watch()
+	for slot := range workers {
+		r.workers = append(r.workers, r.start(t, slot))
+	}
+	for end := time.Now().Add(r.length); time.Now().Before(end); {
+		time.Sleep(min(r.upTo(2*r.gap), time.Until(end)))
+		if len(r.faults) > 0 {
+			f := r.faults[r.rand.IntN(len(r.faults))]
+			r.total.add("fault: "+f.name, 1)
+			f.strike(t)
+		}
+	}
+	a.calm()
+	for _, w := range r.workers {
+		r.finish(t, w)
+	}
+	a.quiesce(t)
+	r.parent.stop()
+	r.parent.conclude(t)
+	r.history = append(r.history, r.parent.history...)
+	if step := wall() - ahead; step.Abs() > time.Millisecond {
+		r.total.add("rounds not judged: the clock was set", 1)
+	} else {
+		r.judge(t)
+	}
+	a.end(t, r)
+}
+
+func (r *round) judge(t *testing.T) {
+	byMutex := map[string][]*operation{}
+	for _, o := range r.history {
+		byMutex[o.Mutex] = append(byMutex[o.Mutex], o)
+	}
+	for _, id := range r.mutexes {
+		history := byMutex[id]
+		record := newRecord(history, r.crashes)
+		result, why := record.judgeOrder(judgeLimit)
+		r.total.add("histories "+string(result), 1)
+		switch {
+		case result == porcupine.Unknown:
+			t.Errorf("%s: the judge found no verdict on %d operations within %v", id, len(history), judgeLimit)
+		case why != nil:
+			folder, err := os.MkdirTemp("", "dbmutex-torture-")
+			require.NoError(t, err)
+			path := filepath.Join(folder, "history.html")
+			require.NoError(t, porcupine.VisualizePath(why.model, why.info, path))
+			require.NoError(t, os.WriteFile(filepath.Join(folder, "history.txt"), []byte(why.String()), 0o600))
+			whole := &impossible{history: r.history}
+			require.NoError(t, os.WriteFile(filepath.Join(folder, "round.txt"), []byte(whole.String()), 0o600))
+			t.Errorf("%s: no order of the operations explains what was seen (%s):\n%s", id, path, why.excerpt())
+		}
+		c := counted{runs: map[string]bool{}}
+		require.NoError(t, r.db.Raw(`SELECT n FROM counters WHERE lock_id = ?`, id).Scan(&c.n).Error)
+		var attempts []string
+		require.NoError(t, r.db.Raw(`SELECT attempt FROM runs WHERE lock_id = ?`, id).Scan(&attempts).Error)
+		for _, attempt := range attempts {
+			c.runs[attempt] = true
+		}
+		for _, complaint := range append(judgeTokens(history), judgeCounter(c, history, r.undoable)...) {
+			t.Errorf("%s: %s", id, complaint)
+		}
+		r.total.record(record, c)
+	}
+}
+
+// undoable says whether a crash may have lost a commit.
+func (r *round) undoable(o *operation) bool {
+	for _, crash := range r.crashes {
+		if r.async && o.Call <= crash.to && o.Return >= crash.from-undoWindow {
+			return true
+		}
+	}
+	return false
+}
+
+// migrate makes the tables.
+func migrate(t *testing.T, db *gorm.DB) *dbmutex.DB {
+	require.NoError(t, db.Use(dbmutex.New(dbmutex.DefaultSettings())))
+	wrapped := dbmutex.Wrap(db)
+	require.NoError(t, wrapped.Migrate(&counter{}, &run{}))
+	return wrapped
+}

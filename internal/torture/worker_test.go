@@ -1,0 +1,186 @@
+//go:build linux
+
+package torture
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+	"go.uber.org/goleak"
+	"gorm.io/driver/postgres"
+	"gorm.io/driver/sqlite"
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
+
+	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/wake"
+	_ "github.com/gorm-dbmutex/dbmutex/pgnotify"
+)
+
+// jobVariable is the environment variable that makes this program a worker.
+const jobVariable = "DBMUTEX_TORTURE_JOB"
+
+// job is what a worker is to do, until its standard input ends.
+type job struct {
+	Database, DSN string
+	Seed          uint64
+	Mutexes       []string
+	First         int // the number of its first client
+	Clients       int
+	Pool          int // how many connections it may have
+	Prepare       bool
+	Listen        bool // for the releases of other processes
+	Habits        habits
+}
+
+// habits are what clients do besides the usual.
+type habits struct{ Cancel, Panic, Force, Forever, Rush bool }
+
+func TestMain(m *testing.M) {
+	if text := os.Getenv(jobVariable); text != "" {
+		if err := work(text); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+// work is a worker's life. Its error is about what it leaves behind.
+func work(text string) error {
+	stop, stopped := context.WithCancel(context.Background())
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		stopped()
+	}()
+	running := goleak.IgnoreCurrent()
+	var j job
+	if err := json.Unmarshal([]byte(text), &j); err != nil {
+		return err
+	}
+	if !j.Listen {
+		wake.Listen = nil
+	}
+	db, err := j.open()
+	if err != nil {
+		return err
+	}
+	pool, err := db.DB()
+	if err != nil {
+		return err
+	}
+	verbs, end := context.WithCancel(context.Background())
+	defer end()
+	context.AfterFunc(stop, func() { time.AfterFunc(time.Second, end) })
+	out := json.NewEncoder(&lines{})
+	var clients sync.WaitGroup
+	for i := range j.Clients {
+		c := &client{
+			job: &j, db: db, stop: stop, verbs: verbs, out: out, number: j.First + i,
+			rand: rand.New(rand.NewPCG(j.Seed, uint64(i))),
+		}
+		clients.Go(c.run)
+	}
+	clients.Wait()
+	for wait := time.Now().Add(3 * time.Second); pool.Stats().InUse > 0; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(wait) {
+			return fmt.Errorf("%d connections are in use after the last lease", pool.Stats().InUse)
+		}
+	}
+	if err := pool.Close(); err != nil {
+		return err
+	}
+	return goleak.Find(running, // but for pgx, which goes on for a while with a connection that is gone, and for GORM's PrepareStmt
+		goleak.IgnoreAnyFunction("github.com/jackc/pgx/v5/pgconn.(*PgConn).asyncClose.func1"),
+		goleak.IgnoreAnyFunction("gorm.io/gorm/internal/lru.NewLRU[...].func1"))
+}
+
+func (j *job) open() (*dbmutex.DB, error) {
+	dialector := sqlite.Open(j.DSN)
+	if j.Database == "postgres" {
+		config, err := pgx.ParseConfig(j.DSN)
+		if err != nil {
+			return nil, err
+		}
+		config.Tracer = tracer{}
+		dialector = postgres.New(postgres.Config{Conn: stdlib.OpenDB(*config)})
+	}
+	gdb, err := gorm.Open(dialector, &gorm.Config{
+		Logger: &log{Interface: logger.Discard}, PrepareStmt: j.Prepare, DisableAutomaticPing: true,
+	})
+	if err != nil {
+		return nil, err
+	}
+	pool, err := gdb.DB()
+	if err != nil {
+		return nil, err
+	}
+	pool.SetMaxOpenConns(j.Pool)
+	return dbmutex.Wrap(gdb), gdb.Use(dbmutex.New(dbmutex.DefaultSettings()))
+}
+
+// lines writes each line at once, so that a process that is killed has written what it began.
+type lines struct{ mu sync.Mutex }
+
+func (l *lines) Write(line []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return os.Stdout.Write(line)
+}
+
+// note is what happens below the library during one verb, found through its context.
+type note struct {
+	lost   atomic.Int32 // statements without an answer
+	logged atomic.Pointer[error]
+}
+
+type noteKey struct{}
+
+func noteOf(ctx context.Context) *note {
+	if n, known := ctx.Value(noteKey{}).(*note); known {
+		return n
+	}
+	return &note{}
+}
+
+// tracer counts the statements that got no answer.
+type tracer struct{}
+
+func (tracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	return ctx
+}
+
+func (tracer) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryEndData) {
+	var refused *pgconn.PgError
+	answered := errors.As(data.Err, &refused) && !strings.HasPrefix(refused.Code, "57P") && !strings.HasPrefix(refused.Code, "08")
+	if data.Err != nil && !answered {
+		noteOf(ctx).lost.Add(1)
+	}
+}
+
+// log keeps the error that the library logs where it cannot return it.
+type log struct{ logger.Interface }
+
+func (l *log) LogMode(logger.LogLevel) logger.Interface { return l }
+
+func (l *log) Error(ctx context.Context, _ string, data ...any) {
+	for _, value := range data {
+		if err, is := value.(error); is {
+			noteOf(ctx).logged.Store(&err)
+		}
+	}
+}
