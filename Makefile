@@ -11,7 +11,10 @@ DURATION = 10m
 SEED = 0
 FUZZTIME = 30s
 
-.PHONY: help setup test test-matrix torture fuzz lint fmt
+# Options of bench/bench_test.go.
+BENCHFLAGS =
+
+.PHONY: help setup test test-matrix torture fuzz bench lint fmt
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -37,6 +40,10 @@ fuzz: setup ## fuzz ids, holders, settings and the environment, each for FUZZTIM
 	@for target in $$(sed -n 's/^func \(Fuzz[A-Za-z]*\).*/\1/p' fuzz_test.go); do \
 		go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) . || exit 1; \
 	done
+
+bench: setup ## measure this package and its peers side by side, into bench/RESULTS.md and results.svg; BENCHFLAGS=-scenarios=cycle
+	bench/setup.sh
+	cd bench && DBMUTEX_TEST_POSTGRES=required go test -count=1 -timeout 0 -v -run TestBench . -args -full $(BENCHFLAGS)
 
 lint: ## check every module with gofmt, go vet and golangci-lint (staticcheck and more)
 	@files=$$(gofmt -l .); \

@@ -1,0 +1,174 @@
+package bench_test
+
+import (
+	"context"
+	_ "embed"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gorm-dbmutex/dbmutex/bench/contender"
+	"github.com/gorm-dbmutex/dbmutex/bench/report"
+	"github.com/gorm-dbmutex/dbmutex/bench/scenario"
+	"github.com/gorm-dbmutex/dbmutex/bench/server"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+)
+
+var (
+	full      = flag.Bool("full", false, "run the benchmark and write RESULTS.md and results.svg")
+	quick     = flag.Bool("quick", false, "run a try-out of the benchmark")
+	scenarios = flag.String("scenarios", "", "some of the scenarios, with commas between; all of them if empty")
+	out       = flag.String("out", "", "the folder for the results; by default this one with -full, none with -quick")
+
+	rounds         = flag.Int("rounds", 0, "blocks of each contender")
+	heldCount      = flag.Int("held", 0, "locks that others hold, in the scenario held")
+	longCycles     = flag.Int("cycles", 0, "cycles on one id, in the scenario long")
+	snapshotCycles = flag.Int("snapshot-cycles", 0, "cycles on one id, in the scenario snapshot")
+)
+
+func TestMain(m *testing.M) {
+	scenario.RunJob()
+	m.Run()
+}
+
+func TestBench(t *testing.T) {
+	if !*full && !*quick {
+		t.Skip("runs with -args -full or -args -quick")
+	}
+	e := newEnv(t)
+	e.Size = sizeOf()
+	r := &report.Report{Facts: facts(e), Notes: notes()}
+	r.Caption = fmt.Sprintf("%s; %s; PostgreSQL %s", time.Now().Format(time.DateOnly), report.Machine(), e.Postgres.Version)
+	chosen := strings.Split(*scenarios, ",")
+	for _, s := range scenario.All {
+		if *scenarios != "" && !slices.Contains(chosen, s.Name) {
+			continue
+		}
+		start := time.Now()
+		tables, err := s.Run(e, t.Context())
+		require.NoError(t, err, s.Name)
+		t.Logf("%s: %v", s.Name, time.Since(start).Round(100*time.Millisecond))
+		r.Tables = append(r.Tables, tables...)
+	}
+	require.NotEmpty(t, r.Tables, "no scenario is called %q", *scenarios)
+	require.NoError(t, r.WriteText(os.Stdout))
+	if *out == "" && *full {
+		*out = "."
+	}
+	if *out != "" {
+		const chart = "results.svg"
+		write(t, "RESULTS.md", func(w io.Writer) error { return r.WriteMarkdown(w, chart) })
+		write(t, chart, r.WriteSVG)
+	}
+}
+
+func write(t *testing.T, name string, content func(io.Writer) error) {
+	file, err := os.Create(filepath.Join(*out, name))
+	require.NoError(t, err)
+	require.NoError(t, content(file))
+	require.NoError(t, file.Close())
+}
+
+func sizeOf() scenario.Size {
+	size := scenario.Size{
+		Rounds: 30, Block: 200,
+		HandOffRounds: 2, HandOff: 2500 * time.Millisecond,
+		Held: 1_000_000, LongCycles: 50_000, SnapshotCycles: 10_000,
+		Waiters: 1_000, Waiting: 2 * time.Second,
+	}
+	if *quick {
+		size = scenario.Size{
+			Rounds: 4, Block: 20,
+			HandOffRounds: 1, HandOff: 300 * time.Millisecond,
+			Held: 10_000, LongCycles: 400, SnapshotCycles: 400,
+			Waiters: 1_000, Waiting: 150 * time.Millisecond,
+		}
+	}
+	for flagged, of := range map[*int]*int{
+		rounds: &size.Rounds, heldCount: &size.Held, longCycles: &size.LongCycles, snapshotCycles: &size.SnapshotCycles,
+	} {
+		if *flagged > 0 {
+			*of = *flagged
+		}
+	}
+	return size
+}
+
+// newEnv starts the servers. They end with the test.
+func newEnv(t testing.TB) *scenario.Env {
+	t.Helper()
+	cluster := testdb.NewCluster(t, "shared_preload_libraries = 'pg_stat_statements'")
+	ctx := context.Background()
+	postgres, err := server.NewPostgres(ctx, cluster.DSN())
+	require.NoError(t, err)
+	t.Cleanup(postgres.Close)
+	e := &scenario.Env{Postgres: postgres, Redis: map[contender.Store]*server.Redis{}, Folder: t.TempDir()}
+	for _, store := range []contender.Store{contender.DurableRedis, contender.VolatileRedis} {
+		redis, err := server.StartRedis(ctx, store == contender.DurableRedis)
+		if err != nil {
+			t.Logf("without %s: %v", store, err)
+			continue
+		}
+		t.Cleanup(redis.Close)
+		e.Redis[store] = redis
+	}
+	return e
+}
+
+//go:embed go.mod
+var goMod string
+
+// facts are what a reader has to know about the run.
+func facts(e *scenario.Env) []report.Fact {
+	facts := []report.Fact{
+		{Name: "date", Value: time.Now().Format(time.DateOnly)},
+		{Name: "machine", Value: report.Machine()},
+		{Name: "Go", Value: runtime.Version()},
+		{Name: "PostgreSQL", Value: e.Postgres.Version + ": " + e.Postgres.Settings},
+	}
+	for _, store := range []contender.Store{contender.DurableRedis, contender.VolatileRedis} {
+		value := "not there: its contenders are left out"
+		if redis := e.Redis[store]; redis != nil {
+			value = redis.Version
+		}
+		facts = append(facts, report.Fact{Name: string(store), Value: value})
+	}
+	facts = append(facts, report.Fact{
+		Name:  "all alike",
+		Value: fmt.Sprintf("%d connections, TTL %v, one server on loopback for each store", contender.Pool, contender.TTL),
+	})
+	var modules []string
+	for _, c := range contender.All() {
+		if c.Module != "" && !c.Own && !slices.Contains(modules, c.Module) {
+			modules = append(modules, c.Module)
+		}
+	}
+	modules = append(modules, "github.com/jackc/pgx/v5", "github.com/lib/pq", "github.com/redis/go-redis/v9",
+		"github.com/mattn/go-sqlite3", "gorm.io/gorm")
+	for i, module := range modules {
+		version := regexp.MustCompile(`(?m)^\t` + regexp.QuoteMeta(module) + ` (\S+)`).FindStringSubmatch(goMod)
+		modules[i] += " " + version[1]
+	}
+	return append(facts, report.Fact{Name: "versions", Value: strings.Join(modules, ", ")})
+}
+
+func notes() (notes []report.Fact) {
+	for _, c := range slices.Concat(contender.All(), contender.OnSQLite()) {
+		name := c.Name
+		if c.Store == contender.SQLite {
+			name += " (SQLite)"
+		}
+		notes = append(notes, report.Fact{Name: name, Value: c.Note})
+	}
+	return notes
+}

@@ -1,0 +1,144 @@
+package contender
+
+import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"errors"
+	"fmt"
+	"time"
+
+	_ "github.com/mattn/go-sqlite3" // the driver "sqlite3"
+	"gorm.io/driver/sqlite"
+	"gorm.io/gorm"
+)
+
+// OnSQLite are those on a SQLite file. The first is the measure: the statements of a cycle, prepared.
+func OnSQLite() []Contender {
+	return []Contender{
+		{
+			Name: "bare statements, prepared", Store: SQLite,
+			Note: "the statements of a cycle of dbmutex through database/sql and mattn/go-sqlite3",
+			Open: func(ctx context.Context, where Where) (Instance, error) { return openBareSQLite(ctx, where, true) },
+		},
+		{
+			Name: "bare statements", Store: SQLite,
+			Note: "the same, not prepared, which is how GORM and so dbmutex run them",
+			Open: func(ctx context.Context, where Where) (Instance, error) { return openBareSQLite(ctx, where, false) },
+		},
+		{
+			Name: "dbmutex", Module: module, Store: SQLite, Own: true,
+			Note: "Do, plain gorm.Open",
+			Open: func(_ context.Context, where Where) (Instance, error) {
+				return openDBMutex(sqlite.Open(where.DSN), gorm.Config{})
+			},
+		},
+	}
+}
+
+const (
+	sqliteTable = `CREATE TABLE IF NOT EXISTS bare (
+	id integer PRIMARY KEY AUTOINCREMENT,
+	lock_id text NOT NULL UNIQUE,
+	creation_time datetime NOT NULL,
+	expires_at datetime,
+	holder text NOT NULL,
+	lease_id text NOT NULL)`
+	sqliteForm = `'%Y-%m-%d %H:%M:%f'`
+	sqliteNow  = `strftime(` + sqliteForm + `, 'now')`
+	sqliteLook = `SELECT holder, creation_time, expires_at, lease_id, expires_at < ` + sqliteNow + `,
+	CAST((julianday(expires_at) - julianday('now')) * 86400000 AS INTEGER) FROM bare WHERE lock_id = ?`
+	sqliteAcquire = `INSERT OR REPLACE INTO bare (lock_id, creation_time, expires_at, holder, lease_id)
+SELECT ?, ` + sqliteNow + `, strftime(` + sqliteForm + `, 'now', ?), ?, ?
+WHERE NOT EXISTS (SELECT 1 FROM bare
+	WHERE lock_id = ? AND lease_id <> ? AND (expires_at IS NULL OR expires_at >= ` + sqliteNow + `))
+RETURNING id`
+	sqliteRelease = `DELETE FROM bare WHERE lock_id = ? AND lease_id = ?`
+)
+
+// bareSQLite runs the statements of a cycle.
+type bareSQLite struct {
+	db *sql.DB
+	// Each is nil where it is not prepared.
+	look, acquire, release *sql.Stmt
+}
+
+func openBareSQLite(ctx context.Context, where Where, prepare bool) (_ Instance, err error) {
+	b := &bareSQLite{}
+	if b.db, err = openSQL("sqlite3", where.DSN); err != nil {
+		return nil, err
+	}
+	if _, err = b.db.ExecContext(ctx, sqliteTable); err != nil || !prepare {
+		return b, err
+	}
+	for query, stmt := range map[string]**sql.Stmt{sqliteLook: &b.look, sqliteAcquire: &b.acquire, sqliteRelease: &b.release} {
+		if *stmt, err = b.db.PrepareContext(ctx, query); err != nil {
+			return nil, err
+		}
+	}
+	return b, nil
+}
+
+func (b *bareSQLite) query(ctx context.Context, stmt *sql.Stmt, query string, args ...any) *sql.Row {
+	if stmt != nil {
+		return stmt.QueryRowContext(ctx, args...)
+	}
+	return b.db.QueryRowContext(ctx, query, args...)
+}
+
+// answers says whether the row that is there, if any, has ended.
+func (b *bareSQLite) answers(ctx context.Context, id string) (found, ended bool, err error) {
+	var holder, leaseID string
+	var since, expires time.Time
+	var left int64
+	err = b.query(ctx, b.look, sqliteLook, id).Scan(&holder, &since, &expires, &leaseID, &ended, &left)
+	if errors.Is(err, sql.ErrNoRows) {
+		return false, false, nil
+	}
+	return true, ended, err
+}
+
+func (b *bareSQLite) Cycle(ctx context.Context, id string) error {
+	found, ended, err := b.answers(ctx, id)
+	if err != nil {
+		return err
+	}
+	if found && !ended {
+		return errRefused
+	}
+	leaseID := rand.Text()
+	var token int64
+	err = b.query(ctx, b.acquire, sqliteAcquire, id, fmt.Sprintf("+%.3f seconds", TTL.Seconds()), Holder, leaseID, id, leaseID).Scan(&token)
+	if err != nil {
+		return err
+	}
+	var result sql.Result
+	if b.release != nil {
+		result, err = b.release.ExecContext(ctx, id, leaseID)
+	} else {
+		result, err = b.db.ExecContext(ctx, sqliteRelease, id, leaseID)
+	}
+	if err != nil {
+		return err
+	}
+	if n, err := result.RowsAffected(); err != nil || n != 1 {
+		return errors.Join(err, errLost)
+	}
+	return nil
+}
+
+func (b *bareSQLite) Try(ctx context.Context, id string) error {
+	found, ended, err := b.answers(ctx, id)
+	if err == nil && (!found || ended) {
+		err = errNotRefused
+	}
+	return err
+}
+
+func (b *bareSQLite) Acquire(context.Context, string) (func() error, error) {
+	return nil, errors.ErrUnsupported
+}
+
+func (b *bareSQLite) Fill(context.Context, int) error { return errors.ErrUnsupported }
+
+func (b *bareSQLite) Close() { _ = b.db.Close() }

@@ -1,0 +1,20 @@
+// Package bench measures dbmutex and its peers, side by side in one run:
+//
+//	go test -count=1 -timeout 0 -v -run TestBench -args -full
+//
+// It starts a PostgreSQL server with its defaults and, where redis-server is there, a Redis that waits for the disk after
+// every write and one in memory, all on loopback, and ends them. It prints tables, and writes RESULTS.md and results.svg
+// to this folder. -quick is a try-out of half a minute that writes nothing, -scenarios=cycle,try runs some only; the rest
+// of the flags is in bench_test.go.
+//
+// Every scenario runs blocks of all contenders in turn, in an order that rotates, so that noise hits all alike. A ratio
+// is the median of the ratios of the blocks of one round. The measure is the bare pair: an upsert and a DELETE through
+// pgxpool, prepared, with durable commits.
+//
+// All have the same pool size, TTL and server, and a schema or a database of Redis of their own. What differs is said in
+// the tables: what a crash of the server leaves of a lock, and how each waits.
+//
+// The parts are ordinary benchmarks, for benchstat:
+//
+//	go test -run '^$' -bench . -count 10
+package bench

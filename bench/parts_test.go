@@ -1,0 +1,88 @@
+package bench_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"runtime"
+	"sync/atomic"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gorm-dbmutex/dbmutex/bench/contender"
+	"github.com/gorm-dbmutex/dbmutex/bench/scenario"
+)
+
+// BenchmarkCycle acquires and releases a free lock.
+func BenchmarkCycle(b *testing.B) {
+	each(b, func(b *testing.B, instance contender.Instance) {
+		for b.Loop() {
+			require.NoError(b, instance.Cycle(b.Context(), "one"))
+		}
+	})
+}
+
+// BenchmarkTry is refused a held lock.
+func BenchmarkTry(b *testing.B) {
+	each(b, func(b *testing.B, instance contender.Instance) {
+		if err := instance.Fill(b.Context(), 1); err != nil {
+			b.Skip(err) // advisory locks
+		}
+		for b.Loop() {
+			require.NoError(b, instance.Try(b.Context(), "held 1"))
+		}
+	})
+}
+
+// BenchmarkIDs acquires and releases free locks in as many goroutines as there are connections.
+func BenchmarkIDs(b *testing.B) {
+	each(b, func(b *testing.B, instance contender.Instance) {
+		var goroutines atomic.Int64
+		b.SetParallelism(max(1, contender.Pool/runtime.GOMAXPROCS(0)))
+		b.RunParallel(func(pb *testing.PB) {
+			id := fmt.Sprintf("id %d", goroutines.Add(1))
+			for pb.Next() {
+				if err := instance.Cycle(b.Context(), id); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		})
+	})
+}
+
+// BenchmarkSQLite acquires and releases a free lock in a file in WAL mode, synchronous=NORMAL.
+func BenchmarkSQLite(b *testing.B) {
+	for i, c := range contender.OnSQLite() {
+		b.Run(c.Name, func(b *testing.B) {
+			file := filepath.Join(b.TempDir(), fmt.Sprintf("%d.db", i))
+			instance, err := c.Open(b.Context(), contender.Where{DSN: "file:" + file + "?_journal_mode=WAL&_synchronous=NORMAL"})
+			require.NoError(b, err)
+			defer instance.Close()
+			b.ReportAllocs()
+			for b.Loop() {
+				require.NoError(b, instance.Cycle(b.Context(), "one"))
+			}
+		})
+	}
+}
+
+// each runs a benchmark on every contender, in a place of its own.
+func each(b *testing.B, fn func(b *testing.B, instance contender.Instance)) {
+	e := newEnv(b)
+	for _, c := range contender.All() {
+		b.Run(c.Name, func(b *testing.B) {
+			b.ReportAllocs()
+			err := e.With(context.Background(), c, func(instance contender.Instance) error {
+				fn(b, instance)
+				return nil
+			})
+			if errors.Is(err, scenario.ErrNoServer) {
+				b.Skip(err)
+			}
+			require.NoError(b, err)
+		})
+	}
+}

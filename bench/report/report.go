@@ -1,0 +1,94 @@
+// Package report writes down what the benchmark measured: a table to read, Markdown and a chart.
+package report
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+)
+
+// Report is one run.
+type Report struct {
+	Caption string // of the chart
+	Facts   []Fact
+	Notes   []Fact // how each contender is used
+	Tables  []Table
+}
+
+// Fact is something to know about a run.
+type Fact struct{ Name, Value string }
+
+// Table is what one scenario measured.
+type Table struct {
+	Title   string
+	Text    string // what was done, and how to read it
+	Columns []string
+	Rows    [][]string
+	Chart   *Chart // nil = none
+}
+
+// Chart is a table's figures to draw, on a logarithmic scale.
+type Chart struct {
+	Title  string // with the unit
+	Points []Point
+}
+
+// Point is one contender's line.
+type Point struct {
+	Name        string
+	Median, P99 float64 // 0 where there is none
+	Own         bool    // drawn in colour
+}
+
+// WriteText writes the tables for a terminal.
+func (r *Report) WriteText(w io.Writer) error {
+	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	for _, f := range r.Facts {
+		writeLine(t, f.Name, f.Value)
+	}
+	for _, table := range r.Tables {
+		_ = t.Flush()
+		writeLine(t, "\n"+table.Title)
+		_ = t.Flush()
+		writeLine(t, table.Columns...)
+		for _, row := range table.Rows {
+			writeLine(t, row...)
+		}
+	}
+	return t.Flush()
+}
+
+// writeLine leaves errors to Flush.
+func writeLine(w io.Writer, cells ...string) { _, _ = fmt.Fprintln(w, strings.Join(cells, "\t")) }
+
+// WriteMarkdown writes all of it, with the chart that is in a file.
+func (r *Report) WriteMarkdown(w io.Writer, chart string) error {
+	var b strings.Builder
+	b.WriteString("# Results of make bench\n\n![The chart of this run](" + chart + ")\n\n")
+	writeTable(&b, []string{"", ""}, factRows(r.Facts))
+	for _, table := range r.Tables {
+		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n", table.Title, table.Text)
+		writeTable(&b, table.Columns, table.Rows)
+	}
+	b.WriteString("\n## How each is used\n\n")
+	writeTable(&b, []string{"", ""}, factRows(r.Notes))
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func factRows(facts []Fact) (rows [][]string) {
+	for _, f := range facts {
+		rows = append(rows, []string{f.Name, f.Value})
+	}
+	return rows
+}
+
+func writeTable(b *strings.Builder, columns []string, rows [][]string) {
+	line := func(cells []string) { b.WriteString("| " + strings.Join(cells, " | ") + " |\n") }
+	line(columns)
+	b.WriteString(strings.Repeat("|---", len(columns)) + "|\n")
+	for _, row := range rows {
+		line(row)
+	}
+}

@@ -1,0 +1,62 @@
+package scenario
+
+import (
+	"context"
+	"time"
+
+	"github.com/gorm-dbmutex/dbmutex/bench/contender"
+	"github.com/gorm-dbmutex/dbmutex/bench/report"
+)
+
+func (e *Env) long(ctx context.Context) ([]report.Table, error) {
+	return e.endure(ctx, e.Size.LongCycles, report.Table{
+		Title: thousands(e.Size.LongCycles) + " cycles on one id",
+		Text:  "One goroutine, autovacuum at its defaults.",
+	})
+}
+
+func (e *Env) oldSnapshot(ctx context.Context) ([]report.Table, error) {
+	end, err := e.Postgres.OldSnapshot(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer end()
+	return e.endure(ctx, e.Size.SnapshotCycles, report.Table{
+		Title: thousands(e.Size.SnapshotCycles) + " cycles on one id beside an old snapshot",
+		Text:  "One goroutine, while another session keeps a snapshot open from before the first cycle, so that no dead row can be removed.",
+	})
+}
+
+// endure looks at how a cycle changes with those that came before.
+func (e *Env) endure(ctx context.Context, cycles int, table report.Table) ([]report.Table, error) {
+	var contenders []contender.Contender
+	for _, name := range []string{baseName, "dbmutex"} {
+		c, _ := contender.ByName(name)
+		contenders = append(contenders, c)
+	}
+	entrants, leave, err := e.enter(ctx, contenders)
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	const parts = 20
+	results, err := inTurn(entrants, parts, func(en *entrant) ([]time.Duration, error) {
+		return repeat(max(1, cycles/parts), func() error { return en.Cycle(ctx, "one") })
+	})
+	if err != nil {
+		return nil, err
+	}
+	table.Text += " The figures are means of the second, the middle and the last twentieth."
+	table.Columns = []string{"", "at the start", "in the middle", "at the end", "end to start", "to the bare pair at the end"}
+	mean := func(entrant, part int) time.Duration {
+		return results[entrant].blocks[part] / time.Duration(max(1, cycles/parts))
+	}
+	for i, en := range entrants {
+		start, middle, end := mean(i, 1), mean(i, parts/2), mean(i, parts-1)
+		table.Rows = append(table.Rows, []string{
+			en.Name, show(start), show(middle), show(end), showRatio(float64(end) / float64(start)),
+			showRatio(float64(end) / float64(mean(0, parts-1))),
+		})
+	}
+	return []report.Table{table}, nil
+}

@@ -1,0 +1,135 @@
+package scenario
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"github.com/gorm-dbmutex/dbmutex/bench/contender"
+	"github.com/gorm-dbmutex/dbmutex/bench/report"
+	"github.com/gorm-dbmutex/dbmutex/bench/stats"
+)
+
+// baseName is the measure of all.
+const baseName = "bare pair"
+
+func (e *Env) uncontended(ctx context.Context) ([]report.Table, error) {
+	entrants, leave, err := e.enter(ctx, contender.All())
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	return e.operations(ctx, report.Table{
+		Title: "Uncontended cycle",
+		Text:  "One goroutine acquires and releases a free lock.",
+		Chart: &report.Chart{Title: "Uncontended cycle: median and p99, ms"},
+	}, entrants, func(instance contender.Instance) error { return instance.Cycle(ctx, "one") })
+}
+
+func (e *Env) failingTry(ctx context.Context) ([]report.Table, error) {
+	entrants, leave, err := e.enter(ctx, contender.All())
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	for _, en := range entrants {
+		err := en.Fill(ctx, 1)
+		if errors.Is(err, errors.ErrUnsupported) {
+			var end func() error
+			if end, err = en.elsewhere(ctx, "held 1"); err == nil {
+				defer func() { _ = end() }()
+			}
+		}
+		if err != nil {
+			return nil, fmt.Errorf("%s: %w", en.Name, err)
+		}
+	}
+	return e.operations(ctx, report.Table{
+		Title: "Failing try",
+		Text:  "One goroutine is refused a lock that somebody else holds.",
+		Chart: &report.Chart{Title: "Failing try: median and p99, ms"},
+	}, entrants, func(instance contender.Instance) error { return instance.Try(ctx, "held 1") })
+}
+
+// operations measures one operation after the other.
+func (e *Env) operations(ctx context.Context, table report.Table, entrants []*entrant, operation func(contender.Instance) error) ([]report.Table, error) {
+	block := func(en *entrant) ([]time.Duration, error) {
+		return repeat(e.Size.Block, func() error { return operation(en.Instance) })
+	}
+	if err := warmUp(entrants, block); err != nil {
+		return nil, err
+	}
+	results, err := inTurn(entrants, e.Size.Rounds, block)
+	if err != nil {
+		return nil, err
+	}
+	base := results[indexOf(entrants, baseName)]
+	table.Text += " Statements and round trips are those of one operation; PostgreSQL does not count those that fail, Redis counts " +
+		"commands, those of scripts too."
+	table.Columns = []string{"", "median", "p99", "to the bare pair", "statements", "round trips", "allocations", "server", "its crash leaves"}
+	for i, en := range entrants {
+		c, err := e.costs(ctx, en, operation)
+		if err != nil {
+			return nil, err
+		}
+		table.Rows = append(table.Rows, []string{
+			en.Name, show(results[i].median()), show(results[i].p99()), showRatio(stats.Ratio(results[i].blocks, base.blocks)),
+			showCount(c.statements), showCount(c.roundTrips), fmt.Sprintf("%.0f", c.allocations), string(en.Store), en.Crash,
+		})
+	}
+	table.Chart = chart(table.Chart.Title, entrants, results)
+	return []report.Table{table}, nil
+}
+
+// goroutines is as many as the pools have connections.
+const goroutines = contender.Pool
+
+func (e *Env) sixteenIDs(ctx context.Context) ([]report.Table, error) {
+	entrants, leave, err := e.enter(ctx, contender.All())
+	if err != nil {
+		return nil, err
+	}
+	defer leave()
+	cycles := max(1, e.Size.Block/4) // of each goroutine
+	block := func(en *entrant) ([]time.Duration, error) {
+		times, errs := make([][]time.Duration, goroutines), make([]error, goroutines)
+		var wg sync.WaitGroup
+		for i := range goroutines {
+			wg.Go(func() {
+				id := fmt.Sprintf("id %d", i)
+				times[i], errs[i] = repeat(cycles, func() error { return en.Cycle(ctx, id) })
+			})
+		}
+		wg.Wait()
+		var all []time.Duration
+		for _, some := range times {
+			all = append(all, some...)
+		}
+		return all, errors.Join(errs...)
+	}
+	if err := warmUp(entrants, block); err != nil {
+		return nil, err
+	}
+	results, err := inTurn(entrants, max(1, e.Size.Rounds/2), block)
+	if err != nil {
+		return nil, err
+	}
+	base := results[indexOf(entrants, baseName)]
+	table := report.Table{
+		Title:   fmt.Sprintf("%d goroutines on %d ids", goroutines, goroutines),
+		Text:    "Each goroutine acquires and releases a lock of its own. More cycles per second are better.",
+		Columns: []string{"", "median", "p99", "cycles per second", "cycles per second to the bare pair"},
+		Chart:   chart(fmt.Sprintf("A cycle while %d goroutines use %d ids: median and p99, ms", goroutines, goroutines), entrants, results),
+	}
+	for i, en := range entrants {
+		took := stats.Quantile(results[i].blocks, 0.5)
+		table.Rows = append(table.Rows, []string{
+			en.Name, show(results[i].median()), show(results[i].p99()),
+			fmt.Sprintf("%.0f", float64(cycles*goroutines)/took.Seconds()),
+			showRatio(stats.Ratio(base.blocks, results[i].blocks)),
+		})
+	}
+	return []report.Table{table}, nil
+}

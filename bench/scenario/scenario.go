@@ -1,0 +1,249 @@
+// Package scenario has what the benchmark measures, block by block in turn, so that noise hits all contenders alike.
+package scenario
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"runtime"
+	"time"
+
+	"golang.org/x/text/language"
+	"golang.org/x/text/message"
+
+	"github.com/gorm-dbmutex/dbmutex/bench/contender"
+	"github.com/gorm-dbmutex/dbmutex/bench/report"
+	"github.com/gorm-dbmutex/dbmutex/bench/server"
+	"github.com/gorm-dbmutex/dbmutex/bench/stats"
+)
+
+// Size is how much is measured.
+type Size struct {
+	Rounds, Block  int           // blocks of each contender, and operations in each
+	HandOffRounds  int           // blocks of the hot lock
+	HandOff        time.Duration // length of such a block
+	Held           int           // locks that others hold
+	LongCycles     int           // on one id
+	SnapshotCycles int           // on one id, beside an old snapshot
+	Waiters        int           // on one lock
+	Waiting        time.Duration // of these
+}
+
+// Env is what scenarios run on.
+type Env struct {
+	Postgres *server.Postgres
+	Redis    map[contender.Store]*server.Redis // without those that are not to be had
+	Folder   string                            // for SQLite's files
+	Size     Size
+
+	redisDBs int // that are in use
+}
+
+// Scenario is one of All.
+type Scenario struct {
+	Name string
+	Run  func(e *Env, ctx context.Context) ([]report.Table, error)
+}
+
+// All are the scenarios.
+var All = []Scenario{
+	{"cycle", (*Env).uncontended},
+	{"try", (*Env).failingTry},
+	{"ids", (*Env).sixteenIDs},
+	{"handoff", (*Env).handOff},
+	{"waiters", (*Env).waiters},
+	{"held", (*Env).held},
+	{"long", (*Env).long},
+	{"snapshot", (*Env).oldSnapshot},
+	{"sqlite", (*Env).sqlite},
+}
+
+// entrant is a contender with a schema, or the like, of its own.
+type entrant struct {
+	contender.Contender
+	contender.Instance
+	where contender.Where
+}
+
+// enter opens those of the contenders whose server is there.
+func (e *Env) enter(ctx context.Context, contenders []contender.Contender) (entrants []*entrant, leave func(), err error) {
+	leave = func() { e.leave(entrants) }
+	for _, c := range contenders {
+		if c.Store != contender.Postgres && e.Redis[c.Store] == nil {
+			continue
+		}
+		en := &entrant{Contender: c}
+		if en.where, err = e.place(ctx, c.Store); err == nil {
+			en.Instance, err = c.Open(ctx, en.where)
+		}
+		if err != nil {
+			leave()
+			return nil, nil, fmt.Errorf("open %s: %w", c.Name, err)
+		}
+		entrants = append(entrants, en)
+	}
+	return entrants, leave, nil
+}
+
+func (e *Env) place(ctx context.Context, store contender.Store) (where contender.Where, err error) {
+	if store == contender.Postgres {
+		where.DSN, err = e.Postgres.Schema(ctx)
+		return where, err
+	}
+	where = contender.Where{Redis: e.Redis[store].Addr(), RedisDB: e.redisDBs}
+	e.redisDBs++
+	return where, nil
+}
+
+// leave closes the entrants and removes what they wrote.
+func (e *Env) leave(entrants []*entrant) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	for _, en := range entrants {
+		en.Close()
+		if en.Store == contender.Postgres {
+			_ = e.Postgres.DropSchema(ctx, en.where.DSN)
+		}
+	}
+	for _, redis := range e.Redis {
+		_ = redis.Empty(ctx)
+	}
+	e.redisDBs = 0
+}
+
+// ErrNoServer is the error of With where the contender's server is not to be had.
+var ErrNoServer = errors.New("its server is not there")
+
+// With opens one contender for fn.
+func (e *Env) With(ctx context.Context, c contender.Contender, fn func(contender.Instance) error) error {
+	entrants, leave, err := e.enter(ctx, []contender.Contender{c})
+	if err != nil {
+		return err
+	}
+	defer leave()
+	if len(entrants) == 0 {
+		return ErrNoServer
+	}
+	return entrants[0].use(func() error { return fn(entrants[0].Instance) })
+}
+
+// use runs fn with what the contender switches on.
+func (en *entrant) use(fn func() error) error {
+	if en.Switch != nil {
+		en.Switch(true)
+		defer en.Switch(false)
+	}
+	if err := fn(); err != nil {
+		return fmt.Errorf("%s: %w", en.Name, err)
+	}
+	return nil
+}
+
+// elsewhere holds a lock by one more pool on an entrant's place, as another process would.
+func (en *entrant) elsewhere(ctx context.Context, id string) (end func() error, err error) {
+	other, err := en.Open(ctx, en.where)
+	if err != nil {
+		return nil, err
+	}
+	release, err := other.Acquire(ctx, id)
+	if err != nil {
+		other.Close()
+		return nil, err
+	}
+	return func() error {
+		defer other.Close()
+		return release()
+	}, nil
+}
+
+// measured is what the blocks of an entrant took.
+type measured struct{ times, blocks []time.Duration }
+
+func (m measured) median() time.Duration { return stats.Quantile(m.times, 0.5) }
+func (m measured) p99() time.Duration    { return stats.Quantile(m.times, 0.99) }
+
+// inTurn runs, in each round, one block of every entrant, the first another one in each round. A block returns how long
+// its operations took.
+func inTurn(entrants []*entrant, rounds int, block func(en *entrant) ([]time.Duration, error)) ([]measured, error) {
+	results := make([]measured, len(entrants))
+	for round := range rounds {
+		for i := range entrants {
+			n := (round + i) % len(entrants)
+			runtime.GC() // nobody cleans up after the one before
+			err := entrants[n].use(func() error {
+				start := time.Now()
+				times, err := block(entrants[n])
+				results[n].blocks = append(results[n].blocks, time.Since(start))
+				results[n].times = append(results[n].times, times...)
+				return err
+			})
+			if err != nil {
+				return nil, err
+			}
+		}
+	}
+	return results, nil
+}
+
+// warmUp is one round that is not counted: connections are opened and statements prepared.
+func warmUp(entrants []*entrant, block func(en *entrant) ([]time.Duration, error)) error {
+	_, err := inTurn(entrants, 1, block)
+	return err
+}
+
+// repeat runs an operation n times, one after the other.
+func repeat(n int, operation func() error) ([]time.Duration, error) {
+	times := make([]time.Duration, 0, n)
+	for range n {
+		start := time.Now()
+		if err := operation(); err != nil {
+			return nil, err
+		}
+		times = append(times, time.Since(start))
+	}
+	return times, nil
+}
+
+func indexOf(entrants []*entrant, name string) int {
+	for i, en := range entrants {
+		if en.Name == name {
+			return i
+		}
+	}
+	return -1
+}
+
+// show is a duration to read.
+func show(d time.Duration) string {
+	switch {
+	case d < time.Millisecond:
+		return fmt.Sprintf("%.0f µs", float64(d)/float64(time.Microsecond))
+	case d < time.Second:
+		return fmt.Sprintf("%.2f ms", float64(d)/float64(time.Millisecond))
+	}
+	return fmt.Sprintf("%.2f s", d.Seconds())
+}
+
+// thousands is a number with commas.
+func thousands(n int) string { return message.NewPrinter(language.English).Sprintf("%d", n) }
+
+func showRatio(ratio float64) string {
+	if math.IsNaN(ratio) {
+		return "–"
+	}
+	return fmt.Sprintf("%.2f", ratio)
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// chart draws the times of entrants.
+func chart(title string, entrants []*entrant, results []measured) *report.Chart {
+	c := &report.Chart{Title: title}
+	for i, en := range entrants {
+		c.Points = append(c.Points, report.Point{
+			Name: en.Name, Own: en.Own, Median: milliseconds(results[i].median()), P99: milliseconds(results[i].p99()),
+		})
+	}
+	return c
+}
