@@ -18,6 +18,8 @@ type dialect interface {
 	// renew, release and guard say whether the row was there.
 	renew(t target, p proof, ttl *time.Duration) (bool, error)
 	release(t target, r release) (bool, error)
+	// handOn is a release and the next lease's acquire in one, with its token; 0 where the row is neither's.
+	handOn(t target, p proof, next request) (token int64, err error)
 	// releaseIn is release as a part of a transaction, which it names so that fate can tell how that ended; "" where an
 	// error of its COMMIT always means that it was rolled back.
 	releaseIn(tx target, p proof, minHold time.Duration) (found bool, transaction string, err error)

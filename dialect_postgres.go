@@ -15,10 +15,11 @@ import (
 
 // postgres has the statements for PostgreSQL. They read clock_timestamp(), as now() stands still in a transaction.
 type postgres struct {
-	table                                                  string
-	takeOverSQL, renewSQL, guardSQL, holderSQL, leaseIDSQL string
-	releaseSQL, leaveSQL                                   map[ending]string
-	acquireSQL                                             atomic.Pointer[string] // nil until the sequence is known
+	table                            string
+	takeOverSQL, handOnSQL, renewSQL string
+	guardSQL, holderSQL, leaseIDSQL  string
+	releaseSQL, leaveSQL             map[ending]string
+	acquireSQL                       atomic.Pointer[string] // nil until the sequence is known
 }
 
 // ending is what else the statement that ends a lease does.
@@ -43,6 +44,11 @@ UPDATE ` + table + ` AS m
 SET id = DEFAULT, creation_time = clock_timestamp(), expires_at = ` + expires("$2") + `, holder = $3, lease_id = $4
 FROM stale WHERE m.id = stale.id RETURNING m.id, ` + durable,
 
+		// The next lease's own row is there when the reply to an earlier try was lost. Its token is drawn in time: whoever
+		// else wins the row ends this lease first. It waits for guards, as a release does.
+		handOnSQL: `UPDATE ` + table + `
+SET id = DEFAULT, creation_time = clock_timestamp(), expires_at = ` + expires("$2") + `, holder = $3, lease_id = $4
+WHERE lock_id = $1 AND lease_id IN ($4, $5) RETURNING id, ` + durable,
 		renewSQL:   `UPDATE ` + table + ` SET expires_at = ` + expires("$3") + owned + ` RETURNING ` + durable,
 		guardSQL:   `SELECT 1 FROM ` + table + owned + ` FOR KEY SHARE`,
 		holderSQL:  `SELECT id, lock_id, creation_time, expires_at, holder, lease_id FROM ` + table + ` WHERE lock_id = $1 AND (expires_at IS NULL OR expires_at > clock_timestamp())`,
@@ -190,6 +196,12 @@ func (p *postgres) renew(t target, own proof, ttl *time.Duration) (bool, error) 
 func (p *postgres) release(t target, r release) (bool, error) {
 	query, args := p.endSQL(r.proof, r.minHold, ending{async: r.async, notify: r.async && r.notify})
 	return t.exec(query, args...)
+}
+
+func (p *postgres) handOn(t target, own proof, next request) (token int64, err error) {
+	_, err = t.queryOne(p.handOnSQL, []any{own.lockID, microseconds(next.ttl), next.holder, next.leaseID, own.leaseID},
+		&token, new(sql.NullString))
+	return token, err
 }
 
 func (p *postgres) releaseIn(tx target, own proof, minHold time.Duration) (found bool, transaction string, err error) {

@@ -237,13 +237,25 @@ func (l *Lease) Release() error {
 		return m.lost(nil)
 	}
 	limit := time.Now().Add(settleLimit)
+	var next *waiter
+	if l.minHold() == 0 && l.releasedBy() == nil {
+		next = queues.receiver(m.queue)
+	}
 	var found bool
+	var token int64
+	var start time.Time
 	doubt, err := m.settle(l.parent, limit, func(ctx context.Context) error {
 		t, giveBack, err := m.on(ctx).hold()
 		if err != nil {
 			return err
 		}
 		defer giveBack()
+		if next != nil {
+			start = time.Now()
+			token, err = m.dialect.handOn(t, l.proof, next.request)
+			found = token != 0
+			return err
+		}
 		found, err = m.dialect.release(t, release{
 			proof:   l.proof,
 			minHold: l.minHold(),
@@ -252,6 +264,13 @@ func (l *Lease) Release() error {
 		})
 		return err
 	})
+	if next != nil {
+		var lease *Lease
+		if err == nil && found {
+			lease = newLease(next.mutex, next.request.proof, token, start)
+		}
+		defer queues.hand(next, lease)
+	}
 	switch {
 	case err != nil && !m.dialect.missing(err):
 		l.end(context.Canceled)

@@ -197,12 +197,16 @@ func (m *Mutex) acquire() (*Lease, error) {
 	return lease, err
 }
 
-// try asks the database for the mutex once. Where it is held the error is a *HeldError, and the answer says by which lease.
-func (m *Mutex) try() (lease *Lease, seen answer, err error) {
+// request is for a new lease.
+func (m *Mutex) request() request {
+	return request{proof: proof{m.id, newLeaseID()}, holder: m.settings.Holder, ttl: m.settings.TTL}
+}
+
+// try asks the database for a lease once. Where it is held the error is a *HeldError, and the answer says by which lease.
+func (m *Mutex) try(r request) (lease *Lease, seen answer, err error) {
 	if err := m.ctx.Err(); err != nil {
 		return nil, answer{}, m.failed(m.ctx, "acquire", err)
 	}
-	r := request{proof: proof{m.id, newLeaseID()}, holder: m.settings.Holder, ttl: m.settings.TTL}
 	var a answer
 	var start time.Time
 	doubt, err := m.settle(m.ctx, time.Time{}, func(ctx context.Context) (err error) {

@@ -33,22 +33,32 @@ type queueKey struct {
 	notifies  bool // releases in other processes can be heard of
 }
 
-// queue is this process's waiters for one mutex, first come first served. Its head alone asks the database.
+// queue is this process's waiters for one mutex, first come first served. Its head alone asks the database, and a
+// releaser of this process hands it the mutex without its asking.
 type queue struct {
 	waiters []*waiter
 	held    *HeldError // what a head saw last
-	own     string     // the lease id that a head acquired last
+	holder  *Lease     // the lease that a waiter acquired last
 	taken   bool       // the last head acquired, so that the next has nothing to ask yet
 	runs    int        // how often the mutex came to this process since it last stood back
 	foreign time.Time  // when a head last saw it held by somebody else
 	yielded time.Time  // when this process last stood back
 }
 
-// waiter is one acquire in a queue.
+// waiter is one acquire in a queue. All its tries are for the same lease, so that it knows as its own what a releaser
+// handed it while the answer was lost.
 type waiter struct {
-	head      chan struct{} // closed when it becomes the head
-	wake      chan struct{} // holds an element when it is worth asking
+	mutex   *Mutex
+	request request
+	head    chan struct{} // closed when it becomes the head
+	wake    chan struct{} // holds an element when it is worth asking, or a lease has come
+
+	// Guarded by waiting.mu:
 	listening bool
+	asking    bool   // it is at the database itself
+	promised  bool   // a releaser is handing it the mutex
+	lease     *Lease // what it has been handed
+	gone      bool   // it waits no more
 }
 
 // waiting has this process's queues, and what listens for them.
@@ -69,7 +79,7 @@ var queues = &waiting{queues: map[queueKey]*queue{}, listeners: map[*sql.DB]*lis
 // wait acquires the mutex, waiting for it as the settings say.
 func (m *Mutex) wait() (lease *Lease, err error) {
 	if m.settings.Wait == 0 {
-		lease, _, err = m.try()
+		lease, _, err = m.try(m.request())
 		return lease, err
 	}
 	var timeout <-chan time.Time
@@ -78,8 +88,12 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 		defer timer.Stop()
 		timeout = timer.C
 	}
-	w, q := queues.join(m.queue)
-	defer func() { queues.leave(m.queue, w, lease) }()
+	w, q := queues.join(m.queue, m)
+	defer func() {
+		if late := queues.leave(m.queue, w, lease); late != nil {
+			late.releaseAndLog()
+		}
+	}()
 
 	select {
 	case <-w.head: // and so it asks once, however short its wait
@@ -94,15 +108,24 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 	pause, inTheWay := queues.firstPause(q), ""
 	for poll := pollFirst; ; poll = min(2*poll, pollLast) {
 		reason := await(m.ctx, timeout, w.wake, pause)
-		switch reason {
-		case contextDone:
+		if reason == contextDone {
 			return nil, m.failed(m.ctx, "wait for", m.ctx.Err())
-		case woken:
+		}
+		handed, promised := queues.stir(w)
+		switch {
+		case handed != nil:
+			return handed, nil
+		case promised && reason == timedOut:
+			return nil, m.stillHeld(q)
+		case promised:
+			pause = -1 // until it is there
+			continue
+		case reason == woken:
 			poll = pollFirst
 			reason = await(m.ctx, timeout, nil, queues.yield(q))
 		}
 		var seen answer
-		lease, seen, err = m.try()
+		lease, seen, err = m.try(w.request)
 		if !errors.Is(err, ErrNotAcquired) || reason == timedOut {
 			return lease, err
 		}
@@ -166,7 +189,8 @@ func await(ctx context.Context, timeout <-chan time.Time, signal <-chan struct{}
 }
 
 // join puts a waiter at a queue's end.
-func (a *waiting) join(key queueKey) (*waiter, *queue) {
+func (a *waiting) join(key queueKey, m *Mutex) (*waiter, *queue) {
+	w := &waiter{mutex: m, request: m.request(), head: make(chan struct{}), wake: make(chan struct{}, 1)}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	q := a.queues[key]
@@ -174,9 +198,9 @@ func (a *waiting) join(key queueKey) (*waiter, *queue) {
 		q = &queue{yielded: time.Now()}
 		a.queues[key] = q
 	}
-	w := &waiter{head: make(chan struct{}), wake: make(chan struct{}, 1)}
 	q.waiters = append(q.waiters, w)
 	if q.waiters[0] == w {
+		w.asking = true
 		close(w.head)
 	} else {
 		a.listen(key, w)
@@ -184,16 +208,19 @@ func (a *waiting) join(key queueKey) (*waiter, *queue) {
 	return w, q
 }
 
-// leave takes a waiter out of its queue and makes the next one the head.
-func (a *waiting) leave(key queueKey, w *waiter, acquired *Lease) {
+// leave takes a waiter out of its queue and makes the next one the head. It returns a lease that came too late.
+func (a *waiting) leave(key queueKey, w *waiter, acquired *Lease) (late *Lease) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	q := a.queues[key]
 	i := slices.Index(q.waiters, w)
 	q.waiters = slices.Delete(q.waiters, i, i+1)
+	w.gone = true
 	if acquired != nil {
-		q.held, q.own = nil, acquired.proof.leaseID
+		q.held, q.holder = nil, acquired
 		q.runs++
+	} else {
+		late = w.lease
 	}
 	switch {
 	case len(q.waiters) == 0:
@@ -203,6 +230,7 @@ func (a *waiting) leave(key queueKey, w *waiter, acquired *Lease) {
 		close(q.waiters[0].head)
 	}
 	a.unlisten(key, w)
+	return late
 }
 
 // wake tells a queue's head that the mutex may be free.
@@ -210,34 +238,80 @@ func (a *waiting) wake(key queueKey) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if q := a.queues[key]; q != nil {
-		q.wakeHead()
+		q.waiters[0].signal()
 	}
 }
 
-func (q *queue) wakeHead() {
+func (w *waiter) signal() {
 	select {
-	case q.waiters[0].wake <- struct{}{}:
+	case w.wake <- struct{}{}:
 	default: // it has been told already
 	}
 }
 
-// firstPause is how long a new head lets pass before it asks: its predecessor may just have acquired.
+// receiver is the waiter that a releaser can hand the mutex to, if any: a head that is not at the database itself, unless
+// it is time to let other processes go first. Without a TTL a lease whose waiter has gone could be left for good.
+func (a *waiting) receiver(key queueKey) *waiter {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	q := a.queues[key]
+	if q == nil || q.standsBack(time.Now()) {
+		return nil
+	}
+	w := q.waiters[0]
+	if w.asking || w.promised || w.request.ttl == nil {
+		return nil
+	}
+	w.promised = true
+	return w
+}
+
+// hand keeps the promise to a receiver, or takes it back where there is no lease. A lease that comes too late is released.
+func (a *waiting) hand(w *waiter, lease *Lease) {
+	a.mu.Lock()
+	w.promised = false
+	late := w.gone
+	if !late {
+		w.lease = lease
+		w.signal()
+	}
+	a.mu.Unlock()
+	if late && lease != nil {
+		lease.releaseAndLog()
+	}
+}
+
+// stir tells a waiter that is about to ask what a releaser has for it.
+func (a *waiting) stir(w *waiter) (lease *Lease, promised bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	w.asking = w.lease == nil && !w.promised
+	return w.lease, w.promised
+}
+
+// firstPause is how long a new head lets pass before it asks. Where its predecessor has just acquired, that one's release
+// reaches it by itself.
 func (a *waiting) firstPause(q *queue) time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if q.taken {
-		return pollFirst
+	if !q.taken {
+		return 0
 	}
-	return 0
+	pause := pollLast
+	if deadline, expires := q.holder.ExpiresAt(); expires {
+		pause = min(pause, time.Until(deadline)+time.Millisecond)
+	}
+	return max(pause, time.Millisecond)
 }
 
-// saw keeps what a head learned of the holder.
+// saw keeps what a head learned of the holder. It waits again.
 func (a *waiting) saw(key queueKey, w *waiter, q *queue, seen answer, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.listen(key, w)
+	w.asking = false
 	errors.As(err, &q.held)
-	if seen.held != nil && seen.held.LeaseID != q.own {
+	if seen.held != nil && (q.holder == nil || seen.held.LeaseID != q.holder.proof.leaseID) {
 		q.foreign, q.runs = time.Now(), 0
 	}
 }
@@ -254,11 +328,16 @@ func (a *waiting) yield(q *queue) time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := time.Now()
-	if now.Sub(q.yielded) < lately && (q.runs < localRuns || now.Sub(q.foreign) > lately) {
+	if !q.standsBack(now) {
 		return 0
 	}
 	q.runs, q.yielded = 0, now
 	return yieldFor
+}
+
+// standsBack says whether it is time to let other processes go first.
+func (q *queue) standsBack(now time.Time) bool {
+	return now.Sub(q.yielded) >= lately || q.runs >= localRuns && now.Sub(q.foreign) <= lately
 }
 
 // listen opens the listener with the first waiter on a pool that has to wait, unlisten closes it with the last.
@@ -303,7 +382,7 @@ func (a *waiting) notified(pool *sql.DB, id *string) {
 	defer a.mu.Unlock()
 	for key, q := range a.queues {
 		if key.pool == pool && key.notifies && (id == nil || *id == key.id) {
-			q.wakeHead()
+			q.waiters[0].signal()
 		}
 	}
 }

@@ -17,9 +17,9 @@ func TestWhatWakesAQueue(t *testing.T) {
 		require.NoError(t, gdb.Use(New(DefaultSettings())))
 		require.NoError(t, Wrap(gdb).Migrate())
 		mutex := Wrap(gdb).Mutex("job")
-		head, _ := queues.join(mutex.queue)
+		head, _ := queues.join(mutex.queue, mutex)
 		defer queues.leave(mutex.queue, head, nil)
-		other, _ := queues.join(queueKey{pool: mutex.queue.pool, table: mutex.queue.table, id: "other"})
+		other, _ := queues.join(queueKey{pool: mutex.queue.pool, table: mutex.queue.table, id: "other"}, mutex)
 		defer queues.leave(queueKey{pool: mutex.queue.pool, table: mutex.queue.table, id: "other"}, other, nil)
 		woken := func() bool {
 			require.Empty(t, other.wake)

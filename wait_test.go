@@ -3,8 +3,10 @@ package dbmutex_test
 import (
 	"context"
 	"errors"
+	"io"
 	"math/rand/v2"
 	"runtime"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -12,6 +14,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
@@ -275,6 +278,142 @@ func TestCancelledTriesLeaveNothingBehind(t *testing.T) {
 			})
 		}
 		wg.Wait()
+		require.Nil(t, row(t, db, "job"))
+	})
+}
+
+// handOn begins the statement by which a releaser hands the mutex to a waiter of its own process.
+const handOn = "UPDATE \"db_mutexes\"\nSET id = DEFAULT"
+
+// waiting starts a waiter, and returns when it waits and does not ask, so that it can be handed the mutex.
+func waiting(t *testing.T, db *dbmutex.DB, opts ...dbmutex.Option) (acquired chan *dbmutex.Lease, failed chan error) {
+	acquired, failed = make(chan *dbmutex.Lease, 1), make(chan error, 1)
+	mutex := db.Mutex("job", append(opts, dbmutex.WithWait(dbmutex.Forever))...)
+	go func() {
+		lease, err := mutex.Acquire()
+		acquired <- lease
+		failed <- err
+	}()
+	require.Eventually(t, func() bool { return dbmutex.Receivable(mutex) }, time.Minute, time.Millisecond)
+	return acquired, failed
+}
+
+func TestAReleaserHandsTheMutexOn(t *testing.T) {
+	t.Run("postgres", func(t *testing.T) {
+		db, pool := openFaulty(t)
+		db = db.WithContext(limited(t))
+		first := acquire(t, db, "job")
+		acquired, failed := waiting(t, db, dbmutex.WithHolder("the next"), dbmutex.WithTTL(time.Hour))
+		var statements atomic.Int32
+		pool.setLose(func(statement string) error {
+			statements.Add(1)
+			if !strings.HasPrefix(statement, handOn) {
+				t.Errorf("%s", statement)
+			}
+			return nil
+		})
+		require.NoError(t, first.Release())
+		lease := <-acquired
+		require.NoError(t, <-failed)
+		pool.setLose(nil)
+		require.EqualValues(t, 1, statements.Load())
+		require.Greater(t, lease.Token(), first.Token())
+		stored := row(t, db, "job")
+		require.Equal(t, "the next", stored.Holder)
+		require.Equal(t, lease.Token(), stored.ID)
+		require.InDelta(t, time.Hour, stored.ExpiresAt.Sub(stored.CreationTime), float64(time.Second))
+		require.NoError(t, lease.Context().Err())
+		require.ErrorIs(t, first.Renew(), dbmutex.ErrTimeout)
+		require.NoError(t, lease.Renew())
+		require.NoError(t, lease.Release())
+		require.Nil(t, row(t, db, "job"))
+	})
+}
+
+func TestAReleaserHandsTheMutexOnWhoseAnswerIsLost(t *testing.T) {
+	t.Run("postgres", func(t *testing.T) {
+		db, pool := openFaulty(t)
+		db = db.WithContext(limited(t))
+		first := acquire(t, db, "job")
+		acquired, failed := waiting(t, db)
+		pool.setLose(func(statement string) error {
+			if strings.HasPrefix(statement, handOn) {
+				pool.lose = nil
+				return io.ErrUnexpectedEOF
+			}
+			return nil
+		})
+		require.NoError(t, first.Release())
+		lease := <-acquired
+		require.NoError(t, <-failed)
+		require.Equal(t, lease.Token(), row(t, db, "job").ID)
+		require.NoError(t, lease.Release())
+		require.Nil(t, row(t, db, "job"))
+	})
+}
+
+func TestAWaiterThatIsGoneWhenItIsHandedTheMutex(t *testing.T) {
+	t.Run("postgres", func(t *testing.T) {
+		db, pool := openFaulty(t)
+		first := acquire(t, db, "job")
+		ctx, cancel := context.WithCancel(context.Background())
+		_, failed := waiting(t, db.WithContext(ctx))
+		pool.setLose(func(statement string) error {
+			if strings.HasPrefix(statement, handOn) {
+				pool.lose = nil
+				cancel()
+				require.ErrorIs(t, <-failed, context.Canceled, "it does not wait for the releaser")
+			}
+			return nil
+		})
+		require.NoError(t, first.Release())
+		require.Nil(t, row(t, db, "job"))
+	})
+}
+
+func TestAMutexThatCannotBeHandedOn(t *testing.T) {
+	t.Run("postgres", func(t *testing.T) {
+		db, pool := openFaulty(t)
+		db = db.WithContext(limited(t))
+		first := acquire(t, db, "job")
+		acquired, failed := waiting(t, db)
+		pool.setLose(func(statement string) error {
+			if strings.HasPrefix(statement, handOn) { // it has its effect, against what it says
+				return &sqlError{"42501"}
+			}
+			return nil
+		})
+		require.ErrorContains(t, first.Release(), "42501")
+		lease := <-acquired
+		require.NoError(t, <-failed, "the waiter finds its own lease by asking")
+		pool.setLose(nil)
+		require.ErrorIs(t, first.Release(), dbmutex.ErrTimeout)
+		require.NoError(t, lease.Release())
+
+		first = acquire(t, db, "job")
+		acquired, failed = waiting(t, db)
+		require.NoError(t, db.Mutex("job").ForceRelease())
+		require.ErrorIs(t, first.Release(), dbmutex.ErrTimeout)
+		lease = <-acquired
+		require.NoError(t, <-failed)
+		require.NoError(t, lease.Release())
+	})
+}
+
+func TestAReleaserHandsTheMutexOnInASQLiteFile(t *testing.T) {
+	t.Run("sqlite", func(t *testing.T) {
+		out := &logs{}
+		db := open(t, testdb.SQLite(t), &gorm.Config{Logger: out.logger(logger.Info)}).WithContext(limited(t))
+		first := acquire(t, db, "job")
+		acquired, failed := waiting(t, db)
+		before := len(out.String())
+		require.NoError(t, first.Release())
+		lease := <-acquired
+		require.NoError(t, <-failed)
+		require.NotContains(t, out.String()[before:], "DELETE")
+		require.Greater(t, lease.Token(), first.Token())
+		require.Equal(t, lease.Token(), row(t, db, "job").ID)
+		require.NoError(t, lease.Release())
 		require.Nil(t, row(t, db, "job"))
 	})
 }
