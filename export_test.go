@@ -1,5 +1,7 @@
 package dbmutex
 
+import "testing"
+
 // Waiters is how many waiters this process has for a mutex.
 func Waiters(m *Mutex) int {
 	queues.mu.Lock()
@@ -16,5 +18,19 @@ func Receivable(m *Mutex) bool {
 	queues.mu.Lock()
 	defer queues.mu.Unlock()
 	q := queues.queues[m.queue]
-	return q != nil && !q.waiters[0].asking && !q.waiters[0].promised
+	return q != nil && q.waiters[0].receptive()
+}
+
+// JoinAsHead makes a waiter that does nothing, and tells what it was handed last.
+func JoinAsHead(t testing.TB, m *Mutex) (lease func() *Lease) {
+	w, _ := queues.join(m.queue, m)
+	queues.mu.Lock()
+	defer queues.mu.Unlock()
+	w.asking = false
+	t.Cleanup(func() { queues.leave(m.queue, w, nil) })
+	return func() *Lease {
+		queues.mu.Lock()
+		defer queues.mu.Unlock()
+		return w.lease
+	}
 }

@@ -95,38 +95,43 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 		}
 	}()
 
+	pause, inTheWay, expired := time.Duration(-1), "", false
 	select {
 	case <-w.head: // and so it asks once, however short its wait
+		pause = queues.firstPause(q)
 	default:
 		switch await(m.ctx, timeout, w.head, -1) {
+		case woken:
+			pause = queues.firstPause(q)
 		case timedOut:
-			return nil, m.stillHeld(q)
+			if handed, promised := queues.stir(w); handed == nil && !promised {
+				return nil, m.stillHeld(q)
+			}
+			expired = true
 		case contextDone:
 			return nil, m.failed(m.ctx, "wait for", m.ctx.Err())
 		}
 	}
-	pause, inTheWay := queues.firstPause(q), ""
 	for poll := pollFirst; ; poll = min(2*poll, pollLast) {
 		reason := await(m.ctx, timeout, w.wake, pause)
 		if reason == contextDone {
 			return nil, m.failed(m.ctx, "wait for", m.ctx.Err())
 		}
+		expired = expired || reason == timedOut
 		handed, promised := queues.stir(w)
 		switch {
 		case handed != nil:
 			return handed, nil
-		case promised && reason == timedOut:
-			return nil, m.stillHeld(q)
-		case promised:
-			pause = -1 // until it is there
+		case promised: // it is on its way, for as long as a release may take
+			pause = -1
 			continue
 		case reason == woken:
 			poll = pollFirst
-			reason = await(m.ctx, timeout, nil, queues.yield(q))
+			expired = await(m.ctx, timeout, nil, queues.yield(q)) == timedOut || expired
 		}
 		var seen answer
 		lease, seen, err = m.try(w.request)
-		if !errors.Is(err, ErrNotAcquired) || reason == timedOut {
+		if !errors.Is(err, ErrNotAcquired) || expired {
 			return lease, err
 		}
 		queues.saw(m.queue, w, q, seen, err)
@@ -249,8 +254,9 @@ func (w *waiter) signal() {
 	}
 }
 
-// receiver is the waiter that a releaser can hand the mutex to, if any: a head that is not at the database itself, unless
-// it is time to let other processes go first. Without a TTL a lease whose waiter has gone could be left for good.
+// receiver is the waiter that a releaser can hand the mutex to, if any: a head that is not at the database itself and has
+// not been handed it already, unless it is time to let other processes go first. Without a TTL a lease whose waiter has
+// gone could be left for good.
 func (a *waiting) receiver(key queueKey) *waiter {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -259,11 +265,15 @@ func (a *waiting) receiver(key queueKey) *waiter {
 		return nil
 	}
 	w := q.waiters[0]
-	if w.asking || w.promised || w.request.ttl == nil {
+	if !w.receptive() {
 		return nil
 	}
 	w.promised = true
 	return w
+}
+
+func (w *waiter) receptive() bool {
+	return !w.asking && !w.promised && w.lease == nil && w.request.ttl != nil
 }
 
 // hand keeps the promise to a receiver, or takes it back where there is no lease. A lease that comes too late is released.

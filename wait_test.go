@@ -417,3 +417,49 @@ func TestAReleaserHandsTheMutexOnInASQLiteFile(t *testing.T) {
 		require.Nil(t, row(t, db, "job"))
 	})
 }
+
+func TestAWaiterWhoseTimeIsOverWhenItIsHandedTheMutex(t *testing.T) {
+	t.Run("postgres", func(t *testing.T) {
+		for name, lost := range map[string]error{"in the end": nil, "in vain": &sqlError{"42501"}} {
+			db, pool := openFaulty(t)
+			db = db.WithContext(limited(t))
+			first := acquire(t, db, "job")
+			acquired, failed := make(chan *dbmutex.Lease, 1), make(chan error, 1)
+			mutex := db.Mutex("job", dbmutex.WithWait(200*time.Millisecond))
+			go func() {
+				lease, err := mutex.Acquire()
+				acquired <- lease
+				failed <- err
+			}()
+			require.Eventually(t, func() bool { return dbmutex.Receivable(mutex) }, time.Minute, time.Millisecond)
+			pool.setLose(func(statement string) error {
+				if strings.HasPrefix(statement, handOn) {
+					pool.lose = nil
+					time.Sleep(400 * time.Millisecond)
+					return lost
+				}
+				return nil
+			})
+			_ = first.Release()
+			lease := <-acquired
+			require.NoError(t, <-failed, name)
+			require.NoError(t, lease.Release())
+			require.Nil(t, row(t, db, "job"))
+		}
+	})
+}
+
+func TestALeaseIsHandedToAWaiterOnce(t *testing.T) {
+	t.Run("postgres", func(t *testing.T) {
+		db := open(t, testdb.Postgres(t)).WithContext(limited(t))
+		mutex := db.Mutex("job")
+		first := acquire(t, db, "job")
+		w := dbmutex.JoinAsHead(t, mutex)
+		require.NoError(t, first.Release())
+		require.NoError(t, mutex.ForceRelease()) // the waiter has not noticed yet that it had the mutex
+		second := acquire(t, db, "job")
+		require.NoError(t, second.Release())
+		require.Nil(t, row(t, db, "job"))
+		require.ErrorIs(t, w().Release(), dbmutex.ErrTimeout)
+	})
+}
