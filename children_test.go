@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -115,6 +116,8 @@ var tasks = map[string]func(db *dbmutex.DB, stdin io.Reader) error{
 func TestMain(m *testing.M) {
 	name := os.Getenv("DBMUTEX_TEST_CHILD")
 	if name == "" {
+		flag.Parse()
+		_ = flag.Set("test.parallel", "8") // most of the time they wait
 		os.Exit(m.Run())
 	}
 	if err := child(testdb.At(name, os.Getenv("DBMUTEX_TEST_CHILD_DSN")), os.Getenv("DBMUTEX_TEST_CHILD_TASK")); err != nil {

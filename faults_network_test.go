@@ -65,6 +65,7 @@ func positions(t *testing.T, test func(t *testing.T, direct, proxied *dbmutex.DB
 }
 
 func TestAnAcquireIsSettledWhereverItBreaks(t *testing.T) {
+	t.Parallel()
 	for name, opts := range map[string][]dbmutex.Option{"TTL": nil, "no TTL": {dbmutex.WithoutTTL()}} {
 		t.Run(name, func(t *testing.T) {
 			var last int64
@@ -84,6 +85,7 @@ func TestAnAcquireIsSettledWhereverItBreaks(t *testing.T) {
 }
 
 func TestATakeOverIsSettledWhereverItBreaks(t *testing.T) {
+	t.Parallel()
 	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
 		crashed := acquire(t, direct, "job")
 		expire(t, direct, "job")
@@ -97,6 +99,7 @@ func TestATakeOverIsSettledWhereverItBreaks(t *testing.T) {
 }
 
 func TestARenewalIsSettledWhereverItBreaks(t *testing.T) {
+	t.Parallel()
 	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
 		lease := acquire(t, proxied, "job")
 		before := row(t, direct, "job")
@@ -108,6 +111,7 @@ func TestARenewalIsSettledWhereverItBreaks(t *testing.T) {
 }
 
 func TestAReleaseIsSettledWhereverItBreaks(t *testing.T) {
+	t.Parallel()
 	for name, test := range map[string]struct {
 		opts []dbmutex.Option
 		held bool // afterwards
@@ -129,6 +133,7 @@ func TestAReleaseIsSettledWhereverItBreaks(t *testing.T) {
 }
 
 func TestForceReleaseIsSettledWhereverItBreaks(t *testing.T) {
+	t.Parallel()
 	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
 		lease := acquire(t, direct, "job")
 		arm(func() {})
@@ -138,6 +143,7 @@ func TestForceReleaseIsSettledWhereverItBreaks(t *testing.T) {
 }
 
 func TestADoIsSettledWhereverItBreaks(t *testing.T) {
+	t.Parallel()
 	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
 		ran := 0
 		arm(func() {})
@@ -152,6 +158,7 @@ func TestADoIsSettledWhereverItBreaks(t *testing.T) {
 }
 
 func TestACancelledAcquireLeavesNothingWhereverItBreaks(t *testing.T) {
+	t.Parallel()
 	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
 		ctx, cancel := context.WithCancel(limited(t))
 		mutex := proxied.WithContext(ctx).Mutex("job", dbmutex.WithoutTTL())
@@ -190,6 +197,7 @@ func TestACancelledAcquireIsUndoneOnAnotherConnection(t *testing.T) {
 }
 
 func TestATransactionIsSettledWhereverItBreaks(t *testing.T) {
+	t.Parallel()
 	var committed, rolledBack int
 	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
 		require.NoError(t, direct.Exec(`CREATE TABLE IF NOT EXISTS made (id integer)`).Error)
@@ -217,6 +225,7 @@ func TestATransactionIsSettledWhereverItBreaks(t *testing.T) {
 }
 
 func TestReleaseInIsSettledWhereverItBreaks(t *testing.T) {
+	t.Parallel()
 	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
 		err := proxied.Mutex("job").Do(func(ctx context.Context) error {
 			lease, _ := dbmutex.LeaseFrom(ctx)
@@ -268,12 +277,14 @@ func cutting(t *testing.T, direct, proxied *dbmutex.DB, cut func() error) {
 }
 
 func TestConnectionsThatAreReset(t *testing.T) {
+	t.Parallel()
 	onNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
 		cutting(t, direct, proxied, func() error { network.Reset(); return nil })
 	})
 }
 
 func TestConnectionsThatAreTerminated(t *testing.T) {
+	t.Parallel()
 	onNetwork(t, func(t *testing.T, direct, _ *dbmutex.DB, network *pgproxy.Proxy) {
 		name := currentSchema(t, direct) + "_victim"
 		victim := openDSN(t, withSetting(network.DSN(), "application_name", name))
@@ -364,6 +375,7 @@ func TestAContextEndsAnAcquireOnAFrozenNetwork(t *testing.T) {
 
 // The server's own limits, where somebody locks the whole table for a while.
 func TestTheServersTimeLimits(t *testing.T) {
+	t.Parallel()
 	for _, limit := range []string{"statement_timeout", "lock_timeout"} {
 		t.Run(limit, func(t *testing.T) {
 			t.Run("postgres", func(t *testing.T) {

@@ -280,6 +280,7 @@ func TestStepsOfTheServersClock(t *testing.T) {
 
 // A SQLite file's clock is that of the machine, which is each process's own.
 func TestStepsOfSQLitesClock(t *testing.T) {
+	t.Parallel()
 	t.Run("sqlite", func(t *testing.T) {
 		d := testdb.SQLite(t)
 		db := open(t, d)
@@ -411,6 +412,7 @@ func smallDisk(t *testing.T) string {
 
 // The lock's table is dropped, and made again, while leases are held and waited for.
 func TestTheTableIsMadeAgain(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		held := acquire(t, db, "job")
 		ctx := limited(t)

@@ -46,6 +46,7 @@ func exercise(t *testing.T, db *dbmutex.DB) {
 }
 
 func TestGORMConfigs(t *testing.T) {
+	t.Parallel()
 	for name, config := range map[string]*gorm.Config{
 		"default":                {},
 		"PrepareStmt":            {PrepareStmt: true},
@@ -72,6 +73,7 @@ func TestGORMConfigs(t *testing.T) {
 }
 
 func TestQueryExecModes(t *testing.T) { // of pgx; poolers of connections want some of them
+	t.Parallel()
 	for _, mode := range []string{"simple_protocol", "exec", "cache_describe", "describe_exec"} {
 		db := openDSN(t, withSetting(testdb.Postgres(t).DSN, "default_query_exec_mode", mode))
 		require.NoError(t, db.Migrate(&customer{}))
@@ -80,6 +82,7 @@ func TestQueryExecModes(t *testing.T) { // of pgx; poolers of connections want s
 }
 
 func TestDefaultIsolationLevels(t *testing.T) {
+	t.Parallel()
 	for _, level := range []string{"repeatable read", "serializable"} {
 		d := testdb.Postgres(t)
 		db := openDSN(t, withSetting(d.DSN, "default_transaction_isolation", level))
@@ -170,6 +173,7 @@ func TestATakeOverThatIsNotCommittedIsNone(t *testing.T) {
 }
 
 func TestAnAcquireThatIsNotCommittedIsNone(t *testing.T) {
+	t.Parallel()
 	db, d, read := rollbackJournal(t)
 	dbs := []*dbmutex.DB{db, open(t, d), open(t, d)}
 	for range 3 {
@@ -220,6 +224,7 @@ func TestOneTableForEveryTenantOfASearchPath(t *testing.T) {
 }
 
 func TestTableNames(t *testing.T) {
+	t.Parallel()
 	for table, naming := range map[string]schema.NamingStrategy{
 		"db_mutexes":      {},
 		"app_db_mutexes":  {TablePrefix: "app_"},
@@ -251,6 +256,7 @@ func TestASchemaInThePrefix(t *testing.T) {
 }
 
 func TestLeftOnTheHandle(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		for _, handle := range []*gorm.DB{
 			db.Where("1 = 0"),
@@ -320,6 +326,7 @@ func TestAPoolOfOnesOwn(t *testing.T) {
 
 // A connection of the caller's own may have a transaction open that the handle does not show.
 func TestABoundConnection(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		other := open(t, d)
 		require.NoError(t, db.Gorm.Connection(func(c *gorm.DB) error {

@@ -85,6 +85,7 @@ func TestGuardLetsRenewalsPass(t *testing.T) {
 }
 
 func TestReleasesWaitForAGuard(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		for name, test := range map[string]struct {
 			opts    []dbmutex.Option

@@ -25,6 +25,7 @@ type payment struct {
 }
 
 func TestMigrateFromEveryReplicaAtOnce(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		const replicas, rounds = 12, 8
 		var dbs []*dbmutex.DB
@@ -54,6 +55,7 @@ func TestMigrateFromEveryReplicaAtOnce(t *testing.T) {
 }
 
 func TestMigrateWaitsUntilTheContextIsDone(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		acquire(t, db, "dbmutex.Migrate")
 		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)

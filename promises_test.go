@@ -26,6 +26,7 @@ import (
 // The tests of this file are named for the promises that they hold the package to.
 
 func TestOneHolder(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		ctx := limited(t)
 		const processes, goroutines, rounds = 3, 3, 10
@@ -66,6 +67,7 @@ func TestOneHolder(t *testing.T) {
 }
 
 func TestOneHolderTakesOver(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		for range 20 {
 			lost := acquire(t, db, "job")
@@ -359,6 +361,7 @@ func TestRenewalsOutlastTheCallersContext(t *testing.T) {
 }
 
 func TestAnUnknownOutcomeIsSettled(t *testing.T) {
+	t.Parallel()
 	// once loses the answer to the first statement that begins so.
 	once := func(pool *faultyPool, begins string, lost error) *atomic.Int32 {
 		var n atomic.Int32
@@ -523,6 +526,7 @@ func (c *losingConn) ExecContext(ctx context.Context, query string, args []drive
 }
 
 func TestTokensStrictlyGrow(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		ctx := limited(t)
 		var last atomic.Int64
@@ -563,6 +567,7 @@ func TestTokensStrictlyGrow(t *testing.T) {
 
 // A try that waited for the row may have drawn its id before a lease that ended meanwhile drew its token.
 func TestATokenIsDrawnOnceTheRowIsWon(t *testing.T) {
+	t.Parallel()
 	t.Run("postgres", func(t *testing.T) {
 		db := open(t, testdb.Postgres(t))
 		first := db.Begin()
@@ -662,6 +667,7 @@ func TestTransactionCommitsOnlyWhileHeld(t *testing.T) {
 }
 
 func TestTransactionsDoNotOverlap(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		ctx := limited(t)
 		require.NoError(t, db.Exec(`CREATE TABLE counters (n integer)`).Error)
@@ -801,6 +807,7 @@ func TestDryRunAndErrorsOnTheHandle(t *testing.T) {
 }
 
 func TestItSurvivesACrash(t *testing.T) {
+	t.Parallel()
 	// What a commit waits for is in force when its deferred triggers run.
 	d := testdb.Postgres(t)
 	for _, setting := range []string{"off", "on", "remote_apply", "local"} {

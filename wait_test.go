@@ -225,6 +225,7 @@ func TestNoProcessStarves(t *testing.T) {
 }
 
 func TestADoneContextReturnsAtOnce(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		pool, err := db.DB()
 		require.NoError(t, err)
@@ -263,6 +264,7 @@ func TestACancelledTryKeepsItsConnection(t *testing.T) {
 }
 
 func TestCancelledTriesLeaveNothingBehind(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		pool, err := db.DB()
 		require.NoError(t, err)
