@@ -308,7 +308,7 @@ func (p *postgres) classify(err error) failure {
 	case errors.Is(err, sql.ErrConnDone): // a bound connection; the next try is on the pool
 		return unreachable
 	}
-	return unknown // driver.ErrBadConn among them: database/sql has tried again by then
+	return unknown // driver.ErrBadConn among them: not every driver gives it only for what it has not sent
 }
 
 func (p *postgres) notifies() bool { return true }

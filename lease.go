@@ -26,7 +26,8 @@ type Lease struct {
 
 	inTransaction bool // Mutex.Transaction's
 
-	verb sync.Mutex // held by the one Renew or Release that runs
+	verb  sync.Mutex // held by the one Renew or Release that runs
+	doubt bool       // guarded by verb: a release may have had its effect without an answer
 
 	mu          sync.Mutex // guards what follows
 	deadline    time.Time
@@ -147,6 +148,7 @@ func (l *Lease) renew(ctx context.Context) error {
 	case l.expired():
 		return m.lost(err)
 	case err == nil && found:
+		l.doubt = false
 		return l.extend(start, transaction)
 	case err == nil || m.dialect.missing(err):
 		l.become(l.gone())
@@ -238,8 +240,13 @@ func (l *Lease) Release() error {
 	}
 	limit := time.Now().Add(settleLimit)
 	var next *waiter
+	var handed *Lease
+	inDoubt := true // also where a panic ends it
 	if l.minHold() == 0 && l.releasedBy() == nil {
 		next = queues.receiver(m.queue)
+	}
+	if next != nil {
+		defer func() { queues.hand(next, handed, inDoubt) }()
 	}
 	var found bool
 	var token int64
@@ -264,13 +271,11 @@ func (l *Lease) Release() error {
 		})
 		return err
 	})
-	if next != nil {
-		var lease *Lease
-		if err == nil && found {
-			lease = newLease(next.mutex, next.request.proof, token, start)
-		}
-		defer queues.hand(next, lease)
+	if next != nil && err == nil && found {
+		handed = newLease(next.mutex, next.request.proof, token, start)
 	}
+	inDoubt = doubt && err != nil
+	l.doubt = l.doubt || doubt
 	switch {
 	case err != nil && !m.dialect.missing(err):
 		l.end(context.Canceled)
@@ -280,7 +285,7 @@ func (l *Lease) Release() error {
 		l.transaction = nil // the row was there, so that one had rolled back
 		l.mu.Unlock()
 		l.become(released)
-	case err == nil && doubt && !l.expired(): // a missing row may be the work of a try whose answer was lost
+	case err == nil && l.doubt && !l.expired(): // a missing row may be the work of a try whose answer was lost
 		l.become(released)
 	default:
 		l.become(l.gone())
@@ -298,6 +303,13 @@ func (l *Lease) minHold() time.Duration {
 		return hold
 	}
 	return 0
+}
+
+// undo ends a lease that nobody will use.
+func (l *Lease) undo() {
+	l.become(released)
+	_ = l.mutex.discard(l.proof) // GORM has logged the error
+	queues.wake(l.mutex.queue)
 }
 
 // releaseAndLog is for a release whose error nobody would get.

@@ -428,6 +428,19 @@ func TestAnUnknownOutcomeIsSettled(t *testing.T) {
 		require.False(t, lose.Load())
 		require.Nil(t, row(t, db, "job"))
 	})
+	t.Run("a release that is called again", func(t *testing.T) {
+		db, pool := openFaulty(t)
+		lease := acquire(t, db, "job")
+		pool.setLose(func(statement string) error {
+			if strings.HasPrefix(statement, "DELETE") {
+				return io.ErrUnexpectedEOF
+			}
+			return nil
+		})
+		require.ErrorIs(t, lease.Release(), io.ErrUnexpectedEOF)
+		pool.setLose(nil)
+		require.NoError(t, lease.Release(), "nobody overlapped")
+	})
 	t.Run("a late answer", func(t *testing.T) {
 		db, pool := openFaulty(t)
 		lease := acquire(t, db, "job", dbmutex.WithTTL(20*time.Millisecond))

@@ -18,6 +18,10 @@ const (
 	pollFirst = 5 * time.Millisecond
 	pollLast  = 250 * time.Millisecond
 
+	// pollBusy is pollLast where releases are not heard of and the mutex has changed hands during the wait: the gaps in
+	// which it is free are short.
+	pollBusy = 20 * time.Millisecond
+
 	// A process that hands a mutex on to its own next waiter wins every race for it. So it stands back for yieldFor, to
 	// let others go first, after localRuns runs of its own where somebody else has held the mutex within lately, and once
 	// in that time in any case.
@@ -33,6 +37,9 @@ type queueKey struct {
 	notifies  bool // releases in other processes can be heard of
 }
 
+// hears says whether releases in other processes wake this process's waiters.
+func (k queueKey) hears() bool { return k.notifies && wake.Listen != nil }
+
 // queue is this process's waiters for one mutex, first come first served. Its head alone asks the database, and a
 // releaser of this process hands it the mutex without its asking.
 type queue struct {
@@ -41,6 +48,7 @@ type queue struct {
 	holder  *Lease     // the lease that a waiter acquired last
 	taken   bool       // the last head acquired, so that the next has nothing to ask yet
 	runs    int        // how often the mutex came to this process since it last stood back
+	local   bool       // a waiter of this process had it last, as far as is known
 	foreign time.Time  // when a head last saw it held by somebody else
 	yielded time.Time  // when this process last stood back
 }
@@ -58,6 +66,7 @@ type waiter struct {
 	asking    bool   // it is at the database itself
 	promised  bool   // a releaser is handing it the mutex
 	lease     *Lease // what it has been handed
+	doubt     bool   // a releaser may have handed it the mutex, but has no answer
 	gone      bool   // it waits no more
 }
 
@@ -90,8 +99,12 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 	}
 	w, q := queues.join(m.queue, m)
 	defer func() {
-		if late := queues.leave(m.queue, w, lease); late != nil {
-			late.releaseAndLog()
+		late, doubt := queues.leave(m.queue, w, lease)
+		switch {
+		case late != nil:
+			late.undo()
+		case doubt && lease == nil:
+			_ = m.discard(w.request.proof)
 		}
 	}()
 
@@ -112,7 +125,8 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 			return nil, m.failed(m.ctx, "wait for", m.ctx.Err())
 		}
 	}
-	for poll := pollFirst; ; poll = min(2*poll, pollLast) {
+	slowest := pollLast
+	for poll := pollFirst; ; poll = min(2*poll, slowest) {
 		reason := await(m.ctx, timeout, w.wake, pause)
 		if reason == contextDone {
 			return nil, m.failed(m.ctx, "wait for", m.ctx.Err())
@@ -136,6 +150,9 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 		}
 		queues.saw(m.queue, w, q, seen, err)
 		if seen.held != nil && seen.held.LeaseID != inTheWay {
+			if inTheWay != "" && !m.queue.hears() {
+				slowest = pollBusy
+			}
 			poll, inTheWay = pollFirst, seen.held.LeaseID
 		}
 		pause = poll/2 + rand.N(poll)
@@ -213,8 +230,9 @@ func (a *waiting) join(key queueKey, m *Mutex) (*waiter, *queue) {
 	return w, q
 }
 
-// leave takes a waiter out of its queue and makes the next one the head. It returns a lease that came too late.
-func (a *waiting) leave(key queueKey, w *waiter, acquired *Lease) (late *Lease) {
+// leave takes a waiter out of its queue and makes the next one the head. It returns a lease that came too late, or whether
+// there may be one.
+func (a *waiting) leave(key queueKey, w *waiter, acquired *Lease) (late *Lease, doubt bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	q := a.queues[key]
@@ -222,7 +240,7 @@ func (a *waiting) leave(key queueKey, w *waiter, acquired *Lease) (late *Lease) 
 	q.waiters = slices.Delete(q.waiters, i, i+1)
 	w.gone = true
 	if acquired != nil {
-		q.held, q.holder = nil, acquired
+		q.held, q.holder, q.local = nil, acquired, true
 		q.runs++
 	} else {
 		late = w.lease
@@ -235,7 +253,7 @@ func (a *waiting) leave(key queueKey, w *waiter, acquired *Lease) (late *Lease) 
 		close(q.waiters[0].head)
 	}
 	a.unlisten(key, w)
-	return late
+	return late, w.doubt
 }
 
 // wake tells a queue's head that the mutex may be free.
@@ -276,18 +294,22 @@ func (w *waiter) receptive() bool {
 	return !w.asking && !w.promised && w.lease == nil && w.request.ttl != nil
 }
 
-// hand keeps the promise to a receiver, or takes it back where there is no lease. A lease that comes too late is released.
-func (a *waiting) hand(w *waiter, lease *Lease) {
+// hand keeps the promise to a receiver, or takes it back where there is no lease; in doubt there may be one in the database.
+// What comes too late is undone.
+func (a *waiting) hand(w *waiter, lease *Lease, doubt bool) {
 	a.mu.Lock()
 	w.promised = false
 	late := w.gone
 	if !late {
-		w.lease = lease
+		w.lease, w.doubt = lease, w.doubt || doubt
 		w.signal()
 	}
 	a.mu.Unlock()
-	if late && lease != nil {
-		lease.releaseAndLog()
+	switch {
+	case late && lease != nil:
+		lease.undo()
+	case late && doubt:
+		_ = w.mutex.discard(w.request.proof)
 	}
 }
 
@@ -322,7 +344,7 @@ func (a *waiting) saw(key queueKey, w *waiter, q *queue, seen answer, err error)
 	w.asking = false
 	errors.As(err, &q.held)
 	if seen.held != nil && (q.holder == nil || seen.held.LeaseID != q.holder.proof.leaseID) {
-		q.foreign, q.runs = time.Now(), 0
+		q.foreign, q.runs, q.local = time.Now(), 0, false
 	}
 }
 
@@ -347,13 +369,13 @@ func (a *waiting) yield(q *queue) time.Duration {
 
 // standsBack says whether it is time to let other processes go first.
 func (q *queue) standsBack(now time.Time) bool {
-	return now.Sub(q.yielded) >= lately || q.runs >= localRuns && now.Sub(q.foreign) <= lately
+	return q.local && (now.Sub(q.yielded) >= lately || q.runs >= localRuns && now.Sub(q.foreign) <= lately)
 }
 
 // listen opens the listener with the first waiter on a pool that has to wait, unlisten closes it with the last.
 func (a *waiting) listen(key queueKey, w *waiter) {
 	pool, ok := key.pool.(*sql.DB)
-	if !ok || wake.Listen == nil || !key.notifies || w.listening {
+	if !ok || !key.hears() || w.listening {
 		return
 	}
 	w.listening = true

@@ -373,6 +373,55 @@ func TestAWaiterThatIsGoneWhenItIsHandedTheMutex(t *testing.T) {
 	})
 }
 
+// What a waiter that is gone was handed is undone, whether the answer came or not, and without its MinHold.
+func TestNothingIsLeftOfAWaiterThatIsGone(t *testing.T) {
+	t.Parallel()
+	t.Run("postgres", func(t *testing.T) {
+		for _, lost := range []error{nil, io.ErrUnexpectedEOF} {
+			db, pool := openFaulty(t)
+			first := acquire(t, db, "job")
+			ctx, cancel := context.WithCancel(context.Background())
+			_, failed := waiting(t, db.WithContext(ctx), dbmutex.WithMinHold(10*time.Minute))
+			pool.setLose(func(statement string) error {
+				if strings.HasPrefix(statement, handOn) {
+					if ctx.Err() == nil {
+						cancel()
+						require.ErrorIs(t, <-failed, context.Canceled)
+					}
+					return lost
+				}
+				return nil
+			})
+			if err := first.Release(); lost != nil {
+				require.ErrorIs(t, err, lost)
+				require.NoError(t, first.Release(), "it may be called again, and nobody overlapped")
+			} else {
+				require.NoError(t, err)
+			}
+			require.Nil(t, row(t, db, "job"))
+		}
+	})
+}
+
+func TestAReleaserThatPanicsTakesNoWaiterWithIt(t *testing.T) {
+	t.Run("postgres", func(t *testing.T) {
+		db, pool := openFaulty(t)
+		first := acquire(t, db, "job")
+		acquired, failed := waiting(t, db.WithContext(limited(t)))
+		pool.setLose(func(statement string) error {
+			if strings.HasPrefix(statement, handOn) {
+				pool.lose = nil
+				panic("a plugin's")
+			}
+			return nil
+		})
+		require.PanicsWithValue(t, "a plugin's", func() { _ = first.Release() })
+		lease := <-acquired
+		require.NoError(t, <-failed, "the hand-on had its effect")
+		require.NoError(t, lease.Release())
+	})
+}
+
 func TestAMutexThatCannotBeHandedOn(t *testing.T) {
 	t.Run("postgres", func(t *testing.T) {
 		db, pool := openFaulty(t)
