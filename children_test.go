@@ -40,6 +40,7 @@ func startChild(t *testing.T, d *testdb.Database, task string, env ...string) *c
 	stdout, err := p.StdoutPipe()
 	require.NoError(t, err)
 	p.lines = bufio.NewScanner(stdout)
+	endWithParent(p.Cmd)
 	require.NoError(t, p.Start())
 	return p
 }

@@ -381,7 +381,7 @@ func TestTheServersTimeLimits(t *testing.T) {
 			t.Run("postgres", func(t *testing.T) {
 				d := testdb.Postgres(t)
 				direct := open(t, d)
-				hasty := openDSN(t, withSetting(d.DSN, limit, "30ms"))
+				hasty := openDSN(t, withSetting(d.DSN, limit, "500ms"))
 				lock := func() (unlock func()) {
 					tx := direct.Begin()
 					require.NoError(t, tx.Exec(`LOCK TABLE db_mutexes IN ACCESS EXCLUSIVE MODE`).Error)
@@ -396,7 +396,7 @@ func TestTheServersTimeLimits(t *testing.T) {
 				outcomes := make(chan error, 2)
 				go func() { outcomes <- renewed.Renew() }()
 				go func() { outcomes <- released.Release() }()
-				time.Sleep(200 * time.Millisecond)
+				time.Sleep(1500 * time.Millisecond)
 				unlock()
 				require.NoError(t, <-outcomes, "a holder goes on trying")
 				require.NoError(t, <-outcomes)
@@ -410,10 +410,10 @@ func TestTheServersTimeLimits(t *testing.T) {
 			d := testdb.Postgres(t)
 			direct := open(t, d)
 			require.NoError(t, direct.Exec(`CREATE TABLE made (id integer)`).Error)
-			hasty := openDSN(t, withSetting(d.DSN, "idle_in_transaction_session_timeout", "30ms"))
+			hasty := openDSN(t, withSetting(d.DSN, "idle_in_transaction_session_timeout", "500ms"))
 			err := hasty.Mutex("job").Transaction(func(tx *gorm.DB) error {
 				require.NoError(t, tx.Exec(`INSERT INTO made VALUES (1)`).Error)
-				time.Sleep(300 * time.Millisecond)
+				time.Sleep(1500 * time.Millisecond)
 				return nil
 			})
 			require.Error(t, err)

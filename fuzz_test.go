@@ -122,17 +122,16 @@ func FuzzTTLFromTheEnvironment(f *testing.F) {
 }
 
 // fuzzed are the databases that fuzzing runs on: each of its processes has its own.
-func fuzzed(f *testing.F) []*dbmutex.DB {
-	var dbs []*dbmutex.DB
-	for _, d := range []*testdb.Database{testdb.SQLite(f), testdb.Postgres(f)} {
+func fuzzed(f *testing.F) (dbs []*dbmutex.DB) {
+	databases := []*testdb.Database{testdb.SQLite(f)}
+	if testdb.HasPostgres() {
+		databases = append(databases, testdb.Postgres(f))
+	}
+	for _, d := range databases {
 		gdb := d.Open(f)
-		if err := gdb.Use(dbmutex.New(dbmutex.DefaultSettings())); err != nil {
-			f.Fatal(err)
-		}
+		require.NoError(f, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
 		db := dbmutex.Wrap(gdb)
-		if err := db.Migrate(); err != nil {
-			f.Fatal(err)
-		}
+		require.NoError(f, db.Migrate())
 		dbs = append(dbs, db)
 	}
 	return dbs

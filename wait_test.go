@@ -470,13 +470,14 @@ func TestAReleaserHandsTheMutexOnInASQLiteFile(t *testing.T) {
 }
 
 func TestAWaiterWhoseTimeIsOverWhenItIsHandedTheMutex(t *testing.T) {
+	t.Parallel()
 	t.Run("postgres", func(t *testing.T) {
 		for name, lost := range map[string]error{"in the end": nil, "in vain": &sqlError{"42501"}} {
 			db, pool := openFaulty(t)
 			db = db.WithContext(limited(t))
 			first := acquire(t, db, "job")
 			acquired, failed := make(chan *dbmutex.Lease, 1), make(chan error, 1)
-			mutex := db.Mutex("job", dbmutex.WithWait(200*time.Millisecond))
+			mutex := db.Mutex("job", dbmutex.WithWait(2*time.Second))
 			go func() {
 				lease, err := mutex.Acquire()
 				acquired <- lease
@@ -486,7 +487,7 @@ func TestAWaiterWhoseTimeIsOverWhenItIsHandedTheMutex(t *testing.T) {
 			pool.setLose(func(statement string) error {
 				if strings.HasPrefix(statement, handOn) {
 					pool.lose = nil
-					time.Sleep(400 * time.Millisecond)
+					time.Sleep(3 * time.Second)
 					return lost
 				}
 				return nil

@@ -172,9 +172,9 @@ func (c *Cluster) DSN() string {
 	return "host=127.0.0.1 port=" + c.port + " user=postgres dbname=postgres sslmode=disable"
 }
 
-// NewCluster starts a server for one test, with lines for its configuration. The
-// test must not be run where DBMUTEX_TEST_DSN names a server and the machine has
-// no programs for another: it is skipped, or fails, as by Server.
+// NewCluster starts a server for one test, with lines for its configuration. Where
+// the machine has no programs for a server the test is skipped, or fails, as by
+// Server, also where DBMUTEX_TEST_DSN names one.
 func NewCluster(t testing.TB, settings ...string) *Cluster {
 	t.Helper()
 	bin, err := findBin()
@@ -263,15 +263,15 @@ func (c *Cluster) OwnFolder(t testing.TB, path string) {
 // Server where the machine has none.
 func (c *Cluster) PgBouncer(t testing.TB) string {
 	t.Helper()
-	need(t, "pgbouncer", "/usr/sbin/pgbouncer")
+	bouncer := need(t, "pgbouncer", append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin"), "pgbouncer")
 	port, err := freePort()
 	if err == nil {
-		err = c.run(fmt.Sprintf(`printf '%%s\n' %s >pgbouncer.ini && echo '"postgres" ""' >users.txt && PATH="$PATH:/usr/sbin" pgbouncer -d pgbouncer.ini`, quoted([]string{
+		err = c.run(fmt.Sprintf(`printf '%%s\n' %s >pgbouncer.ini && echo '"postgres" ""' >users.txt && %s -d pgbouncer.ini`, quoted([]string{
 			"[databases]", "* = host=127.0.0.1 port=" + c.port,
 			"[pgbouncer]", "listen_addr = 127.0.0.1", "listen_port = " + port,
 			"auth_type = trust", "auth_file = users.txt", "pool_mode = transaction", "default_pool_size = 2",
 			"logfile = pgbouncer.log", "pidfile = pgbouncer.pid", "unix_socket_dir =",
-		})))
+		}), bouncer))
 	}
 	if err != nil {
 		t.Fatalf("testdb: %v", err)
@@ -323,7 +323,7 @@ func NewClock(t testing.TB) *Clock {
 // https://github.com/wolfcw/libfaketime
 func (c *Clock) Environment(t testing.TB) []string {
 	t.Helper()
-	library := need(t, "faketime", "/usr/lib/*/faketime/libfaketime.so.1")
+	library := need(t, "faketime", []string{"/usr/lib/*/faketime", "/usr/lib/faketime", "/usr/lib64/faketime"}, "libfaketime.so.1")
 	return []string{"LD_PRELOAD=" + library, "FAKETIME_TIMESTAMP_FILE=" + c.file, "FAKETIME_NO_CACHE=1",
 		"FAKETIME_DONT_FAKE_MONOTONIC=1", "FAKETIME_DONT_RESET=1"}
 }
@@ -341,13 +341,14 @@ func (c *Clock) Set(t testing.TB, offset time.Duration) {
 	}
 }
 
-// need returns the file of a Debian package. Where it is missing the test is
-// skipped, or fails, as by Server.
-func need(t testing.TB, name, pattern string) string {
+// need returns a file of a program, in one of these folders. Where it is missing
+// the test is skipped, or fails, as by Server.
+func need(t testing.TB, name string, folders []string, file string) string {
 	t.Helper()
-	files, _ := filepath.Glob(pattern) // the patterns are valid
-	if len(files) > 0 {
-		return files[0]
+	for _, folder := range folders {
+		if files, _ := filepath.Glob(filepath.Join(folder, file)); len(files) > 0 {
+			return files[0]
+		}
 	}
 	if os.Getenv(envPostgres) == "required" {
 		t.Fatalf("testdb: no %s, and %s=required: install it (Debian: apt-get install %s)", name, envPostgres, name)

@@ -86,6 +86,12 @@ func noServer(t testing.TB, err error) {
 	t.Skipf("%v: %s", err, howTo)
 }
 
+// HasPostgres says whether Postgres would not skip a test.
+func HasPostgres() bool {
+	_, err := server()
+	return !errors.Is(err, errNoPrograms) || os.Getenv(envPostgres) == "required"
+}
+
 // Postgres makes a fresh schema on the server of Server and drops it when the
 // test ends.
 func Postgres(t testing.TB) *Database {

@@ -32,7 +32,9 @@ has_compiler() {
 }
 
 has_faketime() {
-	for library in /usr/lib/*/faketime/libfaketime.so.1; do
+	for library in /usr/lib/*/faketime/libfaketime.so.1 /usr/lib/faketime/libfaketime.so.1 \
+		/usr/lib64/faketime/libfaketime.so.1
+	do
 		[ -e "$library" ] && return 0
 	done
 	return 1
@@ -40,7 +42,7 @@ has_faketime() {
 
 packages=
 has_postgres || packages="$packages postgresql"
-[ -x /usr/sbin/pgbouncer ] || packages="$packages pgbouncer"
+PATH="$PATH:/usr/sbin" command -v pgbouncer >/dev/null || packages="$packages pgbouncer"
 has_faketime || packages="$packages faketime"
 has_compiler || packages="$packages gcc libc6-dev"
 [ -n "$packages" ] || exit 0

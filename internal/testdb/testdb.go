@@ -3,7 +3,8 @@
 //
 // The PostgreSQL server is the one DBMUTEX_TEST_DSN names. Without it, each
 // test binary starts a throw-away server from the PostgreSQL programs found on
-// the machine, which ends with the test process however that ends.
+// the machine, which ends with the test process however that ends. A Cluster is
+// such a server in any case, for the tests that break one.
 //
 // These environment variables have a say:
 //
@@ -11,8 +12,8 @@
 //     must be allowed to create schemas.
 //   - DBMUTEX_TEST_PGBIN: the folder with the initdb, pg_ctl and postgres programs to
 //     use rather than those found.
-//   - DBMUTEX_TEST_POSTGRES: "required" fails the PostgreSQL tests where there
-//     is no server, rather than skipping them.
+//   - DBMUTEX_TEST_POSTGRES: "required" fails tests where PostgreSQL, PgBouncer
+//     or faketime is missing, rather than skipping them.
 package testdb
 
 import (
