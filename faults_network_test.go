@@ -52,6 +52,9 @@ func positions(t *testing.T, test func(t *testing.T, direct, proxied *dbmutex.DB
 					})
 				})
 				network.Choose(nil)
+				pool, err := proxied.DB()
+				require.NoError(t, err)
+				require.NoError(t, pool.Close()) // the server has only so many connections
 				if t.Failed() {
 					t.Fatalf("with the network broken at request %d, after %d messages of its answer: %s", request, after, broken)
 				}
