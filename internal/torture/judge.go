@@ -70,6 +70,9 @@ func newRecord(history []*operation, crashes []interval) *record {
 		}
 	}
 	for _, o := range history {
+		if o.Verb == release && (o.Outcome == unknown || o.Lost > 0) {
+			r.handedOn(o)
+		}
 		if l := r.leases[o.Lease]; o.Verb == release && l != nil {
 			l.releases = append(l.releases, interval{o.Call, o.end()})
 			if o.Outcome == unknown {
@@ -83,6 +86,16 @@ func newRecord(history []*operation, crashes []interval) *record {
 		}
 	}
 	return r
+}
+
+// handedOn casts doubt on the acquires that wait during a release whose answer was lost: one of them may have been handed
+// the mutex, for a lease that ran out before anybody knew of it.
+func (r *record) handedOn(o *operation) {
+	for name, l := range r.leases {
+		if l.acquire.Wait && l.acquire.Call <= o.end() && l.acquire.end() >= o.Call {
+			r.doubts = append(r.doubts, doubt{name, o.Call})
+		}
+	}
 }
 
 // forcible says whether an operator may have released a lease before a moment.

@@ -55,6 +55,9 @@ func TestJudgeOrder(t *testing.T) {
 			gets(0, 2, "a", 1), gets(90, 101, "b", 2), at(102, 103, release, "a", lost), at(110, 111, release, "b", ok)}},
 		"a renewal that counts": {verdict: porcupine.Ok, history: []*operation{
 			gets(0, 2, "a", 1), at(50, 52, renew, "a", ok, until(150)), gets(150, 153, "b", 2)}},
+		"a hand-on whose answer was lost, to a lease that ran out before its holder knew": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1), at(5, 150, acquire, "b", held, sees("a"), waits), at(20, 60, release, "a", ok, unanswered),
+			at(30, 31, look, "", held, sees("b")), gets(62, 64, "c", 2)}},
 		"a release past the deadline": {verdict: porcupine.Ok, history: []*operation{
 			gets(0, 2, "a", 1), at(500, 501, release, "a", ok)}},
 		"an acquire of unknown outcome that took effect": {verdict: porcupine.Ok, history: []*operation{
