@@ -279,7 +279,7 @@ func (a *waiting) receiver(key queueKey) *waiter {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	q := a.queues[key]
-	if q == nil || q.standsBack(time.Now()) {
+	if q == nil || !key.hears() || q.standsBack(time.Now()) { // others that hear of no release need the gaps between leases
 		return nil
 	}
 	w := q.waiters[0]

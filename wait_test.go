@@ -14,7 +14,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"gorm.io/gorm"
-	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
@@ -448,24 +447,6 @@ func TestAMutexThatCannotBeHandedOn(t *testing.T) {
 		lease = <-acquired
 		require.NoError(t, <-failed)
 		require.NoError(t, lease.Release())
-	})
-}
-
-func TestAReleaserHandsTheMutexOnInASQLiteFile(t *testing.T) {
-	t.Run("sqlite", func(t *testing.T) {
-		out := &logs{}
-		db := open(t, testdb.SQLite(t), &gorm.Config{Logger: out.logger(logger.Info)}).WithContext(limited(t))
-		first := acquire(t, db, "job")
-		acquired, failed := waiting(t, db)
-		before := len(out.String())
-		require.NoError(t, first.Release())
-		lease := <-acquired
-		require.NoError(t, <-failed)
-		require.NotContains(t, out.String()[before:], "DELETE")
-		require.Greater(t, lease.Token(), first.Token())
-		require.Equal(t, lease.Token(), row(t, db, "job").ID)
-		require.NoError(t, lease.Release())
-		require.Nil(t, row(t, db, "job"))
 	})
 }
 
