@@ -18,8 +18,6 @@ type dialect interface {
 	// renew, release and guard say whether the row was there.
 	renew(t target, p proof, ttl *time.Duration) (bool, error)
 	release(t target, r release) (bool, error)
-	// handOn is a release and the next lease's acquire in one, with its token; 0 where the row is neither's.
-	handOn(t target, p proof, next request) (token int64, err error)
 	// releaseIn is release as a part of a transaction, which it names so that fate can tell how that ended; "" where an
 	// error of its COMMIT always means that it was rolled back.
 	releaseIn(tx target, p proof, minHold time.Duration) (found bool, transaction string, err error)
@@ -37,10 +35,15 @@ type dialect interface {
 	// classify tells an error's consequences, and missing whether it means that there is no such table.
 	classify(err error) failure
 	missing(err error) bool
-	// notifies says whether waiters can hear of releases in other processes, on notifyChannel.
-	notifies() bool
 	// migrate makes the table, from many processes at once.
 	migrate(db *gorm.DB) error
+}
+
+// notifying is a dialect whose releases other processes can hear of, on notifyChannel. Others need the gaps between leases,
+// so that a mutex is handed on here alone.
+type notifying interface {
+	// handOn is a release and the next lease's acquire in one, with its token; 0 where the row is neither's.
+	handOn(t target, p proof, next request) (token int64, err error)
 }
 
 // proof is what owns a row.

@@ -311,8 +311,6 @@ func (p *postgres) classify(err error) failure {
 	return unknown // driver.ErrBadConn among them: not every driver gives it only for what it has not sent
 }
 
-func (p *postgres) notifies() bool { return true }
-
 func (p *postgres) missing(err error) bool {
 	code, _ := sqlState(err)
 	return code == "42P01"

@@ -16,7 +16,7 @@ import (
 // sqlite has the statements for SQLite. Times are text of one form and width, in UTC, so that they compare as times.
 // They count whole milliseconds that have passed: a lease has ended only in the millisecond after its expires_at.
 type sqlite struct {
-	lookSQL, acquireSQL, handOnSQL, renewSQL, releaseSQL, leaveSQL, guardSQL, holderSQL, leaseIDSQL string
+	lookSQL, acquireSQL, renewSQL, releaseSQL, leaveSQL, guardSQL, holderSQL, leaseIDSQL string
 }
 
 func newSQLite(table string) *sqlite {
@@ -35,10 +35,6 @@ func newSQLite(table string) *sqlite {
 SELECT ?, ` + now + `, ` + expiry + `, ?, ?
 WHERE NOT EXISTS (SELECT 1 FROM ` + table + `
 	WHERE lock_id = ? AND lease_id <> ? AND (expires_at IS NULL OR expires_at >= ` + now + `))
-RETURNING id`,
-		handOnSQL: `INSERT OR REPLACE INTO ` + table + ` (lock_id, creation_time, expires_at, holder, lease_id)
-SELECT ?, ` + now + `, ` + expiry + `, ?, ?
-WHERE EXISTS (SELECT 1 FROM ` + table + ` WHERE lock_id = ? AND lease_id IN (?, ?))
 RETURNING id`,
 		renewSQL:   `UPDATE ` + table + ` SET expires_at = ` + expiry + owned,
 		releaseSQL: `DELETE FROM ` + table + owned,
@@ -67,8 +63,16 @@ func (s *sqlite) acquire(t target, r request) (a answer, err error) {
 			if a.held != nil && a.held.LeaseID != r.leaseID {
 				limit = pinnedAfter
 			}
-			a.token, err = c.insert(limit, s.acquireSQL,
-				r.lockID, modifier(r.ttl), r.holder, r.leaseID, r.lockID, r.leaseID)
+			err := c.patiently(limit, func() error {
+				// SQLite answers with the row before it commits: a COMMIT that is locked out undoes what it has told.
+				var told int64
+				_, err := c.queryOne(s.acquireSQL,
+					[]any{r.lockID, modifier(r.ttl), r.holder, r.leaseID, r.lockID, r.leaseID}, &told)
+				if err == nil {
+					a.token = told
+				}
+				return err
+			})
 			if isBusy(err) && limit == pinnedAfter {
 				return nil
 			}
@@ -79,29 +83,6 @@ func (s *sqlite) acquire(t target, r request) (a answer, err error) {
 		return nil
 	})
 	return a, err
-}
-
-// insert makes a lease's row and returns its token, or 0 where its condition is not met.
-func (c *sqliteConn) insert(limit time.Duration, query string, args ...any) (token int64, err error) {
-	err = c.patiently(limit, func() error {
-		// SQLite answers with the row before it commits: a COMMIT that is locked out undoes what it has told.
-		var told int64
-		_, err := c.queryOne(query, args, &told)
-		if err == nil {
-			token = told
-		}
-		return err
-	})
-	return token, err
-}
-
-func (s *sqlite) handOn(t target, own proof, next request) (token int64, err error) {
-	err = s.connect(t, func(c *sqliteConn) (err error) {
-		token, err = c.insert(settleLimit, s.handOnSQL,
-			own.lockID, modifier(next.ttl), next.holder, next.leaseID, own.lockID, own.leaseID, next.leaseID)
-		return err
-	})
-	return token, err
 }
 
 // look reads the row that is there, if any.
@@ -309,8 +290,6 @@ func (s *sqlite) classify(err error) failure {
 	}
 	return refused
 }
-
-func (s *sqlite) notifies() bool { return false }
 
 func (s *sqlite) missing(err error) bool {
 	return err != nil && strings.Contains(err.Error(), "no such table")

@@ -259,7 +259,7 @@ func (l *Lease) Release() error {
 		defer giveBack()
 		if next != nil {
 			start = time.Now()
-			token, err = m.dialect.handOn(t, l.proof, next.request)
+			token, err = m.dialect.(notifying).handOn(t, l.proof, next.request)
 			found = token != 0
 			return err
 		}

@@ -86,7 +86,8 @@ func (m *Mutex) bind(db *DB, opts []Option) error {
 	if err != nil {
 		return err
 	}
-	m.dialect, m.queue = d, queueKey{pool, m.table, m.id, d.notifies()}
+	_, notifies := d.(notifying)
+	m.dialect, m.queue = d, queueKey{pool, m.table, m.id, notifies}
 	return nil
 }
 

@@ -40,8 +40,8 @@ type queueKey struct {
 // hears says whether releases in other processes wake this process's waiters.
 func (k queueKey) hears() bool { return k.notifies && wake.Listen != nil }
 
-// queue is this process's waiters for one mutex, first come first served. Its head alone asks the database, and a
-// releaser of this process hands it the mutex without its asking.
+// queue is this process's waiters for one mutex, first come first served. Its head alone asks the database. Where releases
+// are heard of in other processes, a releaser of this process hands it the mutex without its asking.
 type queue struct {
 	waiters []*waiter
 	held    *HeldError // what a head saw last
@@ -279,7 +279,7 @@ func (a *waiting) receiver(key queueKey) *waiter {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	q := a.queues[key]
-	if q == nil || !key.hears() || q.standsBack(time.Now()) { // others that hear of no release need the gaps between leases
+	if q == nil || !key.hears() || q.standsBack(time.Now()) {
 		return nil
 	}
 	w := q.waiters[0]

@@ -4,6 +4,9 @@
 //
 //	import _ "github.com/gorm-dbmutex/dbmutex/pgnotify"
 //
+// Waiters of the releasing process then get the mutex from each other with one statement, but now and then, so that others
+// have their turn.
+//
 // While anybody waits, the process keeps one connection of its own, beside the pool and like the pool's, that runs LISTEN
 // (https://www.postgresql.org/docs/current/sql-notify.html). Where that is not to be had, as with PgBouncer in
 // transaction mode or a driver other than pgx, waiters ask the database, and everything else is the same. Releases of

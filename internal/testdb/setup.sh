@@ -47,25 +47,5 @@ has_faketime || packages="$packages faketime"
 has_compiler || packages="$packages gcc libc6-dev"
 [ -n "$packages" ] || exit 0
 
-if [ "$(id -u)" = 0 ]; then
-	as_root="env"
-elif sudo -n true 2>/dev/null; then
-	as_root="sudo -n env"
-else
-	as_root=
-fi
-if [ -z "$as_root" ] || ! command -v apt-get >/dev/null; then
-	echo "setup: the tests need what these Debian packages have, please install it:$packages" >&2
-	exit 1
-fi
-
-echo "setup: installing Debian packages:$packages"
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
-apt() { $as_root DEBIAN_FRONTEND=noninteractive apt-get -qq "$@" </dev/null >>"$log" 2>&1; }
 # shellcheck disable=SC2086 # a list of words
-if ! apt update || ! apt install -y --no-install-recommends $packages; then
-	cat "$log" >&2
-	echo "setup: the installation failed, please install:$packages" >&2
-	exit 1
-fi
+exec "$(dirname "$0")/install.sh" $packages
