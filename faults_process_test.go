@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/children"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
@@ -21,10 +22,10 @@ func TestAHolderThatIsKilled(t *testing.T) {
 		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
 		db = db.WithContext(limited(t))
 		for _, task := range []string{"hold", "pay"} {
-			p := startChild(t, d, task)
-			require.Equal(t, "holds", p.line(t))
+			p := children.Start(t, d, task)
+			require.Equal(t, "holds", p.Line(t))
 			requireHeld(t, db, "job")
-			p.kill(t)
+			p.Kill(t)
 			began := time.Now()
 			require.NoError(t, db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(nothing))
 			t.Logf("%s: free %v after the holder was killed, with a TTL of %v", task, time.Since(began), shortTTL)
@@ -40,16 +41,16 @@ func TestAHolderThatPausesBeyondItsLease(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		db = db.WithContext(limited(t))
-		p := startChild(t, d, "hold")
-		require.Equal(t, "holds", p.line(t))
+		p := children.Start(t, d, "hold")
+		require.Equal(t, "holds", p.Line(t))
 		require.NoError(t, p.Process.Signal(syscall.SIGSTOP))
 		next, err := db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
 		require.NoError(t, err)
 		require.NoError(t, p.Process.Signal(syscall.SIGCONT))
-		require.NoError(t, p.stdin.Close())
+		p.Stop(t)
 		// Its timer may not have had its turn yet, but Do knows at the latest.
-		require.Contains(t, p.line(t), "ended: ")
-		require.Contains(t, p.line(t), "Do: "+dbmutex.ErrTimeout.Error())
+		require.Contains(t, p.Line(t), "ended: ")
+		require.Contains(t, p.Line(t), "Do: "+dbmutex.ErrTimeout.Error())
 		require.NoError(t, p.Wait())
 		require.NoError(t, next.Release(), "the late release leaves the successor alone")
 	})
@@ -60,8 +61,8 @@ func TestATransactionThatPausesBeyondItsLease(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
 		db = db.WithContext(limited(t))
-		p := startChild(t, d, "pay")
-		require.Equal(t, "holds", p.line(t))
+		p := children.Start(t, d, "pay")
+		require.Equal(t, "holds", p.Line(t))
 		require.NoError(t, p.Process.Signal(syscall.SIGSTOP))
 		acquired := make(chan *dbmutex.Lease, 1)
 		go func() {
@@ -76,8 +77,8 @@ func TestATransactionThatPausesBeyondItsLease(t *testing.T) {
 			acquired <- <-acquired
 		}
 		require.NoError(t, p.Process.Signal(syscall.SIGCONT))
-		require.NoError(t, p.stdin.Close())
-		require.Contains(t, p.line(t), outcome)
+		p.Stop(t)
+		require.Contains(t, p.Line(t), outcome)
 		require.NoError(t, p.Wait())
 		next := <-acquired
 		require.NotNil(t, next)

@@ -15,6 +15,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/children"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
@@ -287,9 +288,9 @@ func TestStepsOfSQLitesClock(t *testing.T) {
 		held := acquire(t, db, "job")
 		clock := testdb.NewClock(t)
 		try := func() string {
-			p := startChild(t, d, "try", clock.Environment(t)...)
-			defer p.end(t)
-			return p.line(t)
+			p := children.Start(t, d, "try", clock.Environment(t)...)
+			defer p.End(t)
+			return p.Line(t)
 		}
 		clock.Set(t, -time.Hour)
 		require.Equal(t, "held", try())

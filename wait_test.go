@@ -16,6 +16,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/children"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 	_ "github.com/gorm-dbmutex/dbmutex/pgnotify"
 )
@@ -198,7 +199,7 @@ func TestNoProcessStarves(t *testing.T) {
 		require.NoError(t, db.Exec(`CREATE TABLE runs (process text)`).Error)
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		child := startChild(t, d, "compete")
+		child := children.Start(t, d, "compete")
 		runs := func(process string) (n int64) {
 			require.NoError(t, db.Table("runs").Where("process = ?", process).Count(&n).Error)
 			return n
@@ -215,7 +216,7 @@ func TestNoProcessStarves(t *testing.T) {
 		require.NoError(t, db.Exec(`DELETE FROM runs`).Error)
 		until(func() bool { return runs("parent")+runs("child") >= 200 })
 		least, most := min(runs("parent"), runs("child")), max(runs("parent"), runs("child"))
-		child.end(t)
+		child.End(t)
 		cancel()
 		require.NoError(t, <-ended)
 		t.Logf("shares: %d, %d", least, most)

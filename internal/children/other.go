@@ -1,6 +1,6 @@
 //go:build !linux
 
-package dbmutex_test
+package children
 
 import "os/exec"
 

@@ -1,4 +1,4 @@
-package dbmutex_test
+package children
 
 import (
 	"os/exec"
