@@ -47,7 +47,20 @@ type notifying interface {
 }
 
 // proof is what owns a row.
-type proof struct{ lockID, leaseID string }
+type proof struct {
+	lockID, leaseID string
+	boxed           []any // both, for all statements
+}
+
+func newProof(lockID, leaseID string) proof { return proof{lockID, leaseID, []any{lockID, leaseID}} }
+
+// args are a statement's: the lock_id, the lease_id and others.
+func (p proof) args(others ...any) []any {
+	if len(others) == 0 {
+		return p.boxed
+	}
+	return append(p.boxed[:2:2], others...)
+}
 
 // request is a lease that is wanted.
 type request struct {
@@ -70,6 +83,7 @@ type answer struct {
 	held  *DBMutex      // nil: the row changed while it was looked at
 	left  time.Duration // of held, by the database's clock
 	ended bool          // held has expired
+	start time.Time     // when it was asked for
 }
 
 // fate is how a transaction ended.

@@ -39,16 +39,16 @@ func newPostgres(table string) *postgres {
 		// reply to an earlier try was lost.
 		takeOverSQL: `WITH stale AS MATERIALIZED (
 	SELECT id FROM ` + table + `
-	WHERE lock_id = $1 AND (expires_at <= clock_timestamp() OR lease_id = $4) FOR UPDATE SKIP LOCKED)
+	WHERE lock_id = $1 AND (expires_at <= clock_timestamp() OR lease_id = $2) FOR UPDATE SKIP LOCKED)
 UPDATE ` + table + ` AS m
-SET id = DEFAULT, creation_time = clock_timestamp(), expires_at = ` + expires("$2") + `, holder = $3, lease_id = $4
+SET id = DEFAULT, creation_time = clock_timestamp(), expires_at = ` + expires("$3") + `, holder = $4, lease_id = $2
 FROM stale WHERE m.id = stale.id RETURNING m.id, ` + durable,
 
 		// The next lease's own row is there when the reply to an earlier try was lost. Its token is drawn in time: whoever
 		// else wins the row ends this lease first. It waits for guards, as a release does.
 		handOnSQL: `UPDATE ` + table + `
-SET id = DEFAULT, creation_time = clock_timestamp(), expires_at = ` + expires("$2") + `, holder = $3, lease_id = $4
-WHERE lock_id = $1 AND lease_id IN ($4, $5) RETURNING id, ` + durable,
+SET id = DEFAULT, creation_time = clock_timestamp(), expires_at = ` + expires("$3") + `, holder = $4, lease_id = $2
+WHERE lock_id = $1 AND lease_id IN ($2, $5) RETURNING id, ` + durable,
 		renewSQL:   `UPDATE ` + table + ` SET expires_at = ` + expires("$3") + owned + ` RETURNING ` + durable,
 		guardSQL:   `SELECT 1 FROM ` + table + owned + ` FOR KEY SHARE`,
 		holderSQL:  `SELECT id, lock_id, creation_time, expires_at, holder, lease_id FROM ` + table + ` WHERE lock_id = $1 AND (expires_at IS NULL OR expires_at > clock_timestamp())`,
@@ -56,19 +56,22 @@ WHERE lock_id = $1 AND lease_id IN ($4, $5) RETURNING id, ` + durable,
 		releaseSQL: map[ending]string{},
 		leaveSQL:   map[ending]string{},
 	}
-	for end, returning := range map[ending]string{
-		{}: durable,
-		// A release that a crash undoes only leaves the lease to its TTL, so it may spare itself the wait for the disk.
-		{async: true}: `set_config('synchronous_commit', 'off', true)`,
-		// pg_notify serialises commits, which costs nothing while they are this short.
-		{async: true, notify: true}: `set_config('synchronous_commit', 'off', true), pg_notify('` + notifyChannel + `', lock_id)::text`,
+	// A release that a crash undoes only leaves the lease to its TTL, so it may spare itself the wait for the disk. pg_notify
+	// serialises commits, which costs nothing while they are this short. Both are conditions, always true of the row that is
+	// found, and not in RETURNING, so that no row need be sent.
+	const async = ` AND set_config('synchronous_commit', 'off', true) = 'off'`
+	const notify = ` AND pg_notify('` + notifyChannel + `', lock_id) IS NOT NULL`
+	for end, rest := range map[ending]string{
+		{}:                          ` RETURNING ` + durable,
+		{async: true}:               async,
+		{async: true, notify: true}: async + notify,
 		// By its number a transaction can be asked for later.
-		{inTransaction: true}: `pg_current_xact_id()::text`,
+		{inTransaction: true}: ` RETURNING pg_current_xact_id()::text`,
 	} {
-		p.releaseSQL[end] = `DELETE FROM ` + table + owned + ` RETURNING ` + returning
+		p.releaseSQL[end] = `DELETE FROM ` + table + owned + rest
 		// The new lease_id makes the row ownerless, so that a late renewal cannot revive it; the new id waits for guards.
 		p.leaveSQL[end] = `UPDATE ` + table + ` SET id = DEFAULT, lease_id = $3, expires_at = creation_time + $4::bigint * interval '1 microsecond'` +
-			owned + ` RETURNING ` + returning
+			owned + rest
 	}
 	return p
 }
@@ -102,13 +105,13 @@ func (p *postgres) acquireStatement(t target) (string, error) {
 	}
 	query = `WITH made AS (
 	INSERT INTO ` + p.table + ` (lock_id, creation_time, expires_at, holder, lease_id)
-	SELECT $1::varchar, clock_timestamp(), ` + expires("$2") + `, $3::text, $4::varchar
+	SELECT $1::varchar, clock_timestamp(), ` + expires("$3") + `, $4::text, $2::varchar
 	WHERE NOT EXISTS (SELECT FROM ` + p.table + ` WHERE lock_id = $1)
 	ON CONFLICT (lock_id) DO NOTHING
 	RETURNING nextval('` + strings.ReplaceAll(sequence.String, "'", "''") + `'::regclass) AS token, ` + durable + `)
-SELECT token, NULL::text FROM made
+SELECT token, '' FROM made
 UNION ALL
-SELECT NULL, json_build_object('holder', holder, 'lease', lease_id, 'since', creation_time, 'expires', expires_at,
+SELECT 0, json_build_object('holder', holder, 'lease', lease_id, 'since', creation_time, 'expires', expires_at,
 	'leftMicroseconds', (extract(epoch FROM expires_at - clock_timestamp()) * 1000000)::bigint)::text
 FROM ` + p.table + ` WHERE lock_id = $1 AND NOT EXISTS (SELECT FROM made)`
 	p.acquireSQL.Store(&query)
@@ -125,34 +128,36 @@ func (p *postgres) acquire(t target, r request) (a answer, err error) {
 	if err != nil {
 		return answer{}, err
 	}
-	args := []any{r.lockID, microseconds(r.ttl), r.holder, r.leaseID}
+	args := r.args(microseconds(r.ttl), r.holder)
 	for range looks {
-		var token sql.NullInt64
-		var other sql.NullString
-		found, err := t.queryOne(query, args, &token, &other)
+		var row struct {
+			token int64
+			other string
+		}
+		found, err := t.queryOne(query, args, &row.token, &row.other)
 		switch {
 		case err != nil:
 			if p.missing(err) { // or made again since, with another sequence
 				p.acquireSQL.Store(nil)
 			}
 			return answer{}, err
-		case token.Valid:
-			return answer{token: token.Int64}, nil
+		case row.token != 0:
+			return answer{token: row.token}, nil
 		case !found:
 			continue
 		}
-		if a, err = heldBy(r.lockID, other.String); err != nil {
+		if a, err = heldBy(r.lockID, row.other); err != nil {
 			return answer{}, err
 		}
 		if a.held.LeaseID != r.leaseID && (a.held.ExpiresAt == nil || a.left > 0) {
 			return a, nil
 		}
-		found, err = t.queryOne(p.takeOverSQL, args, &token, new(sql.NullString))
+		found, err = t.queryOne(p.takeOverSQL, args, &row.token, new(sql.NullString))
 		if err != nil {
 			return answer{}, err
 		}
 		if found {
-			return answer{token: token.Int64}, nil
+			return answer{token: row.token}, nil
 		}
 	}
 	return a, nil
@@ -190,16 +195,16 @@ func gracefully(ctx context.Context) (context.Context, context.CancelFunc) {
 }
 
 func (p *postgres) renew(t target, own proof, ttl *time.Duration) (bool, error) {
-	return t.exec(p.renewSQL, own.lockID, own.leaseID, microseconds(ttl))
+	return t.exec(p.renewSQL, own.args(microseconds(ttl)))
 }
 
 func (p *postgres) release(t target, r release) (bool, error) {
 	query, args := p.endSQL(r.proof, r.minHold, ending{async: r.async, notify: r.async && r.notify})
-	return t.exec(query, args...)
+	return t.exec(query, args)
 }
 
 func (p *postgres) handOn(t target, own proof, next request) (token int64, err error) {
-	_, err = t.queryOne(p.handOnSQL, []any{own.lockID, microseconds(next.ttl), next.holder, next.leaseID, own.leaseID},
+	_, err = t.queryOne(p.handOnSQL, next.args(microseconds(next.ttl), next.holder, own.leaseID),
 		&token, new(sql.NullString))
 	return token, err
 }
@@ -212,14 +217,14 @@ func (p *postgres) releaseIn(tx target, own proof, minHold time.Duration) (found
 
 func (p *postgres) endSQL(own proof, minHold time.Duration, end ending) (string, []any) {
 	if minHold > 0 {
-		return p.leaveSQL[end], []any{own.lockID, own.leaseID, newLeaseID(), microseconds(&minHold)}
+		return p.leaveSQL[end], own.args(newLeaseID(), microseconds(&minHold))
 	}
-	return p.releaseSQL[end], []any{own.lockID, own.leaseID}
+	return p.releaseSQL[end], own.args()
 }
 
 func (p *postgres) guard(tx target, own proof) (bool, error) {
 	var one int
-	return tx.queryOne(p.guardSQL, []any{own.lockID, own.leaseID}, &one)
+	return tx.queryOne(p.guardSQL, own.args(), &one)
 }
 
 // fate asks for the outcome of a transaction, which survives a crash and is the same on a promoted standby.

@@ -104,17 +104,17 @@ func (s *sqlite) look(t target, r request, a *answer) error {
 }
 
 func (s *sqlite) renew(t target, own proof, ttl *time.Duration) (bool, error) {
-	return s.writeRow(t, s.renewSQL, modifier(ttl), own.lockID, own.leaseID)
+	return s.writeRow(t, s.renewSQL, []any{modifier(ttl), own.lockID, own.leaseID})
 }
 
 func (s *sqlite) release(t target, r release) (bool, error) {
 	query, args := s.releaseStatement(r.proof, r.minHold)
-	return s.writeRow(t, query, args...)
+	return s.writeRow(t, query, args)
 }
 
 func (s *sqlite) releaseIn(tx target, own proof, minHold time.Duration) (found bool, transaction string, err error) {
 	query, args := s.releaseStatement(own, minHold)
-	found, err = tx.exec(query, args...)
+	found, err = tx.exec(query, args)
 	return found, "", err
 }
 
@@ -122,11 +122,11 @@ func (s *sqlite) releaseStatement(own proof, minHold time.Duration) (string, []a
 	if minHold > 0 {
 		return s.leaveSQL, []any{newLeaseID(), modifier(&minHold), own.lockID, own.leaseID}
 	}
-	return s.releaseSQL, []any{own.lockID, own.leaseID}
+	return s.releaseSQL, own.args()
 }
 
 func (s *sqlite) guard(tx target, own proof) (bool, error) {
-	return tx.exec(s.guardSQL, own.lockID, own.leaseID)
+	return tx.exec(s.guardSQL, own.args())
 }
 
 // fate: SQLite keeps no record of transactions, and needs none for its own: no answer of a COMMIT is lost.
@@ -188,10 +188,10 @@ func (s *sqlite) migrate(db *gorm.DB) error {
 	}
 }
 
-func (s *sqlite) writeRow(t target, query string, args ...any) (found bool, err error) {
+func (s *sqlite) writeRow(t target, query string, args []any) (found bool, err error) {
 	err = s.connect(t, func(c *sqliteConn) error {
 		return c.patiently(settleLimit, func() (err error) {
-			found, err = c.target.exec(query, args...)
+			found, err = c.target.exec(query, args)
 			return err
 		})
 	})
@@ -201,15 +201,10 @@ func (s *sqlite) writeRow(t target, query string, args ...any) (found bool, err 
 // sqliteConn is a connection, or a transaction, which waits for other writers in a way that ends with the context.
 type sqliteConn struct{ target }
 
-// connect takes a connection from the target's pool, unless it is bound to one, and uses it.
+// connect uses the target's connection.
 func (s *sqlite) connect(t target, fn func(c *sqliteConn) error) error {
-	t, giveBack, err := t.hold()
-	if err != nil {
-		return err
-	}
-	defer giveBack()
 	c := newSQLiteConn(t)
-	if _, bound := t.pool.(mainPool).ConnPool.(*sql.Conn); !bound { // on a pool of somebody else's making
+	if _, bound := t.pool.(*sql.Conn); !bound { // on a pool of somebody else's making
 		return fn(c)
 	}
 	return c.use(func() error { return fn(c) })

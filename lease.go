@@ -17,6 +17,7 @@ type Lease struct {
 	mutex    *Mutex
 	proof    proof
 	token    int64
+	known    leaseContext    // the handle's, which LeaseFrom knows
 	parent   context.Context // the handle's without its end, for statements that must run all the same
 	ctx      context.Context
 	end      context.CancelCauseFunc
@@ -44,7 +45,21 @@ const (
 	lost
 )
 
+// leaseContext is a context that knows its lease.
+type leaseContext struct {
+	context.Context
+	lease *Lease
+}
+
 type leaseContextKey struct{}
+
+// Value also has the lease.
+func (c *leaseContext) Value(key any) any {
+	if key == (leaseContextKey{}) {
+		return c.lease
+	}
+	return c.Context.Value(key)
+}
 
 // LeaseFrom returns the lease of the Do, Decorate, DoValue or Transaction that the context comes from: from the
 // argument of Do's fn, or tx.Statement.Context in Transaction's.
@@ -56,12 +71,16 @@ func LeaseFrom(ctx context.Context) (*Lease, bool) {
 	return lease, ok
 }
 
-// newLease begins a lease that was asked for at start.
-func newLease(m *Mutex, p proof, token int64, start time.Time) *Lease {
-	l := &Lease{mutex: m, proof: p, token: token, parent: context.WithoutCancel(m.ctx), acquired: time.Now()}
-	l.ctx, l.end = context.WithCancelCause(context.WithValue(m.ctx, leaseContextKey{}, l))
+// newLease begins the lease that an answer gives.
+func newLease(m *Mutex, p proof, a answer) *Lease {
+	l := &Lease{mutex: m, proof: p, token: a.token, parent: m.ctx, acquired: time.Now()}
+	if m.ctx.Done() != nil {
+		l.parent = context.WithoutCancel(m.ctx)
+	}
+	l.known = leaseContext{m.ctx, l}
+	l.ctx, l.end = context.WithCancelCause(&l.known)
 	if ttl := m.settings.TTL; ttl != nil {
-		l.deadline = start.Add(*ttl)
+		l.deadline = a.start.Add(*ttl)
 		if l.expired() { // the answer came late
 			l.end(ErrTimeout)
 		}
@@ -139,9 +158,9 @@ func (l *Lease) renew(ctx context.Context) error {
 	var start time.Time
 	var transaction *string
 	var found bool
-	_, err := m.settle(ctx, limit, func(ctx context.Context) (err error) {
+	_, err := m.settle(ctx, limit, func(t target) (err error) {
 		start, transaction = time.Now(), l.releasedBy()
-		found, err = m.dialect.renew(m.on(ctx), l.proof, m.settings.TTL)
+		found, err = m.dialect.renew(t, l.proof, m.settings.TTL)
 		return err
 	})
 	switch {
@@ -239,40 +258,18 @@ func (l *Lease) Release() error {
 		return m.lost(nil)
 	}
 	limit := time.Now().Add(settleLimit)
-	var next *waiter
+	next := l.receiver()
 	var handed *Lease
 	inDoubt := true // also where a panic ends it
-	if l.minHold() == 0 && l.releasedBy() == nil {
-		next = queues.receiver(m.queue)
-	}
 	if next != nil {
 		defer func() { queues.hand(next, handed, inDoubt) }()
 	}
-	var found bool
-	var token int64
-	var start time.Time
-	doubt, err := m.settle(l.parent, limit, func(ctx context.Context) error {
-		t, giveBack, err := m.on(ctx).hold()
-		if err != nil {
-			return err
-		}
-		defer giveBack()
-		if next != nil {
-			start = time.Now()
-			token, err = m.dialect.(notifying).handOn(t, l.proof, next.request)
-			found = token != 0
-			return err
-		}
-		found, err = m.dialect.release(t, release{
-			proof:   l.proof,
-			minHold: l.minHold(),
-			async:   m.settings.TTL != nil, // else a crash could leave the lease for good
-			notify:  m.settings.TTL != nil && wake.Listen != nil,
-		})
-		return err
-	})
-	if next != nil && err == nil && found {
-		handed = newLease(next.mutex, next.request.proof, token, start)
+	found, doubt, err := false, false, error(nil)
+	if next != nil {
+		handed, doubt, err = l.handOn(next, limit)
+		found = handed != nil
+	} else {
+		found, doubt, err = l.giveBack(limit)
 	}
 	inDoubt = doubt && err != nil
 	l.doubt = l.doubt || doubt
@@ -295,6 +292,44 @@ func (l *Lease) Release() error {
 	}
 	queues.wake(m.queue)
 	return nil
+}
+
+// giveBack ends the lease's row, and says whether it was there.
+func (l *Lease) giveBack(limit time.Time) (found, doubt bool, err error) {
+	m := l.mutex
+	doubt, err = m.settle(l.parent, limit, func(t target) (err error) {
+		found, err = m.dialect.release(t, release{
+			proof:   l.proof,
+			minHold: l.minHold(),
+			async:   m.settings.TTL != nil, // else a crash could leave the lease for good
+			notify:  m.settings.TTL != nil && wake.Listen != nil,
+		})
+		return err
+	})
+	return found, doubt, err
+}
+
+// handOn makes the lease's row the next one's, which is nil where it was not there.
+func (l *Lease) handOn(next *waiter, limit time.Time) (lease *Lease, doubt bool, err error) {
+	m := l.mutex
+	var a answer
+	doubt, err = m.settle(l.parent, limit, func(t target) (err error) {
+		a.start = time.Now()
+		a.token, err = m.dialect.(notifying).handOn(t, l.proof, next.request)
+		return err
+	})
+	if err == nil && a.token != 0 {
+		lease = newLease(next.mutex, next.request.proof, a)
+	}
+	return lease, doubt, err
+}
+
+// receiver is the waiter that gets the mutex from this lease's release, if any.
+func (l *Lease) receiver() *waiter {
+	if l.minHold() > 0 || l.releasedBy() != nil {
+		return nil
+	}
+	return queues.receiver(l.mutex.queue)
 }
 
 // minHold is how long after its acquisition the mutex stays taken, or 0 where that time is over.

@@ -56,7 +56,10 @@ func (m *Mutex) bind(db *DB, opts []Option) error {
 	if err := validateLockID(m.id); err != nil {
 		return err
 	}
-	m.settings = plugin.settings.clone()
+	m.settings = plugin.settings
+	if len(opts) > 0 {
+		m.settings = plugin.settings.clone()
+	}
 	for _, opt := range opts {
 		if opt != nil {
 			opt(&m.settings)
@@ -73,21 +76,16 @@ func (m *Mutex) bind(db *DB, opts []Option) error {
 		m.ctx = context.Background()
 	}
 	m.config, m.caller = db.Config, db.Statement
-	stmt := &gorm.Statement{DB: db.Gorm}
-	if err := stmt.Parse(&DBMutex{}); err != nil {
-		return fmt.Errorf("dbmutex: %w", err)
-	}
-	m.table = stmt.Quote(stmt.Schema.Table)
 	var pool any = plugin
-	if known, err := (mainPool{db.ConnPool}).GetDBConn(); err == nil {
+	if known, err := sqlDB(db.ConnPool); err == nil {
 		pool = known
 	}
-	d, err := plugin.dialect(pool, db.Name(), m.table)
+	t, err := plugin.table(pool, db.Gorm)
 	if err != nil {
 		return err
 	}
-	_, notifies := d.(notifying)
-	m.dialect, m.queue = d, queueKey{pool, m.table, m.id, notifies}
+	_, notifies := t.dialect.(notifying)
+	m.table, m.dialect, m.queue = t.name, t.dialect, queueKey{pool, t.name, m.id, notifies}
 	return nil
 }
 
@@ -200,7 +198,7 @@ func (m *Mutex) acquire() (*Lease, error) {
 
 // request is for a new lease.
 func (m *Mutex) request() request {
-	return request{proof: proof{m.id, newLeaseID()}, holder: m.settings.Holder, ttl: m.settings.TTL}
+	return request{proof: newProof(m.id, newLeaseID()), holder: m.settings.Holder, ttl: m.settings.TTL}
 }
 
 // try asks the database for a lease once. Where it is held the error is a *HeldError, and the answer says by which lease.
@@ -209,15 +207,10 @@ func (m *Mutex) try(r request) (lease *Lease, seen answer, err error) {
 		return nil, answer{}, m.failed(m.ctx, "acquire", err)
 	}
 	var a answer
-	var start time.Time
-	doubt, err := m.settle(m.ctx, time.Time{}, func(ctx context.Context) (err error) {
-		t, giveBack, err := m.on(ctx).hold()
-		if err != nil {
-			return err
-		}
-		defer giveBack()
-		start = time.Now()
+	doubt, err := m.settle(m.ctx, time.Time{}, func(t target) (err error) {
+		start := time.Now()
 		a, err = m.dialect.acquire(t, r)
+		a.start = start
 		if err == nil && a.token != 0 && m.ctx.Err() != nil {
 			limited, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), discardLimit/2)
 			defer cancel()
@@ -229,7 +222,7 @@ func (m *Mutex) try(r request) (lease *Lease, seen answer, err error) {
 		return err
 	})
 	if err == nil && a.token != 0 {
-		return newLease(m, r.proof, a.token, start), answer{}, nil
+		return newLease(m, r.proof, a), answer{}, nil
 	}
 	if doubt || a.token != 0 {
 		_ = m.discard(r.proof) // GORM has logged the error
@@ -253,8 +246,8 @@ func (m *Mutex) discard(p proof) error {
 	if m.settings.TTL == nil { // what is left would be left for good
 		limit = settleLimit
 	}
-	_, err := m.settle(context.WithoutCancel(m.ctx), time.Now().Add(limit), func(ctx context.Context) error {
-		return m.dialect.discard(m.on(ctx), p)
+	_, err := m.settle(context.WithoutCancel(m.ctx), time.Now().Add(limit), func(t target) error {
+		return m.dialect.discard(t, p)
 	})
 	return err
 }
@@ -269,8 +262,8 @@ func (m *Mutex) Holder() (*DBMutex, error) {
 }
 
 func (m *Mutex) lookUp(ctx context.Context, verb string) (row *DBMutex, err error) {
-	_, err = m.settle(ctx, time.Time{}, func(ctx context.Context) (err error) {
-		row, err = m.dialect.holder(m.on(ctx), m.id)
+	_, err = m.settle(ctx, time.Time{}, func(t target) (err error) {
+		row, err = m.dialect.holder(t, m.id)
 		return err
 	})
 	if err != nil {
@@ -288,8 +281,8 @@ func (m *Mutex) ForceRelease() error {
 	}
 	limit := time.Now().Add(settleLimit)
 	var ending string // the lease that a try is about to end: if its answer is lost, a successor may be in already
-	_, err := m.settle(m.ctx, limit, func(ctx context.Context) error {
-		for t := m.on(ctx); ; {
+	_, err := m.settle(m.ctx, limit, func(t target) error {
+		for {
 			again, found, err := ending != "", true, error(nil)
 			if !again {
 				ending, found, err = m.dialect.leaseID(t, m.id)
@@ -297,7 +290,7 @@ func (m *Mutex) ForceRelease() error {
 			if err != nil || !found {
 				return err
 			}
-			ended, err := m.dialect.release(t, release{proof: proof{m.id, ending}})
+			ended, err := m.dialect.release(t, release{proof: newProof(m.id, ending)})
 			if err != nil || ended || again {
 				return err
 			}

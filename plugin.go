@@ -33,6 +33,7 @@ package dbmutex
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"time"
 
@@ -45,18 +46,24 @@ const PluginName = "dbmutex"
 // Plugin carries an application's settings to its mutexes. Register it with gorm.DB.Use.
 type Plugin struct {
 	settings Settings
-	dialects sync.Map // dialectKey to dialect
+
+	mu     sync.RWMutex // guards what follows
+	tables map[tableKey]table
 }
 
-// dialectKey is a table in a database; the same plugin may serve several.
-type dialectKey struct {
-	pool  any
-	table string
+// tableKey is a table in a database; the same plugin may serve several. One gorm.Open has one set of callbacks, and one
+// naming strategy.
+type tableKey struct{ pool, callbacks any }
+
+// table has what a mutex needs to know of the lock's table.
+type table struct {
+	name    string // quoted
+	dialect dialect
 }
 
 // New makes the plugin. Settings that cannot be make gorm.DB.Use return ErrInvalidSettings.
 func New(s Settings) *Plugin {
-	return &Plugin{settings: s.clone()}
+	return &Plugin{settings: s.clone(), tables: map[tableKey]table{}}
 }
 
 // Name returns PluginName.
@@ -65,17 +72,29 @@ func (p *Plugin) Name() string { return PluginName }
 // Initialize checks the settings. It runs no SQL and keeps no handle, as GORM's resolvers call it for every replica.
 func (p *Plugin) Initialize(*gorm.DB) error { return p.settings.validate() }
 
-func (p *Plugin) dialect(pool any, name, table string) (dialect, error) {
-	key := dialectKey{pool, table}
-	if d, ok := p.dialects.Load(key); ok {
-		return d.(dialect), nil
+func (p *Plugin) table(pool any, db *gorm.DB) (table, error) {
+	key := tableKey{pool, db.Callback()}
+	p.mu.RLock()
+	t, known := p.tables[key]
+	p.mu.RUnlock()
+	if known {
+		return t, nil
 	}
-	d, err := newDialect(name, table)
+	stmt := &gorm.Statement{DB: db}
+	if err := stmt.Parse(&DBMutex{}); err != nil {
+		return table{}, fmt.Errorf("dbmutex: %w", err)
+	}
+	name := stmt.Quote(stmt.Schema.Table)
+	d, err := newDialect(db.Name(), name)
 	if err != nil {
-		return nil, err
+		return table{}, err
 	}
-	known, _ := p.dialects.LoadOrStore(key, d)
-	return known.(dialect), nil
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if _, known := p.tables[key]; !known {
+		p.tables[key] = table{name, d}
+	}
+	return p.tables[key], nil
 }
 
 // Gorm is gorm.DB under the name of DB's embedded field, so that the method DB() stays visible.

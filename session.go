@@ -12,12 +12,15 @@ import (
 // that the transaction of Mutex.Transaction does not run on; it leaves transactions where they are, and takes this for one.
 type mainPool struct{ gorm.ConnPool }
 
-func (mainPool) Commit() error   { return gorm.ErrInvalidTransaction }
-func (mainPool) Rollback() error { return gorm.ErrInvalidTransaction }
+func (*mainPool) Commit() error   { return gorm.ErrInvalidTransaction }
+func (*mainPool) Rollback() error { return gorm.ErrInvalidTransaction }
 
 // GetDBConn lets DB.DB() see through the wrapping.
-func (p mainPool) GetDBConn() (*sql.DB, error) {
-	switch pool := p.ConnPool.(type) {
+func (p *mainPool) GetDBConn() (*sql.DB, error) { return sqlDB(p.ConnPool) }
+
+// sqlDB is what is beneath a pool.
+func sqlDB(pool gorm.ConnPool) (*sql.DB, error) {
+	switch pool := pool.(type) {
 	case *sql.DB:
 		return pool, nil
 	case gorm.GetDBConnector:
@@ -28,7 +31,7 @@ func (p mainPool) GetDBConn() (*sql.DB, error) {
 
 // session is a handle with nothing left on it of what the caller's had, neither conditions nor settings, on the main pool.
 func (m *Mutex) session(ctx context.Context) *gorm.DB {
-	t := target{ctx, m.config, m.config.ConnPool}
+	t := target{ctx: ctx, config: m.config, pool: m.config.ConnPool}
 	return t.statement("", nil).Session(&gorm.Session{NewDB: true})
 }
 
@@ -37,16 +40,12 @@ type target struct {
 	ctx    context.Context
 	config *gorm.Config
 	pool   gorm.ConnPool
-}
-
-// on is the target of statements outside of a transaction.
-func (m *Mutex) on(ctx context.Context) target {
-	return target{ctx, m.config, mainPool{m.config.ConnPool}}
+	main   bool // stay on the pool, as mainPool says
 }
 
 // in is the target of statements in a caller's transaction.
 func in(ctx context.Context, tx *gorm.DB) target {
-	return target{ctx, tx.Config, tx.Statement.ConnPool}
+	return target{ctx: ctx, config: tx.Config, pool: tx.Statement.ConnPool}
 }
 
 // under is the target under another context.
@@ -61,9 +60,14 @@ func (t target) statement(query string, args []any) *gorm.DB {
 	var s struct {
 		db   gorm.DB
 		stmt gorm.Statement
+		main mainPool
 	}
 	s.db = gorm.DB{Config: t.config, Statement: &s.stmt}
 	s.stmt.DB, s.stmt.ConnPool, s.stmt.Context = &s.db, t.pool, t.ctx
+	if t.main {
+		s.main.ConnPool = t.pool
+		s.stmt.ConnPool = &s.main
+	}
 	s.stmt.Clauses, s.stmt.Vars = map[string]clause.Clause{}, args
 	s.stmt.SQL.WriteString(query)
 	return &s.db
@@ -90,30 +94,10 @@ func (t target) queryOne(query string, args []any, dest ...any) (found bool, err
 }
 
 // exec runs a statement and says whether it changed a row.
-func (t target) exec(query string, args ...any) (bool, error) {
+func (t target) exec(query string, args []any) (bool, error) {
 	tx := t.statement(query, args)
 	tx.Callback().Raw().Execute(tx)
 	return tx.RowsAffected > 0, tx.Error
-}
-
-// hold takes one connection of a pool until it is given back: an error then tells whether there was one, and database/sql
-// repeats no statement by itself. A target that has one, or a pool of somebody else's making, stays as it is.
-func (t target) hold() (held target, giveBack func(), err error) {
-	main := t.pool.(mainPool)
-	switch main.ConnPool.(type) {
-	case *sql.DB, *gorm.PreparedStmtDB:
-		pool, err := main.GetDBConn()
-		if err != nil {
-			return target{}, nil, err
-		}
-		conn, err := pool.Conn(t.ctx)
-		if err != nil {
-			return target{}, nil, &unsentError{err}
-		}
-		t.pool = mainPool{conn}
-		return t, func() { _ = conn.Close() }, nil
-	}
-	return t, func() {}, nil
 }
 
 func inTransaction(db *gorm.DB) bool {

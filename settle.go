@@ -2,10 +2,13 @@ package dbmutex
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"time"
+
+	"gorm.io/gorm"
 )
 
 // settleLimit is how long a statement is tried again, from its first failure whose outcome is unknown, and how long a
@@ -15,17 +18,17 @@ const settleLimit = 5 * time.Second
 // discardLimit is how long an acquire whose context is done goes on to remove a lease with a TTL that it may have made.
 const discardLimit = 2 * time.Second
 
-// settle runs a statement, again where it failed in a way that another try can mend. Every try must have the same
+// settle runs a statement on a connection of the main pool, again where it failed in a way that another try can mend. Every try must have the same
 // lease id, so that what an earlier one did shows. It reports doubt: whether any try may have had an effect that it did
 // not report. One with a deadline is patient: until then it also goes on where the database cannot be reached or a time
 // limit ended the statement, and no try takes more than half of what is left.
-func (m *Mutex) settle(ctx context.Context, deadline time.Time, try func(context.Context) error) (doubt bool, err error) {
+func (m *Mutex) settle(ctx context.Context, deadline time.Time, try func(target) error) (doubt bool, err error) {
 	patient, giveUp := !deadline.IsZero(), time.Now().Add(settleLimit)
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		if patient {
-			err = limited(ctx, time.Now().Add(max(time.Until(deadline)/2, time.Millisecond)), try)
+			err = m.tryUntil(ctx, time.Now().Add(max(time.Until(deadline)/2, time.Millisecond)), try)
 		} else {
-			err = try(ctx)
+			err = m.tryOnce(ctx, try)
 		}
 		if err == nil {
 			return doubt, nil
@@ -46,10 +49,30 @@ func (m *Mutex) settle(ctx context.Context, deadline time.Time, try func(context
 	}
 }
 
-func limited(ctx context.Context, deadline time.Time, try func(context.Context) error) error {
+func (m *Mutex) tryUntil(ctx context.Context, deadline time.Time, try func(target) error) error {
 	ctx, cancel := context.WithDeadline(ctx, deadline)
 	defer cancel()
-	return try(ctx)
+	return m.tryOnce(ctx, try)
+}
+
+// tryOnce holds one connection: an error then tells whether there was one, and database/sql repeats no statement by itself.
+// A pool of somebody else's making has none to hold.
+func (m *Mutex) tryOnce(ctx context.Context, try func(target) error) error {
+	t := target{ctx, m.config, m.config.ConnPool, true}
+	switch t.pool.(type) {
+	case *sql.DB, *gorm.PreparedStmtDB:
+		pool, err := sqlDB(t.pool)
+		if err != nil {
+			return err
+		}
+		conn, err := pool.Conn(ctx)
+		if err != nil {
+			return &unsentError{err}
+		}
+		defer func() { _ = conn.Close() }()
+		t.pool = conn
+	}
+	return try(t)
 }
 
 // done is the context's error, also where its deadline has passed and only its timer is late: a network's timeout may
@@ -98,8 +121,8 @@ func (m *Mutex) lost(err error) error {
 
 // fate asks how a transaction ended, until the answer is known or settleLimit has passed.
 func (m *Mutex) fate(ctx context.Context, transaction string) (f fate, err error) {
-	_, err = m.settle(ctx, time.Now().Add(settleLimit), func(ctx context.Context) (err error) {
-		f, err = m.dialect.fate(m.on(ctx), transaction)
+	_, err = m.settle(ctx, time.Now().Add(settleLimit), func(t target) (err error) {
+		f, err = m.dialect.fate(t, transaction)
 		return err
 	})
 	return f, err

@@ -219,7 +219,7 @@ func TestNoProcessStarves(t *testing.T) {
 		child.End(t)
 		cancel()
 		require.NoError(t, <-ended)
-		t.Logf("shares: %d, %d", least, most)
+		t.Logf("shares: parent %d, child %d", runs("parent"), runs("child"))
 		require.Greater(t, 4*least, most)
 	})
 }
