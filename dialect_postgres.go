@@ -103,17 +103,17 @@ func (p *postgres) acquireStatement(t target) (string, error) {
 	if !sequence.Valid {
 		return "", errNoSequence
 	}
-	query = `WITH made AS (
+	query = `WITH other AS (
+	SELECT json_build_object('holder', holder, 'lease', lease_id, 'since', creation_time, 'expires', expires_at,
+		'leftMicroseconds', (extract(epoch FROM expires_at - clock_timestamp()) * 1000000)::bigint)::text AS lease
+	FROM ` + p.table + ` WHERE lock_id = $1),
+made AS (
 	INSERT INTO ` + p.table + ` (lock_id, creation_time, expires_at, holder, lease_id)
 	SELECT $1::varchar, clock_timestamp(), ` + expires("$3") + `, $4::text, $2::varchar
-	WHERE NOT EXISTS (SELECT FROM ` + p.table + ` WHERE lock_id = $1)
+	WHERE NOT EXISTS (SELECT FROM other)
 	ON CONFLICT (lock_id) DO NOTHING
 	RETURNING nextval('` + strings.ReplaceAll(sequence.String, "'", "''") + `'::regclass) AS token, ` + durable + `)
-SELECT token, '' FROM made
-UNION ALL
-SELECT 0, json_build_object('holder', holder, 'lease', lease_id, 'since', creation_time, 'expires', expires_at,
-	'leftMicroseconds', (extract(epoch FROM expires_at - clock_timestamp()) * 1000000)::bigint)::text
-FROM ` + p.table + ` WHERE lock_id = $1 AND NOT EXISTS (SELECT FROM made)`
+SELECT token, '' FROM made UNION ALL SELECT 0, lease FROM other`
 	p.acquireSQL.Store(&query)
 	return query, nil
 }

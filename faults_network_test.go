@@ -184,7 +184,7 @@ func TestACancelledAcquireIsUndoneOnAnotherConnection(t *testing.T) {
 		broken := false
 		network.Choose(func(statement string) *pgproxy.Fault {
 			switch {
-			case strings.HasPrefix(statement, "WITH made"):
+			case strings.HasPrefix(statement, "WITH other"):
 				cancel()
 			case strings.HasPrefix(statement, "DELETE") && !broken:
 				broken = true

@@ -319,7 +319,7 @@ func TestALateAnswerBringsAnEndedContext(t *testing.T) {
 	db, pool := openFaulty(t)
 	requireFree(t, db, "warm")
 	pool.setLose(func(statement string) error {
-		if strings.HasPrefix(statement, "WITH made") {
+		if strings.HasPrefix(statement, "WITH other") {
 			time.Sleep(20 * time.Millisecond)
 		}
 		return nil

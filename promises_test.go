@@ -382,7 +382,7 @@ func TestAnUnknownOutcomeIsSettled(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			db, pool := openFaulty(t)
 			for _, opts := range [][]dbmutex.Option{nil, {dbmutex.WithoutTTL()}} {
-				calls := once(pool, "WITH made", lost)
+				calls := once(pool, "WITH other", lost)
 				lease, err := db.Mutex("job", opts...).Acquire()
 				require.NoError(t, err)
 				require.EqualValues(t, 2, calls.Load())
@@ -452,7 +452,7 @@ func TestAnUnknownOutcomeIsSettled(t *testing.T) {
 		db, pool := openFaulty(t)
 		ctx, cancel := context.WithCancel(context.Background())
 		pool.setLose(func(statement string) error {
-			if strings.HasPrefix(statement, "WITH made") {
+			if strings.HasPrefix(statement, "WITH other") {
 				cancel()
 				return context.Canceled
 			}

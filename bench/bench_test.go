@@ -84,7 +84,7 @@ func write(t *testing.T, name string, content func(io.Writer) error) {
 func sizeOf() scenario.Size {
 	size := scenario.Size{
 		Rounds: 30, Block: 200,
-		HandOffRounds: 2, HandOff: 2500 * time.Millisecond,
+		HandOffRounds: 2, HandOff: 5 * time.Second,
 		Held: 1_000_000, LongCycles: 50_000, SnapshotCycles: 10_000,
 		Waiters: 1_000, Waiting: 2 * time.Second,
 	}

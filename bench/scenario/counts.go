@@ -91,4 +91,4 @@ func (e *Env) statements(ctx context.Context, store contender.Store) (int64, err
 	return e.Redis[store].Commands(ctx)
 }
 
-func showCount(n float64) string { return fmt.Sprintf("%.1f", n) }
+func showCount(n float64) string { return fmt.Sprintf("%.2f", n) }
