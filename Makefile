@@ -42,7 +42,6 @@ fuzz: setup ## fuzz ids, holders, settings and the environment, each for FUZZTIM
 	done
 
 bench: setup ## measure this package and its peers side by side, into bench/RESULTS.md and results.svg; BENCHFLAGS=-scenarios=cycle
-	bench/setup.sh
 	cd bench && DBMUTEX_TEST_POSTGRES=required go test -count=1 -timeout 0 -v -run TestBench . -args -full $(BENCHFLAGS)
 
 lint: ## check every module with gofmt, go vet and golangci-lint (staticcheck and more)

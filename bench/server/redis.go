@@ -32,11 +32,8 @@ type Redis struct {
 // nothing.
 func StartRedis(ctx context.Context, durable bool) (*Redis, error) {
 	program, err := exec.LookPath("redis-server")
-	if err != nil { // it is the same program, and is what its name says
-		program, err = exec.LookPath("redis-check-rdb")
-	}
 	if err != nil {
-		return nil, errors.New("no redis-server found: install it (Debian: apt-get install redis-tools)")
+		return nil, errors.New("no redis-server found: install it")
 	}
 	folder, err := os.MkdirTemp("", "dbmutex-bench-redis-")
 	if err != nil {
@@ -60,11 +57,7 @@ func (r *Redis) start(ctx context.Context, program string, durable bool) error {
 	if err := free.Close(); err != nil {
 		return err
 	}
-	server := filepath.Join(r.folder, "redis-server")
-	if err := os.Symlink(program, server); err != nil {
-		return err
-	}
-	args := []string{"-c", redisSupervisor, "sh", server, "--bind", "127.0.0.1", "--port", fmt.Sprint(address.Port), "--save", ""}
+	args := []string{"-c", redisSupervisor, "sh", program, "--bind", "127.0.0.1", "--port", fmt.Sprint(address.Port), "--save", ""}
 	if durable {
 		args = append(args, "--appendonly", "yes", "--appendfsync", "always")
 	}

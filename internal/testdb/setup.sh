@@ -1,7 +1,7 @@
 #!/bin/sh
 # Makes ready what the tests need: a C compiler for the SQLite driver,
-# PostgreSQL's server programs, PgBouncer, and faketime, which sets a process's
-# clock. (Some tests break a server, and so want one of their own even where
+# PostgreSQL's server programs, PgBouncer, faketime, which sets a process's
+# clock, and redis-server for contrib/asynq. (Some tests break a server, and so want one of their own even where
 # DBMUTEX_TEST_DSN names one.)
 # Installs what's missing on Debian and its kin; elsewhere it says what to install.
 set -eu
@@ -44,6 +44,7 @@ packages=
 has_postgres || packages="$packages postgresql"
 PATH="$PATH:/usr/sbin" command -v pgbouncer >/dev/null || packages="$packages pgbouncer"
 has_faketime || packages="$packages faketime"
+command -v redis-server >/dev/null || packages="$packages redis-server"
 has_compiler || packages="$packages gcc libc6-dev"
 [ -n "$packages" ] || exit 0
 

@@ -1,0 +1,192 @@
+// Package asynqmutex keeps tasks of asynq (https://github.com/hibiken/asynq) from overlapping: a middleware runs each
+// task under the dbmutex of its type, on however many workers. It is django-db-mutex's NonOverlappingTask for asynq.
+//
+//	nonOverlapping, err := asynqmutex.NonOverlapping(db)
+//	mux := asynq.NewServeMux()
+//	mux.Use(nonOverlapping)
+//	mux.HandleFunc("report", buildReport)
+//
+// A task that finds its mutex held is dropped; Policy has other ways. A run that loses its lease gets dbmutex.ErrTimeout,
+// as another may have overlapped with it. Anything else passes: a task's own error, asynq.SkipRetry, a panic.
+//
+// The mutex is held until the handler returns or the lease ends, also where asynq has given the run up: at the task's
+// Timeout, at the end of Config.ShutdownTimeout, or because its worker lost sight of Redis. The run's context ends then.
+// Where asynq runs such a task again meanwhile, it finds the mutex held by its earlier run, and is retried later.
+//
+// # What is not guaranteed
+//
+// A worker that dies leaves the mutex to the lease's TTL, and so does a program that ends while handlers run: Server.Shutdown
+// does not wait for those that it gave up. Until the TTL is over other tasks find the mutex held. asynq runs a dead worker's
+// task again after a minute or more, so that dbmutex.WithTTL(30*time.Second) and dbmutex.WithRenewal() suit most tasks.
+// Without renewal, the TTL must be longer than the work takes.
+//
+// A task that overlaps is not queued up behind the one that runs: nothing runs tasks in the order in which they came.
+package asynqmutex
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+
+	"github.com/hibiken/asynq"
+
+	"github.com/gorm-dbmutex/dbmutex"
+)
+
+// Held is what becomes of a task that finds its mutex held by another.
+type Held int
+
+const (
+	// Drop counts the task as done, and logs a warning through GORM's logger. asynq's ErrorHandler is not called. A task
+	// with a Retention is kept as completed, without a result; one with Unique makes room for the next.
+	Drop Held = iota
+
+	// Retry gives the task back for later. The error matches dbmutex.ErrNotAcquired, and asynq's ErrorHandler gets it.
+	// It takes two settings of the asynq.Config:
+	//
+	// IsFailure must be asynqmutex.IsFailure, or ask it. Otherwise asynq uses up one of the task's retries each time.
+	// With it asynq tries again for as long as it takes, but for one case: a task that has no retries left, because of
+	// MaxRetry(0) or earlier failures, is archived all the same. The error says so.
+	//
+	// RetryDelayFunc says how much later. Its n is the number of failures so far, so that finding the mutex held does not
+	// make it grow: under asynq's default it is 15 to 45 seconds for a task that has not failed yet, but 11 to 14 minutes
+	// for one that has failed 5 times. asynq looks for tasks that are due every Config.DelayedTaskCheckInterval.
+	Retry
+
+	// Revoke removes the task, also one with a Retention. The error matches asynq.RevokeTask and dbmutex.ErrNotAcquired,
+	// and asynq's ErrorHandler gets it.
+	Revoke
+)
+
+// Policy says what is kept from overlapping with what, and what becomes of a task that would. The zero Policy is that of
+// the function NonOverlapping.
+type Policy struct {
+	// Key is the mutex's id for a task. asynq.GetQueueName and the like work with ctx. Defaults to the task's type, all of
+	// it: under a pattern "report:" of asynq.ServeMux, "report:1" and "report:2" may overlap. An id that cannot be makes
+	// the run fail with dbmutex.ErrInvalidLockID.
+	Key func(ctx context.Context, task *asynq.Task) string
+
+	// Held is what becomes of a task that finds its mutex held. Defaults to Drop.
+	//
+	// Where it is held by an earlier run of the same task, which asynq has given up, Drop and Revoke would lose the work.
+	// There, whatever Held is, it is Retry.
+	Held Held
+
+	// OnTimeout is called after a run whose lease was lost, so that another may have overlapped with it. err matches
+	// dbmutex.ErrTimeout, and the task's own error if it had one. asynq gets what OnTimeout returns; with nil the task
+	// counts as done. Defaults to err itself: a failure, which asynq retries. ctx is asynq's, not the lease's, which has
+	// ended.
+	//
+	// Where asynq has given the run up meanwhile, so that ctx has ended, nobody gets what OnTimeout returns. The default
+	// then logs err through GORM's logger.
+	OnTimeout func(ctx context.Context, task *asynq.Task, err error) error
+}
+
+// NonOverlapping is Policy{}.NonOverlapping.
+func NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.MiddlewareFunc, error) {
+	return Policy{}.NonOverlapping(db, opts...)
+}
+
+// NonOverlapping makes a middleware that runs each task under a mutex, for asynq.ServeMux.Use or, for some tasks only, to
+// be called on their handlers. The task's context is the lease's: it ends, with cause dbmutex.ErrTimeout, when the lease
+// does, and dbmutex.LeaseFrom finds the lease in it.
+//
+// The options mean what they mean in dbmutex, over the plugin's settings, but for these: WithSkipHeld has no effect, as
+// Policy.Held decides; and the task's id and queue are put behind the name of WithHolder, so that the table and
+// dbmutex.HeldError say which task holds the mutex. A run that waits, under WithWait, occupies a worker.
+//
+// db is checked with one SELECT. The error is dbmutex.ErrNotRegistered where the plugin is missing or db is nil,
+// dbmutex.ErrInvalidSettings for an option or a Held that cannot be, or the database's, which says so where the table is
+// missing. The context of db counts for this SELECT alone. A run fails where the database does, and asynq retries it.
+func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.MiddlewareFunc, error) {
+	if p.Held < Drop || p.Held > Revoke {
+		return nil, fmt.Errorf("%w: there is no Held %d", dbmutex.ErrInvalidSettings, p.Held)
+	}
+	if _, err := db.Mutex("asynqmutex", opts...).Holder(); err != nil {
+		return nil, fmt.Errorf("dbmutex: make asynq's middleware: %w", err)
+	}
+	if p.Key == nil {
+		p.Key = func(_ context.Context, task *asynq.Task) string { return task.Type() }
+	}
+	if p.OnTimeout == nil {
+		p.OnTimeout = func(ctx context.Context, _ *asynq.Task, err error) error {
+			if ctx.Err() != nil {
+				db.Logger.Error(ctx, "%s: %v", describe(ctx), err)
+			}
+			return err
+		}
+	}
+	return func(next asynq.Handler) asynq.Handler {
+		return asynq.HandlerFunc(func(ctx context.Context, task *asynq.Task) error {
+			self := describe(ctx)
+			ran := false
+			settings := slices.Concat(opts, []dbmutex.Option{forTask(self)})
+			err := db.WithContext(ctx).Mutex(p.Key(ctx, task), settings...).Do(func(ctx context.Context) error {
+				ran = true
+				return next.ProcessTask(ctx, task)
+			})
+			var held *dbmutex.HeldError
+			switch {
+			case ran && errors.Is(err, dbmutex.ErrTimeout):
+				return p.OnTimeout(ctx, task, err)
+			case ran || !errors.As(err, &held):
+				return err
+			case strings.HasSuffix(held.Holder, self):
+				return retry(ctx, fmt.Errorf("%w (an earlier run of this task)", err))
+			case p.Held == Retry:
+				return retry(ctx, err)
+			case p.Held == Revoke:
+				return &notRun{fmt.Errorf("%w: %w", err, asynq.RevokeTask)}
+			}
+			db.Logger.Warn(ctx, "dropped %s: %v", self, err)
+			return nil
+		})
+	}, nil
+}
+
+// describe names the task of a run, for people and to tell it from others.
+func describe(ctx context.Context) string {
+	id, inServer := asynq.GetTaskID(ctx)
+	if !inServer { // every call is a task of its own
+		id = rand.Text()
+	}
+	queue, _ := asynq.GetQueueName(ctx)
+	return fmt.Sprintf("task %q of queue %q", id, queue)
+}
+
+// forTask makes the settings those of one run.
+func forTask(self string) dbmutex.Option {
+	return func(s *dbmutex.Settings) {
+		if s.Holder == "" {
+			host, _ := os.Hostname()
+			s.Holder = fmt.Sprintf("%s/%d", strings.ToValidUTF8(host, "?"), os.Getpid())
+		}
+		s.Holder += ", " + self
+		s.SkipHeld = false
+	}
+}
+
+// retry is the error that gives a task back for later.
+func retry(ctx context.Context, err error) error {
+	retried, _ := asynq.GetRetryCount(ctx)
+	if most, ok := asynq.GetMaxRetry(ctx); ok && retried >= most {
+		err = fmt.Errorf("%w; asynq archives the task, which has no retries left: give it a greater MaxRetry", err)
+	}
+	return &notRun{err}
+}
+
+// notRun is the error of a run that found the mutex held. A task's own error may match dbmutex.ErrNotAcquired, too.
+type notRun struct{ error }
+
+func (e *notRun) Unwrap() error { return e.error }
+
+// IsFailure is for asynq.Config.IsFailure: it is false for the error of a run that found its mutex held, and otherwise
+// what asynq's own default is. It is also false for nil.
+func IsFailure(err error) bool {
+	var held *notRun
+	return err != nil && !errors.As(err, &held)
+}

@@ -1,0 +1,108 @@
+package asynqmutex_test
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"testing"
+	"time"
+
+	"github.com/hibiken/asynq"
+	"github.com/stretchr/testify/require"
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
+
+	"github.com/gorm-dbmutex/dbmutex"
+	asynqmutex "github.com/gorm-dbmutex/dbmutex/contrib/asynq"
+	"github.com/gorm-dbmutex/dbmutex/internal/children"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+)
+
+const (
+	networkVariable = "DBMUTEX_TEST_REDIS_NETWORK"
+	addressVariable = "DBMUTEX_TEST_REDIS_ADDRESS"
+)
+
+// TestMain also is the body of the worker processes.
+func TestMain(m *testing.M) {
+	flag.Parse()
+	_ = flag.Set("test.parallel", "8") // most of the time they wait
+	children.Main(m, map[string]children.Task{"worker": worker})
+}
+
+// worker is a process that runs one task at a time. It prints what it does; a task lasts until stdin ends.
+func worker(d *testdb.Database, stdin io.Reader) error {
+	gdb, err := gorm.Open(d.Dialector(), &gorm.Config{Logger: logger.Discard})
+	if err != nil {
+		return err
+	}
+	if err := gdb.Use(dbmutex.New(dbmutex.DefaultSettings())); err != nil {
+		return err
+	}
+	nonOverlapping, err := asynqmutex.Policy{Held: asynqmutex.Retry}.NonOverlapping(dbmutex.Wrap(gdb),
+		dbmutex.WithTTL(5*time.Second), dbmutex.WithRenewal())
+	if err != nil {
+		return err
+	}
+	ended := make(chan struct{})
+	go func() {
+		_, _ = io.Copy(io.Discard, stdin)
+		close(ended)
+	}()
+	mux := asynq.NewServeMux()
+	mux.Use(nonOverlapping)
+	mux.HandleFunc("report", func(ctx context.Context, _ *asynq.Task) error {
+		id, _ := asynq.GetTaskID(ctx)
+		fmt.Println("runs", id)
+		<-ended
+		return nil
+	})
+	server := asynq.NewServer(asynq.RedisClientOpt{Network: os.Getenv(networkVariable), Addr: os.Getenv(addressVariable)}, asynq.Config{
+		Concurrency:              1,
+		TaskCheckInterval:        20 * time.Millisecond,
+		DelayedTaskCheckInterval: 20 * time.Millisecond,
+		LogLevel:                 asynq.FatalLevel,
+		IsFailure:                asynqmutex.IsFailure,
+		RetryDelayFunc:           func(int, error, *asynq.Task) time.Duration { return time.Second },
+		ErrorHandler: asynq.ErrorHandlerFunc(func(ctx context.Context, _ *asynq.Task, err error) {
+			id, _ := asynq.GetTaskID(ctx)
+			fmt.Println("does not run", id, errors.Is(err, dbmutex.ErrNotAcquired))
+		}),
+	})
+	if err := server.Start(mux); err != nil {
+		return err
+	}
+	<-ended
+	server.Shutdown()
+	pool, _ := gdb.DB()
+	return pool.Close()
+}
+
+func TestAWorkerThatIsKilled(t *testing.T) {
+	each(t, func(t *testing.T, p *place) {
+		env := []string{networkVariable + "=" + p.redis.Network, addressVariable + "=" + p.redis.Addr}
+		first := children.Start(t, p.database, "worker", env...)
+		one := p.enqueue(t, "report")
+		require.Equal(t, "runs "+one.ID, first.Line(t))
+
+		two := p.enqueue(t, "report", asynq.MaxRetry(1))
+		second := children.Start(t, p.database, "worker", env...)
+		for range 2 {
+			require.Equal(t, "does not run "+two.ID+" true", second.Line(t))
+		}
+		first.Kill(t)
+		for {
+			line := second.Line(t)
+			if line == "runs "+two.ID {
+				break
+			}
+			require.Equal(t, "does not run "+two.ID+" true", line)
+		}
+		second.End(t)
+		p.requireBecomes(t, two, asynq.TaskStateCompleted)
+		p.requireBecomesFree(t, "report")
+	})
+}

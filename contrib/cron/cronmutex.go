@@ -1,0 +1,86 @@
+// Package cronmutex keeps the runs of a github.com/robfig/cron job from overlapping on all the machines whose schedulers
+// have it: cron's SkipIfStillRunning and DelayIfStillRunning across processes, by a mutex in the database.
+package cronmutex
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+
+	"github.com/robfig/cron/v3"
+
+	"github.com/gorm-dbmutex/dbmutex"
+)
+
+// Job is a cron job that has a context and an error. Behind NonOverlapping its context is the lease's: it ends when the
+// handle's does, or when the lease does, with cause dbmutex.ErrTimeout, and dbmutex.LeaseFrom finds the lease in it.
+// NonOverlapping must be the last wrapper of the chain for that, next to the job: any other wrapper hides the job's type.
+type Job func(ctx context.Context) error
+
+// Run makes it a cron.Job. It is for a job that NonOverlapping does not see: the context is context.Background(), and an
+// error goes to cron.DefaultLogger, as there is nobody to return it to.
+func (j Job) Run() {
+	if err := j(context.Background()); err != nil {
+		cron.DefaultLogger.Error(err, "run")
+	}
+}
+
+// NonOverlapping makes a wrapper whose jobs run only while they hold the mutex id. Each job needs an id, and so a wrapper, of
+// its own: jobs that share one do not overlap with each other either.
+//
+// Where somebody else holds the mutex the run is skipped, with logger.Info("skip", ...), as by cron.SkipIfStillRunning.
+// With dbmutex.WithWait it is delayed, as by cron.DelayIfStillRunning, and skipped only if the mutex is still held after
+// that time. dbmutex.Settings.SkipHeld has no effect.
+//
+// Every other failure goes to logger.Error: the job's own error; the database's, where the job did not run; and
+// dbmutex.ErrTimeout, where the lease ended before the job did and another run may have overlapped. A panic of the job
+// releases the mutex and goes on, to cron.Recover if that comes earlier in the chain.
+//
+// Schedulers' clocks differ: a machine whose clock is late comes to the same tick when the job has perhaps ended already, and
+// would run it again. So dbmutex.WithMinHold is needed: a time greater than the difference of the clocks, and smaller than
+// the interval of the schedule. With dbmutex.WithWait it is not, as every machine's run of a tick takes place then, one
+// after the other.
+//
+// A cron job has no context of its own, so the handle's is that of all runs: one that is done ends waiting and the work's
+// context, and later runs fail with it. The context that cron.Cron.Stop returns is done after the last release.
+//
+// It returns, before any job runs, dbmutex.ErrInvalidSettings for settings that cannot be, a MinHold of 0 or a nil logger;
+// what DB.Mutex says is wrong with the handle or the id; and the database's error, also where the table is missing.
+func NonOverlapping(db *dbmutex.DB, id string, logger cron.Logger, opts ...dbmutex.Option) (cron.JobWrapper, error) {
+	var settings dbmutex.Settings
+	mutex := db.Mutex(id, append(slices.Clone(opts), func(s *dbmutex.Settings) {
+		s.SkipHeld = false
+		settings = *s
+	})...)
+	_, err := mutex.Holder()
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("dbmutex: non-overlapping cron jobs: %w", err)
+	case logger == nil:
+		return nil, fmt.Errorf("%w: non-overlapping cron jobs need a logger", dbmutex.ErrInvalidSettings)
+	case settings.MinHold == 0 && settings.Wait == 0:
+		return nil, fmt.Errorf("%w: non-overlapping cron jobs need WithMinHold: a time greater than the difference of the "+
+			"schedulers' clocks and smaller than the interval, or a tick may run on several machines", dbmutex.ErrInvalidSettings)
+	}
+	return func(job cron.Job) cron.Job {
+		return cron.FuncJob(func() {
+			ran := false
+			err := mutex.Do(func(ctx context.Context) error {
+				ran = true
+				if job, ok := job.(Job); ok {
+					return job(ctx)
+				}
+				job.Run()
+				return nil
+			})
+			switch {
+			case err == nil:
+			case !ran && errors.Is(err, dbmutex.ErrNotAcquired):
+				logger.Info("skip", "reason", err)
+			default:
+				logger.Error(err, "run", "mutex", id)
+			}
+		})
+	}, nil
+}

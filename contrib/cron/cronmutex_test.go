@@ -1,0 +1,318 @@
+package cronmutex_test
+
+import (
+	"context"
+	"testing"
+	"time"
+
+	"github.com/robfig/cron/v3"
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/contrib/cron"
+	"github.com/gorm-dbmutex/dbmutex/internal/children"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+)
+
+func TestARunIsSkippedWhereTheMutexIsHeld(t *testing.T) {
+	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
+		job, runs, letGo := holding()
+		mine, others := newRecording(), newRecording()
+		first := wrapper(t, open(), mine, briefly)(job)
+		second := wrapper(t, open(), others, briefly)(job)
+
+		done := async(first)
+		<-runs
+		second.Run()
+		others.requireSkip(t)
+		first.Run()
+		mine.requireSkip(t)
+		letGo <- nil
+		<-done
+
+		done = async(second)
+		<-runs
+		letGo <- nil
+		<-done
+		require.Empty(t, mine)
+		require.Empty(t, others)
+	})
+}
+
+func TestWithWaitARunIsDelayed(t *testing.T) {
+	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
+		job, runs, letGo := holding()
+		log := newRecording()
+		first := wrapper(t, open(), log, dbmutex.WithWait(dbmutex.Forever))(job)
+		db := open()
+		second := wrapper(t, db, log, dbmutex.WithWait(dbmutex.Forever))(job)
+		tries := tried(t, db)
+
+		firstDone := async(first)
+		<-runs
+		secondDone := async(second)
+		<-tries
+		letGo <- nil
+		<-firstDone
+		<-runs
+		letGo <- nil
+		<-secondDone
+		require.Empty(t, log)
+	})
+}
+
+func TestARunThatWaitedInVainIsSkipped(t *testing.T) {
+	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
+		job, runs, letGo := holding()
+		log := newRecording()
+		wait := dbmutex.WithWait(time.Millisecond)
+		done := async(wrapper(t, open(), log, wait)(job))
+		<-runs
+		wrapper(t, open(), log, wait)(job).Run()
+		log.requireSkip(t)
+		letGo <- nil
+		<-done
+	})
+}
+
+func TestATickRunsOnOneMachineThoughTheJobIsShort(t *testing.T) {
+	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
+		ran := 0
+		job := cron.FuncJob(func() { ran++ })
+		log := newRecording()
+		wrapper(t, open(), log, dbmutex.WithMinHold(time.Minute))(job).Run()
+		wrapper(t, open(), log, dbmutex.WithMinHold(time.Minute))(job).Run()
+		log.requireSkip(t)
+		require.Equal(t, 1, ran)
+	})
+}
+
+func TestSettingsOfThePlugin(t *testing.T) {
+	each(t, func(t *testing.T, d *testdb.Database, open func() *dbmutex.DB) {
+		settings := dbmutex.DefaultSettings()
+		settings.SkipHeld, settings.MinHold = true, time.Minute
+		gdb := d.Open(t)
+		require.NoError(t, gdb.Use(dbmutex.New(settings)))
+		ran := 0
+		job := cron.FuncJob(func() { ran++ })
+		log := newRecording()
+		w := wrapper(t, dbmutex.Wrap(gdb), log, dbmutex.WithSkipHeld())
+		w(job).Run()
+		w(job).Run()
+		log.requireSkip(t)
+		require.Equal(t, 1, ran)
+	})
+}
+
+func TestErrorsAreLogged(t *testing.T) {
+	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
+		db := open()
+		log := newRecording()
+		run := func(job cronmutex.Job) error {
+			wrapper(t, db, log, briefly)(job).Run()
+			return log.requireError(t)
+		}
+
+		require.Equal(t, errOwn, run(func(context.Context) error { return errOwn }))
+		requireFree(t, db)
+
+		inner := &dbmutex.HeldError{LockID: "another"}
+		require.Equal(t, inner, run(func(context.Context) error { return inner }), "the job ran: this is no skip")
+
+		err := run(func(context.Context) error { return db.Mutex("job").ForceRelease() })
+		require.ErrorIs(t, err, dbmutex.ErrTimeout)
+
+		err = run(func(context.Context) error {
+			assert.NoError(t, db.Mutex("job").ForceRelease())
+			return errOwn
+		})
+		require.ErrorIs(t, err, dbmutex.ErrTimeout)
+		require.ErrorIs(t, err, errOwn)
+
+		job := wrapper(t, db, log, briefly)(cronmutex.Job(func(context.Context) error {
+			t.Error("it ran without the mutex")
+			return nil
+		}))
+		require.NoError(t, db.Migrator().DropTable(&dbmutex.DBMutex{}))
+		job.Run()
+		require.ErrorContains(t, log.requireError(t), "run AutoMigrate")
+	})
+}
+
+func TestAPanicReleasesAndGoesOn(t *testing.T) {
+	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
+		db := open()
+		log := newRecording()
+		chain := cron.NewChain(cron.Recover(log), wrapper(t, db, log, briefly))
+		for _, job := range []cron.Job{
+			cron.FuncJob(func() { panic(errOwn) }),
+			cronmutex.Job(func(context.Context) error { panic(errOwn) }),
+		} {
+			chain.Then(job).Run()
+			require.Len(t, log, 1)
+			e := <-log
+			require.Equal(t, "panic", e.msg)
+			require.Equal(t, errOwn, e.err)
+			requireFree(t, db)
+		}
+	})
+}
+
+func TestTheContextIsTheLeases(t *testing.T) {
+	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
+		log := newRecording()
+		w := wrapper(t, open(), log, dbmutex.WithTTL(time.Millisecond), dbmutex.WithMinHold(time.Microsecond))
+		var cause error
+		w(cronmutex.Job(func(ctx context.Context) error {
+			lease, ok := dbmutex.LeaseFrom(ctx)
+			assert.True(t, ok)
+			assert.Equal(t, "job", lease.LockID())
+			<-ctx.Done()
+			cause = context.Cause(ctx)
+			return cause
+		})).Run()
+		require.Equal(t, dbmutex.ErrTimeout, cause)
+		require.ErrorIs(t, log.requireError(t), dbmutex.ErrTimeout)
+	})
+}
+
+func TestTheHandlesContextEndsWaitsAndWork(t *testing.T) {
+	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
+		ctx, cancel := context.WithCancel(t.Context())
+		waits := open()
+		working, waiting := newRecording(), newRecording()
+		runs := make(chan bool)
+		works := async(wrapper(t, open().WithContext(ctx), working, briefly)(cronmutex.Job(func(ctx context.Context) error {
+			close(runs)
+			<-ctx.Done()
+			return ctx.Err()
+		})))
+		<-runs
+		job := wrapper(t, waits.WithContext(ctx), waiting, dbmutex.WithWait(dbmutex.Forever))(cron.FuncJob(func() {
+			t.Error("it ran")
+		}))
+		tries := tried(t, waits)
+		waited := async(job)
+		<-tries
+		cancel()
+		<-works
+		<-waited
+		require.ErrorIs(t, working.requireError(t), context.Canceled)
+		require.ErrorIs(t, waiting.requireError(t), context.Canceled)
+		requireFree(t, open())
+	})
+}
+
+// Not parallel: it replaces cron.DefaultLogger.
+func TestAJobThatTheWrapperDoesNotSee(t *testing.T) {
+	original := cron.DefaultLogger
+	defer func() { cron.DefaultLogger = original }()
+	log := newRecording()
+	cron.DefaultLogger = log
+
+	job := cronmutex.Job(func(ctx context.Context) error {
+		assert.Equal(t, context.Background(), ctx)
+		return errOwn
+	})
+	cron.NewChain(cron.Recover(log)).Then(job).Run()
+	require.Len(t, log, 1)
+	require.Equal(t, entry{"run", errOwn, nil}, <-log)
+
+	cronmutex.Job(func(context.Context) error { return nil }).Run()
+	require.Empty(t, log)
+}
+
+func TestBadWiring(t *testing.T) {
+	each(t, func(t *testing.T, d *testdb.Database, open func() *dbmutex.DB) {
+		log := newRecording()
+		refused := func(db *dbmutex.DB, id string, logger cron.Logger, opts ...dbmutex.Option) error {
+			w, err := cronmutex.NonOverlapping(db, id, logger, opts...)
+			require.Nil(t, w)
+			require.ErrorContains(t, err, "dbmutex: ")
+			return err
+		}
+		db := open()
+		require.ErrorIs(t, refused(nil, "job", log, briefly), dbmutex.ErrNotRegistered)
+		require.ErrorIs(t, refused(dbmutex.Wrap(d.Open(t)), "job", log, briefly), dbmutex.ErrNotRegistered)
+		require.ErrorIs(t, refused(db, "", log, briefly), dbmutex.ErrInvalidLockID)
+		require.ErrorIs(t, refused(db, "job", nil, briefly), dbmutex.ErrInvalidSettings)
+		require.ErrorIs(t, refused(db, "job", log, dbmutex.WithTTL(-1)), dbmutex.ErrInvalidSettings)
+		err := refused(db, "job", log)
+		require.ErrorIs(t, err, dbmutex.ErrInvalidSettings)
+		require.ErrorContains(t, err, "WithMinHold")
+		tx := db.Begin()
+		require.ErrorIs(t, refused(dbmutex.Wrap(tx), "job", log, briefly), dbmutex.ErrInTransaction)
+		require.NoError(t, tx.Rollback().Error)
+		require.NoError(t, db.Migrator().DropTable(&dbmutex.DBMutex{}))
+		require.ErrorContains(t, refused(db, "job", log, briefly), "run AutoMigrate")
+		require.Empty(t, log)
+	})
+}
+
+// Two schedulers with the same job: where one runs it the other skips it, and what Stop waits for includes the release.
+func TestSchedulers(t *testing.T) {
+	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
+		runs := make(chan bool, 100)
+		letGo := make(chan bool)
+		job := cronmutex.Job(func(context.Context) error {
+			runs <- true
+			<-letGo
+			return nil
+		})
+		log := newRecording()
+		var machines []*cron.Cron
+		for range 2 {
+			machine := cron.New()
+			_, err := machine.AddJob("@every 1s", cron.NewChain(cron.Recover(log), wrapper(t, open(), log, briefly)).Then(job))
+			require.NoError(t, err)
+			machine.Start()
+			machines = append(machines, machine)
+		}
+		<-runs
+		require.Equal(t, "skip", (<-log).msg)
+		require.Empty(t, runs)
+		var stopped []context.Context
+		for _, machine := range machines {
+			stopped = append(stopped, machine.Stop())
+		}
+		close(letGo)
+		for _, ctx := range stopped {
+			<-ctx.Done()
+		}
+		requireFree(t, open())
+		for len(log) > 0 {
+			require.Equal(t, "skip", (<-log).msg)
+		}
+	})
+}
+
+func TestProcesses(t *testing.T) {
+	each(t, func(t *testing.T, d *testdb.Database, open func() *dbmutex.DB) {
+		a := children.Start(t, d, "schedule")
+		require.Equal(t, "runs", a.Line(t))
+		b := children.Start(t, d, "schedule")
+		require.Equal(t, "skip", b.Line(t))
+		a.Kill(t)
+		line := b.Line(t)
+		for line == "skip" {
+			line = b.Line(t)
+		}
+		require.Equal(t, "runs", line)
+
+		c := children.Start(t, d, "schedule")
+		require.Equal(t, "skip", c.Line(t))
+		b.Stop(t)
+		for line = b.Line(t); line == "skip"; {
+			line = b.Line(t)
+		}
+		require.Equal(t, "ends", line)
+		require.NoError(t, b.Wait())
+		for line = c.Line(t); line == "skip"; {
+			line = c.Line(t)
+		}
+		require.Equal(t, "runs", line)
+		c.End(t)
+		requireFree(t, open())
+	})
+}

@@ -1,0 +1,140 @@
+package gocronmutex
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/go-co-op/gocron/v2"
+
+	"github.com/gorm-dbmutex/dbmutex"
+)
+
+const (
+	// campaign is how long a candidate waits for the mutex until it looks again who holds it.
+	campaign = 10 * time.Second
+
+	// recess is the pause after a lost lease or a failure of the database, before the next campaign.
+	recess = time.Second
+)
+
+// ErrNotLeader says that somebody else is the leader, or nobody. The error of Elector.IsLeader that matches it wraps what is
+// known of the reason: the *dbmutex.HeldError of a leader elsewhere, as it was some seconds ago; the database's error;
+// dbmutex.ErrTimeout just after a lost lease; context.Canceled after Close.
+var ErrNotLeader = errors.New("dbmutex: not the leader")
+
+// Elector is a gocron.Elector, for gocron.WithDistributedElector: one scheduler at a time, the leader, runs all the jobs.
+// It is safe for many goroutines.
+//
+// The leader's lease is renewed every TTL/3. After a crash of the leader another takes over within the TTL; after a Close, at
+// once or within a quarter of a second.
+//
+// No two are leaders at a time, as far as docs/guarantees.md of dbmutex goes. But IsLeader is asked when a job begins: one
+// that runs when the leadership ends goes on, beside the next leader's. Nor are the ticks of two schedulers the same: at a
+// change of leaders one tick may run twice, if the clocks differ, or not at all. Locker.NewJob's jobs do not run twice.
+type Elector struct {
+	cancel context.CancelFunc
+	done   chan struct{} // closed when the campaigns have ended
+	last   error         // of the release at their end
+
+	mu    sync.Mutex     // guards what follows
+	lease *dbmutex.Lease // the last, which may have ended
+	err   error          // why there is none
+}
+
+var _ gocron.Elector = (*Elector)(nil)
+
+// NewElector campaigns for the leadership, which is the mutex id, in the background: until Close, or the end of the
+// handle's context. Give schedulers that should have one leader the same id; it is one like any other of DB.Mutex, so no
+// job's name. DB.Mutex(id).Holder says who leads.
+//
+// Of the settings it sets Renew, Wait and SkipHeld itself. A short TTL, of 30 seconds perhaps, makes for a quick take-over.
+//
+// It runs one SELECT before. The error is dbmutex.ErrInvalidSettings for settings that cannot be and for leases without a
+// TTL; dbmutex.ErrInvalidLockID; what DB.Mutex says is wrong with the handle; or the context's or the database's, also where
+// the table is missing. Nothing runs then.
+func NewElector(db *dbmutex.DB, id string, opts ...dbmutex.Option) (*Elector, error) {
+	opts = append(slices.Clone(opts), func(s *dbmutex.Settings) { s.Renew, s.Wait, s.SkipHeld = true, campaign, false })
+	settings, err := check(db, id, opts)
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("dbmutex: gocron elector: %w", err)
+	case settings.TTL == nil:
+		return nil, fmt.Errorf("%w: a gocron elector needs a TTL: a leader that crashes would never be replaced",
+			dbmutex.ErrInvalidSettings)
+	}
+	ctx, cancel := context.WithCancel(cmp.Or(db.Statement.Context, context.Background()))
+	e := &Elector{cancel: cancel, done: make(chan struct{})}
+	go e.run(ctx, db.WithContext(ctx).Mutex(id, opts...))
+	return e, nil
+}
+
+func (e *Elector) run(ctx context.Context, mutex *dbmutex.Mutex) {
+	defer close(e.done)
+	defer e.cancel()
+	for ctx.Err() == nil {
+		e.last = nil
+		lease, err := mutex.Acquire()
+		e.set(lease, err)
+		if err == nil {
+			<-lease.Context().Done()
+			e.last = lease.Release()
+		}
+		if !errors.Is(err, dbmutex.ErrNotAcquired) {
+			select {
+			case <-ctx.Done():
+			case <-time.After(recess):
+			}
+		}
+	}
+	e.set(nil, context.Cause(ctx))
+}
+
+func (e *Elector) set(lease *dbmutex.Lease, err error) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.lease, e.err = lease, err
+}
+
+// IsLeader returns nil where this Elector is the leader, and else an error that matches ErrNotLeader. gocron asks before
+// every run of a job. It then skips the run, counts it as gocron.Skip, and throws the error away.
+//
+// It asks neither the database nor ctx: the leadership ends, at the latest, when the lease does by this process's monotonic
+// clock, and at once where a renewal finds the lease gone. A second later the Elector campaigns again.
+func (e *Elector) IsLeader(context.Context) error {
+	if e == nil {
+		return ErrNotLeader
+	}
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	err := e.err
+	if e.lease != nil {
+		err = context.Cause(e.lease.Context())
+		if deadline, _ := e.lease.ExpiresAt(); err == nil && time.Now().Before(deadline) {
+			return nil
+		}
+		err = cmp.Or(err, dbmutex.ErrTimeout)
+	}
+	if err == nil { // the first campaign has not ended
+		return ErrNotLeader
+	}
+	return fmt.Errorf("%w: %w", ErrNotLeader, err)
+}
+
+// Close ends the campaigns and the leadership, and returns when the mutex is released. Shut the scheduler down before. The
+// end of the handle's context does the same. Close may be called again.
+//
+// The error is that of the release, if this was the leader: the database's, where others may have to wait for the TTL; or
+// dbmutex.ErrTimeout, where another may have led already.
+func (e *Elector) Close() error {
+	if e == nil || e.done == nil {
+		return nil
+	}
+	e.cancel()
+	<-e.done
+	return e.last
+}

@@ -1,0 +1,30 @@
+// Package gocronmutex makes github.com/go-co-op/gocron schedulers on several machines share their jobs, by mutexes in the
+// database. It has gocron's two ways:
+//
+//   - A Locker locks each run of a job, so that one machine runs it each time. Any machine may be the one.
+//   - An Elector elects one machine, which runs all the jobs.
+//
+// A scheduler that has an Elector ignores its Locker, and those of its jobs. The jobs that Locker.NewJob makes hold their
+// mutex all the same.
+//
+// # What is not guaranteed
+//
+// Neither stops work by force. A run whose lease is lost, or that goes on when the leadership of its machine ends, may
+// overlap with another. The context of a job from Locker.NewJob ends with its lease, and its error says that it was lost;
+// dbmutex.Lease.Guard and Lease.Token keep a late one from doing harm.
+//
+// Which ticks are the same, gocron does not say: a Locker only sees when they come, see NewLocker. A tick on which the
+// machine that has the mutex or the leadership fails is lost. gocron does not run it again.
+package gocronmutex
+
+import (
+	"slices"
+
+	"github.com/gorm-dbmutex/dbmutex"
+)
+
+// check runs a SELECT to see that the mutex works, and returns the settings that opts come to.
+func check(db *dbmutex.DB, id string, opts []dbmutex.Option) (settings dbmutex.Settings, err error) {
+	_, err = db.Mutex(id, append(slices.Clone(opts), func(s *dbmutex.Settings) { settings = *s })...).Holder()
+	return settings, err
+}

@@ -1,0 +1,113 @@
+package gocronmutex
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+
+	"github.com/go-co-op/gocron/v2"
+
+	"github.com/gorm-dbmutex/dbmutex"
+)
+
+// NewJob is scheduler.NewJob for a job whose runs know their lease, which gocron's Locker cannot give them. It makes the job
+// with a name, and with this Locker for it, whatever options and the scheduler say about both.
+//
+// fn gets the lease's context, with the lease for dbmutex.LeaseFrom. It ends when the job's does (gocron ends that at a
+// shutdown, or when the job is removed), or when the lease does, with cause dbmutex.ErrTimeout. The mutex is released when
+// fn returns or panics.
+//
+// The job's error, for gocron.AfterJobRunsWithError, is fn's. If the lease was lost it matches dbmutex.ErrTimeout, too:
+// another run may have overlapped. A failed release is joined with it. gocron keeps these errors from everybody else, and
+// so does it with those of Lock, for gocron.AfterLockError: have listeners for both.
+//
+// Where gocron does not lock, as the scheduler has an Elector or by gocron.WithDisabledDistributedJobLocker, the job takes
+// the mutex itself. If that is held, fn does not run, and the job's error matches dbmutex.ErrNotAcquired.
+//
+// It runs one SELECT. The error is dbmutex.ErrInvalidSettings where the scheduler, the definition or fn is nil,
+// dbmutex.ErrInvalidLockID for a name that cannot be a mutex's id, the database's, or gocron's. No job is made then.
+func (l *Locker) NewJob(scheduler gocron.Scheduler, definition gocron.JobDefinition, name string,
+	fn func(ctx context.Context) error, options ...gocron.JobOption) (gocron.Job, error) {
+	switch {
+	case l == nil || l.db == nil:
+		return nil, errNoLocker
+	case scheduler == nil || definition == nil || fn == nil:
+		return nil, fmt.Errorf("%w: job %q: the scheduler, the definition or the function is nil", dbmutex.ErrInvalidSettings, name)
+	}
+	if _, err := check(l.db, name, l.opts); err != nil {
+		return nil, fmt.Errorf("dbmutex: gocron job: %w", err)
+	}
+	j := &job{locker: l, name: name, fn: fn}
+	return scheduler.NewJob(definition, gocron.NewTask(j.run),
+		append(slices.Clone(options), gocron.WithName(name), gocron.WithDistributedJobLocker(j))...)
+}
+
+// job is one of NewJob's, and the gocron.Locker of its own that hands the lease from Lock to the run.
+type job struct {
+	locker *Locker
+	name   string
+	fn     func(ctx context.Context) error
+
+	mu   sync.Mutex
+	next *dbmutex.Lease // of the run that is about to begin
+}
+
+// Lock takes the mutex. gocron calls it, run and Unlock one after the other, but other runs of the job may come in between:
+// where this one finds that the lease of a run was lost before the run began, it leaves the turn to that one.
+func (j *job) Lock(ctx context.Context, key string) (gocron.Lock, error) {
+	lease, err := j.locker.mutex(ctx, key).Acquire()
+	if err != nil {
+		return nil, err
+	}
+	j.mu.Lock()
+	free := j.next == nil
+	if free {
+		j.next = lease
+	}
+	j.mu.Unlock()
+	if !free {
+		return nil, errors.Join(&dbmutex.HeldError{LockID: key}, lease.Release())
+	}
+	return &jobLock{j, lease}, nil
+}
+
+func (j *job) run(ctx context.Context) error {
+	j.mu.Lock()
+	lease := j.next
+	j.next = nil
+	j.mu.Unlock()
+	if lease == nil {
+		return j.locker.mutex(ctx, j.name).Do(j.fn)
+	}
+	err := j.fn(lease.Context()) // Unlock releases if it panics
+	ended := errors.Is(context.Cause(lease.Context()), dbmutex.ErrTimeout)
+	released := lease.Release()
+	if ended && (err != nil || released != nil) && !errors.Is(released, dbmutex.ErrTimeout) {
+		released = errors.Join(dbmutex.ErrTimeout, released) // the work was cut short, or the release cannot tell
+	}
+	switch {
+	case released == nil, errors.Is(err, dbmutex.ErrTimeout) && errors.Is(released, dbmutex.ErrTimeout):
+		return err
+	case err == nil:
+		return released
+	}
+	return errors.Join(released, err)
+}
+
+// jobLock is a job's gocron.Lock.
+type jobLock struct {
+	job   *job
+	lease *dbmutex.Lease
+}
+
+// Unlock releases what the run has not, as it panicked or never began.
+func (l *jobLock) Unlock(context.Context) error {
+	l.job.mu.Lock()
+	if l.job.next == l.lease {
+		l.job.next = nil
+	}
+	l.job.mu.Unlock()
+	return l.lease.Release()
+}

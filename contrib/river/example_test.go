@@ -1,0 +1,117 @@
+package rivermutex_test
+
+import (
+	"context"
+	"database/sql"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/riverqueue/river"
+	"github.com/riverqueue/river/riverdriver/riverdatabasesql"
+	"github.com/riverqueue/river/rivertype"
+	"gorm.io/driver/postgres"
+	"gorm.io/gorm"
+
+	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/contrib/river"
+)
+
+// payment is a row of the application's.
+type payment struct {
+	ID   int64
+	Paid bool
+}
+
+// pay is a kind of job: it pays what is open.
+type pay struct{}
+
+func (pay) Kind() string { return "pay" }
+
+// payer works it. The mutex is that of the middleware.
+type payer struct {
+	river.WorkerDefaults[pay]
+	db *dbmutex.DB
+}
+
+// Work makes the payments, the job's completion and the end of the lease one commit: all of them happen, or none. None do
+// if the lease is no longer held, so that nothing is paid twice, though the lease may run out and River may run a job again.
+func (p *payer) Work(ctx context.Context, job *river.Job[pay]) error {
+	lease, _ := dbmutex.LeaseFrom(ctx)
+	return p.db.WithContext(ctx).Transaction(func(tx *gorm.DB) error {
+		if err := tx.Model(&payment{}).Where("paid = ?", false).Update("paid", true).Error; err != nil {
+			return err
+		}
+		// GORM's transaction is an *sql.Tx, unless gorm.Config.PrepareStmt is set.
+		if _, err := river.JobCompleteTx[*riverdatabasesql.Driver](ctx, tx.Statement.ConnPool.(*sql.Tx), job); err != nil {
+			return err
+		}
+		return lease.ReleaseIn(tx)
+	})
+}
+
+// River, the mutexes and the data share a PostgreSQL database, and GORM's pool: a job's effect, its completion and the
+// release of its mutex are one commit.
+func Example() {
+	gdb, err := gorm.Open(postgres.Open(os.Getenv("DATABASE_URL")), &gorm.Config{})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	if err := gdb.Use(dbmutex.New(dbmutex.DefaultSettings())); err != nil {
+		fmt.Println(err)
+		return
+	}
+	db := dbmutex.Wrap(gdb)
+	if err := db.Migrate(&payment{}); err != nil { // River's own tables come from rivermigrate
+		fmt.Println(err)
+		return
+	}
+	pool, err := gdb.DB()
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+
+	nonOverlapping, err := rivermutex.NonOverlapping(db, dbmutex.WithTTL(30*time.Second), dbmutex.WithRenewal())
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	workers := river.NewWorkers()
+	river.AddWorker(workers, &payer{db: db})
+	client, err := river.NewClient(riverdatabasesql.New(pool), &river.Config{
+		Middleware: []rivertype.Middleware{nonOverlapping},
+		Queues:     map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: 10}},
+		Workers:    workers,
+	})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	ctx := context.Background()
+	if err := client.Start(ctx); err != nil {
+		fmt.Println(err)
+		return
+	}
+	if _, err := client.Insert(ctx, pay{}, nil); err != nil {
+		fmt.Println(err)
+	}
+	if err := client.Stop(ctx); err != nil {
+		fmt.Println(err)
+	}
+}
+
+// Each customer's reports have a mutex of their own, and a report that finds it held is cancelled.
+func ExamplePolicy() {
+	var db *dbmutex.DB // the application's
+
+	nonOverlapping, err := rivermutex.Policy{
+		Key:  func(job *rivertype.JobRow) string { return job.Kind + string(job.EncodedArgs) },
+		Held: rivermutex.Cancel,
+		OnTimeout: func(ctx context.Context, job *rivertype.JobRow, err error) error {
+			return river.JobCancel(err) // it may have overlapped: for a person to look at, not to run again
+		},
+	}.NonOverlapping(db, dbmutex.WithRenewal())
+	fmt.Println(nonOverlapping, err) // for river.Config.Middleware
+}
