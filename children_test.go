@@ -67,7 +67,9 @@ var tasks = map[string]children.Task{
 // TestMain also is the body of the child processes.
 func TestMain(m *testing.M) {
 	flag.Parse()
-	_ = flag.Set("test.parallel", "8") // most of the time they wait
+	if flag.Lookup("test.parallel").Value.String() == flag.Lookup("test.parallel").DefValue {
+		_ = flag.Set("test.parallel", "8") // most of the time they wait
+	}
 	children.Main(m, tasks)
 }
 

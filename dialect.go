@@ -49,17 +49,17 @@ type notifying interface {
 // proof is what owns a row.
 type proof struct {
 	lockID, leaseID string
-	boxed           []any // both, for all statements
+	boxed           [2]any // both, as a conversion for every statement would allocate
 }
 
-func newProof(lockID, leaseID string) proof { return proof{lockID, leaseID, []any{lockID, leaseID}} }
+func newProof(lockID, leaseID string) proof { return proof{lockID, leaseID, [2]any{lockID, leaseID}} }
 
-// args are a statement's: the lock_id, the lease_id and others.
+// args are a statement's: the lock_id, the lease_id and others. Each statement gets a slice of its own, as a logger's
+// ParamsFilter may write to it.
 func (p proof) args(others ...any) []any {
-	if len(others) == 0 {
-		return p.boxed
-	}
-	return append(p.boxed[:2:2], others...)
+	args := make([]any, 2, 2+len(others))
+	copy(args, p.boxed[:])
+	return append(args, others...)
 }
 
 // request is a lease that is wanted.
@@ -83,7 +83,7 @@ type answer struct {
 	held  *DBMutex      // nil: the row changed while it was looked at
 	left  time.Duration // of held, by the database's clock
 	ended bool          // held has expired
-	start time.Time     // when it was asked for
+	start time.Time     // when it was asked for, by this process's clock; set by the caller
 }
 
 // fate is how a transaction ended.

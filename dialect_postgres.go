@@ -57,8 +57,9 @@ WHERE lock_id = $1 AND lease_id IN ($2, $5) RETURNING id, ` + durable,
 		leaveSQL:   map[ending]string{},
 	}
 	// A release that a crash undoes only leaves the lease to its TTL, so it may spare itself the wait for the disk. pg_notify
-	// serialises commits, which costs nothing while they are this short. Both are conditions, always true of the row that is
-	// found, and not in RETURNING, so that no row need be sent.
+	// serialises commits, which costs nothing while they are this short. Both are conditions, always true, and not in
+	// RETURNING, so that no row need be sent. In whatever order they are evaluated: the setting is this transaction's alone, and
+	// a notification too many only lets somebody ask.
 	const async = ` AND set_config('synchronous_commit', 'off', true) = 'off'`
 	const notify = ` AND pg_notify('` + notifyChannel + `', lock_id) IS NOT NULL`
 	for end, rest := range map[ending]string{
@@ -128,13 +129,12 @@ func (p *postgres) acquire(t target, r request) (a answer, err error) {
 	if err != nil {
 		return answer{}, err
 	}
-	args := r.args(microseconds(r.ttl), r.holder)
 	for range looks {
-		var row struct {
+		var row struct { // one allocation rather than two
 			token int64
 			other string
 		}
-		found, err := t.queryOne(query, args, &row.token, &row.other)
+		found, err := t.queryOne(query, r.args(microseconds(r.ttl), r.holder), &row.token, &row.other)
 		switch {
 		case err != nil:
 			if p.missing(err) { // or made again since, with another sequence
@@ -152,7 +152,7 @@ func (p *postgres) acquire(t target, r request) (a answer, err error) {
 		if a.held.LeaseID != r.leaseID && (a.held.ExpiresAt == nil || a.left > 0) {
 			return a, nil
 		}
-		found, err = t.queryOne(p.takeOverSQL, args, &row.token, new(sql.NullString))
+		found, err = t.queryOne(p.takeOverSQL, r.args(microseconds(r.ttl), r.holder), &row.token, new(sql.NullString))
 		if err != nil {
 			return answer{}, err
 		}

@@ -47,7 +47,7 @@ func TestAHolderThatPausesBeyondItsLease(t *testing.T) {
 		next, err := db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
 		require.NoError(t, err)
 		require.NoError(t, p.Process.Signal(syscall.SIGCONT))
-		p.Stop(t)
+		p.CloseInput(t)
 		// Its timer may not have had its turn yet, but Do knows at the latest.
 		require.Contains(t, p.Line(t), "ended: ")
 		require.Contains(t, p.Line(t), "Do: "+dbmutex.ErrTimeout.Error())
@@ -77,7 +77,7 @@ func TestATransactionThatPausesBeyondItsLease(t *testing.T) {
 			acquired <- <-acquired
 		}
 		require.NoError(t, p.Process.Signal(syscall.SIGCONT))
-		p.Stop(t)
+		p.CloseInput(t)
 		require.Contains(t, p.Line(t), outcome)
 		require.NoError(t, p.Wait())
 		next := <-acquired

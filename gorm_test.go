@@ -3,6 +3,8 @@ package dbmutex_test
 import (
 	"context"
 	"errors"
+	"io"
+	"log"
 	"sync"
 	"testing"
 	"time"
@@ -45,6 +47,16 @@ func exercise(t *testing.T, db *dbmutex.DB) {
 	require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout)
 }
 
+// masking is a logger that hides values, in place.
+type masking struct{ logger.Interface }
+
+func (masking) ParamsFilter(_ context.Context, sql string, params ...any) (string, []any) {
+	for i := range params {
+		params[i] = "***"
+	}
+	return sql, params
+}
+
 func TestGORMConfigs(t *testing.T) {
 	t.Parallel()
 	for name, config := range map[string]*gorm.Config{
@@ -55,11 +67,14 @@ func TestGORMConfigs(t *testing.T) {
 		"QueryFields":            {QueryFields: true},
 		"all of these":           {PrepareStmt: true, SkipDefaultTransaction: true, TranslateError: true, QueryFields: true, CreateBatchSize: 1},
 		"timeouts":               {DefaultContextTimeout: time.Minute, DefaultTransactionTimeout: time.Minute},
+		"a logger that masks":    {Logger: masking{logger.New(log.New(io.Discard, "", 0), logger.Config{LogLevel: logger.Info})}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 				config := *config
-				config.Logger = logger.Discard
+				if config.Logger == nil {
+					config.Logger = logger.Discard
+				}
 				db := open(t, d, &config)
 				exercise(t, db)
 				exercise(t, db.Session(&gorm.Session{PrepareStmt: true}))

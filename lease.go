@@ -17,7 +17,7 @@ type Lease struct {
 	mutex    *Mutex
 	proof    proof
 	token    int64
-	known    leaseContext    // the handle's, which LeaseFrom knows
+	work     leaseContext    // the handle's context, with the lease for LeaseFrom
 	parent   context.Context // the handle's without its end, for statements that must run all the same
 	ctx      context.Context
 	end      context.CancelCauseFunc
@@ -77,8 +77,8 @@ func newLease(m *Mutex, p proof, a answer) *Lease {
 	if m.ctx.Done() != nil {
 		l.parent = context.WithoutCancel(m.ctx)
 	}
-	l.known = leaseContext{m.ctx, l}
-	l.ctx, l.end = context.WithCancelCause(&l.known)
+	l.work = leaseContext{m.ctx, l}
+	l.ctx, l.end = context.WithCancelCause(&l.work)
 	if ttl := m.settings.TTL; ttl != nil {
 		l.deadline = a.start.Add(*ttl)
 		if l.expired() { // the answer came late
@@ -258,14 +258,12 @@ func (l *Lease) Release() error {
 		return m.lost(nil)
 	}
 	limit := time.Now().Add(settleLimit)
-	next := l.receiver()
-	var handed *Lease
+	var found, doubt bool
+	var err error
 	inDoubt := true // also where a panic ends it
-	if next != nil {
+	if next := l.receiver(); next != nil {
+		var handed *Lease
 		defer func() { queues.hand(next, handed, inDoubt) }()
-	}
-	found, doubt, err := false, false, error(nil)
-	if next != nil {
 		handed, doubt, err = l.handOn(next, limit)
 		found = handed != nil
 	} else {
@@ -309,7 +307,7 @@ func (l *Lease) giveBack(limit time.Time) (found, doubt bool, err error) {
 	return found, doubt, err
 }
 
-// handOn makes the lease's row the next one's, which is nil where it was not there.
+// handOn makes the lease's row the next lease's. It returns nil where the row had gone.
 func (l *Lease) handOn(next *waiter, limit time.Time) (lease *Lease, doubt bool, err error) {
 	m := l.mutex
 	var a answer

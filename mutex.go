@@ -21,7 +21,6 @@ type Mutex struct {
 	caller  *gorm.Statement // of the handle, for what Transaction carries over
 	queue   queueKey
 	dialect dialect
-	table   string // quoted
 }
 
 // Mutex names a mutex, with the plugin's settings as opts change them. It runs no SQL. What is wrong with the call comes
@@ -57,7 +56,7 @@ func (m *Mutex) bind(db *DB, opts []Option) error {
 		return err
 	}
 	m.settings = plugin.settings
-	if len(opts) > 0 {
+	if len(opts) > 0 { // one may write to *TTL
 		m.settings = plugin.settings.clone()
 	}
 	for _, opt := range opts {
@@ -80,12 +79,12 @@ func (m *Mutex) bind(db *DB, opts []Option) error {
 	if known, err := sqlDB(db.ConnPool); err == nil {
 		pool = known
 	}
-	t, err := plugin.table(pool, db.Gorm)
+	table, d, err := plugin.table(pool, db.Gorm)
 	if err != nil {
 		return err
 	}
-	_, notifies := t.dialect.(notifying)
-	m.table, m.dialect, m.queue = t.name, t.dialect, queueKey{pool, t.name, m.id, notifies}
+	_, notifies := d.(notifying)
+	m.dialect, m.queue = d, queueKey{pool, table, m.id, notifies}
 	return nil
 }
 

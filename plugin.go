@@ -47,23 +47,19 @@ const PluginName = "dbmutex"
 type Plugin struct {
 	settings Settings
 
-	mu     sync.RWMutex // guards what follows
-	tables map[tableKey]table
+	mu       sync.RWMutex // guards what follows
+	dialects map[tableKey]dialect
 }
 
-// tableKey is a table in a database; the same plugin may serve several. One gorm.Open has one set of callbacks, and one
-// naming strategy.
-type tableKey struct{ pool, callbacks any }
-
-// table has what a mutex needs to know of the lock's table.
-type table struct {
-	name    string // quoted
-	dialect dialect
+// tableKey is a table in a database; the same plugin may serve several.
+type tableKey struct {
+	pool any
+	name string // not quoted
 }
 
 // New makes the plugin. Settings that cannot be make gorm.DB.Use return ErrInvalidSettings.
 func New(s Settings) *Plugin {
-	return &Plugin{settings: s.clone(), tables: map[tableKey]table{}}
+	return &Plugin{settings: s.clone(), dialects: map[tableKey]dialect{}}
 }
 
 // Name returns PluginName.
@@ -72,30 +68,40 @@ func (p *Plugin) Name() string { return PluginName }
 // Initialize checks the settings. It runs no SQL and keeps no handle, as GORM's resolvers call it for every replica.
 func (p *Plugin) Initialize(*gorm.DB) error { return p.settings.validate() }
 
-func (p *Plugin) table(pool any, db *gorm.DB) (table, error) {
-	key := tableKey{pool, db.Callback()}
+// lookUps are statements for Plugin.table, which every call to DB.Mutex needs one of. They have a Table so that
+// gorm.Statement.Parse need not take apart the schema's.
+var lookUps = sync.Pool{New: func() any { return &gorm.Statement{Table: "any"} }}
+
+// table finds the lock's table, as the handle names it, and its dialect.
+func (p *Plugin) table(pool any, db *gorm.DB) (name string, d dialect, err error) {
+	stmt := lookUps.Get().(*gorm.Statement)
+	defer func() {
+		stmt.DB = nil
+		lookUps.Put(stmt)
+	}()
+	stmt.DB = db
+	if err := stmt.Parse(lockModel); err != nil {
+		return "", nil, fmt.Errorf("dbmutex: %w", err)
+	}
+	key := tableKey{pool, stmt.Schema.Table}
 	p.mu.RLock()
-	t, known := p.tables[key]
+	d, known := p.dialects[key]
 	p.mu.RUnlock()
 	if known {
-		return t, nil
-	}
-	stmt := &gorm.Statement{DB: db}
-	if err := stmt.Parse(&DBMutex{}); err != nil {
-		return table{}, fmt.Errorf("dbmutex: %w", err)
-	}
-	name := stmt.Quote(stmt.Schema.Table)
-	d, err := newDialect(db.Name(), name)
-	if err != nil {
-		return table{}, err
+		return key.name, d, nil
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if _, known := p.tables[key]; !known {
-		p.tables[key] = table{name, d}
+	if d, known = p.dialects[key]; !known {
+		if d, err = newDialect(db.Name(), stmt.Quote(key.name)); err != nil {
+			return "", nil, err
+		}
+		p.dialects[key] = d
 	}
-	return p.tables[key], nil
+	return key.name, d, nil
 }
+
+var lockModel = &DBMutex{}
 
 // Gorm is gorm.DB under the name of DB's embedded field, so that the method DB() stays visible.
 type Gorm = gorm.DB

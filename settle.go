@@ -18,7 +18,7 @@ const settleLimit = 5 * time.Second
 // discardLimit is how long an acquire whose context is done goes on to remove a lease with a TTL that it may have made.
 const discardLimit = 2 * time.Second
 
-// settle runs a statement on a connection of the main pool, again where it failed in a way that another try can mend. Every try must have the same
+// settle runs a statement outside of any transaction, again where it failed in a way that another try can mend. Every try must have the same
 // lease id, so that what an earlier one did shows. It reports doubt: whether any try may have had an effect that it did
 // not report. One with a deadline is patient: until then it also goes on where the database cannot be reached or a time
 // limit ended the statement, and no try takes more than half of what is left.
@@ -26,7 +26,9 @@ func (m *Mutex) settle(ctx context.Context, deadline time.Time, try func(target)
 	patient, giveUp := !deadline.IsZero(), time.Now().Add(settleLimit)
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		if patient {
-			err = m.tryUntil(ctx, time.Now().Add(max(time.Until(deadline)/2, time.Millisecond)), try)
+			limited, cancel := context.WithDeadline(ctx, time.Now().Add(max(time.Until(deadline)/2, time.Millisecond)))
+			err = m.tryOnce(limited, try)
+			cancel()
 		} else {
 			err = m.tryOnce(ctx, try)
 		}
@@ -49,16 +51,10 @@ func (m *Mutex) settle(ctx context.Context, deadline time.Time, try func(target)
 	}
 }
 
-func (m *Mutex) tryUntil(ctx context.Context, deadline time.Time, try func(target) error) error {
-	ctx, cancel := context.WithDeadline(ctx, deadline)
-	defer cancel()
-	return m.tryOnce(ctx, try)
-}
-
 // tryOnce holds one connection: an error then tells whether there was one, and database/sql repeats no statement by itself.
 // A pool of somebody else's making has none to hold.
 func (m *Mutex) tryOnce(ctx context.Context, try func(target) error) error {
-	t := target{ctx, m.config, m.config.ConnPool, true}
+	t := target{ctx: ctx, config: m.config, pool: m.config.ConnPool, main: true}
 	switch t.pool.(type) {
 	case *sql.DB, *gorm.PreparedStmtDB:
 		pool, err := sqlDB(t.pool)
@@ -103,7 +99,7 @@ func (m *Mutex) failed(ctx context.Context, verb string, err error) error {
 	case done(ctx) != nil:
 		return fmt.Errorf("dbmutex: %s %q: %w", verb, m.id, done(ctx))
 	case m.dialect.missing(err):
-		return fmt.Errorf("dbmutex: %s %q: table %s is missing: run AutoMigrate(&dbmutex.DBMutex{}): %w", verb, m.id, m.table, err)
+		return fmt.Errorf("dbmutex: %s %q: table %q is missing: run AutoMigrate(&dbmutex.DBMutex{}): %w", verb, m.id, m.queue.table, err)
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("dbmutex: %s %q: the database did not answer in time: %s", verb, m.id, err.Error())
 	default:

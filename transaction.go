@@ -42,7 +42,7 @@ func (m *Mutex) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) 
 		return err
 	}
 	lease.inTransaction = true
-	ctx := context.WithValue(m.ctx, leaseContextKey{}, lease)
+	ctx := context.Context(&lease.work)
 	tx := m.session(ctx).Begin(opts...)
 	if tx.Error != nil {
 		return lease.finish(m.failed(ctx, "begin the transaction of", tx.Error))

@@ -30,7 +30,7 @@ var (
 	full      = flag.Bool("full", false, "run the benchmark and write RESULTS.md and results.svg")
 	quick     = flag.Bool("quick", false, "run a try-out of the benchmark")
 	scenarios = flag.String("scenarios", "", "some of the scenarios, with commas between; all of them if empty")
-	out       = flag.String("out", "", "the folder for the results; by default this one with -full, none with -quick")
+	out       = flag.String("out", "", "the folder for the results; by default this one with -full and all scenarios, else none")
 
 	rounds         = flag.Int("rounds", 0, "blocks of each contender")
 	heldCount      = flag.Int("held", 0, "locks that others hold, in the scenario held")
@@ -64,7 +64,7 @@ func TestBench(t *testing.T) {
 	}
 	require.NotEmpty(t, r.Tables, "no scenario is called %q", *scenarios)
 	require.NoError(t, r.WriteText(os.Stdout))
-	if *out == "" && *full {
+	if *out == "" && *full && *scenarios == "" {
 		*out = "."
 	}
 	if *out != "" {
@@ -149,6 +149,11 @@ func facts(e *scenario.Env) []report.Fact {
 		Name:  "all alike",
 		Value: fmt.Sprintf("%d connections, TTL %v, one server on loopback for each store", contender.Pool, contender.TTL),
 	})
+	facts = append(facts, report.Fact{
+		Name: "how",
+		Value: fmt.Sprintf("%d rounds of a block of %d operations of each, in an order drawn anew for every round; a ratio is the "+
+			"median of the rounds' ratios, with their quartiles", e.Size.Rounds, e.Size.Block),
+	})
 	var modules []string
 	for _, c := range contender.All() {
 		if c.Module != "" && !c.Own && !slices.Contains(modules, c.Module) {
@@ -158,8 +163,8 @@ func facts(e *scenario.Env) []report.Fact {
 	modules = append(modules, "github.com/jackc/pgx/v5", "github.com/lib/pq", "github.com/redis/go-redis/v9",
 		"github.com/mattn/go-sqlite3", "gorm.io/gorm")
 	for i, module := range modules {
-		version := regexp.MustCompile(`(?m)^\t` + regexp.QuoteMeta(module) + ` (\S+)`).FindStringSubmatch(goMod)
-		modules[i] += " " + version[1]
+		version := regexp.MustCompile(`(?m)^\t` + regexp.QuoteMeta(module) + ` (\S+)`).FindString(goMod)
+		modules[i] = strings.TrimSpace(version)
 	}
 	return append(facts, report.Fact{Name: "versions", Value: strings.Join(modules, ", ")})
 }

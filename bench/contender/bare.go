@@ -38,7 +38,7 @@ func bares() []Contender {
 			Open:  openBare(bareRelease),
 		},
 		{
-			Name: "bare pair, asynchronous DELETE", Store: Postgres, Like: true,
+			Name: "bare pair, asynchronous DELETE", Store: Postgres, Variant: true,
 			Crash: "the lock; a release may be undone",
 			Note:  "the same, but the DELETE returns set_config('synchronous_commit', 'off', true)",
 			Open:  openBare(bareRelease + ` RETURNING set_config('synchronous_commit', 'off', true)`),

@@ -38,14 +38,14 @@ type Where struct {
 
 // Contender is one way to lock.
 type Contender struct {
-	Name   string
-	Module string // that it is from, "" for bare statements
-	Store  Store
-	Own    bool   // it is this package
-	Like   bool   // it differs from the one before in a setting, and is left out of long scenarios
-	Crash  string // what a crash of the server leaves of a lock
-	Note   string // how it is used here, where that is not plain
-	Open   func(ctx context.Context, where Where) (Instance, error)
+	Name    string
+	Module  string // that it is from, "" for bare statements
+	Store   Store
+	Own     bool   // it is this package
+	Variant bool   // it differs from another in a setting, and is left out where others hold many locks
+	Crash   string // what a crash of the server leaves of a lock
+	Note    string // how it is used here, where that is not plain
+	Open    func(ctx context.Context, where Where) (Instance, error)
 
 	Waits    bool // for a held lock, in Acquire
 	KeepsOne bool // keeps a connection meanwhile

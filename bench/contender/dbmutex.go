@@ -46,7 +46,7 @@ func dbmutexes() []Contender {
 			gorm.Config{SkipDefaultTransaction: true}),
 	}
 	for i := range all {
-		all[i].Like = i > 0
+		all[i].Variant = i > 0
 		all[i].Waits = i < 2 // the others wait as the first does
 	}
 	all[1].Switch = notify

@@ -13,7 +13,7 @@ func pglocks() []Contender {
 		return Contender{
 			Name: name, Module: "cirello.io/pglock", Store: Postgres, Waits: true,
 			Crash: "all of it",
-			Note:  note + "; heartbeat as by default (at once, then every 5 s); waits by asking every TTL",
+			Note:  note + "; heartbeat as by default (at once, then every 5 s); waits by asking every TTL, which no block of the hot lock is long enough for",
 			Open: func(_ context.Context, where Where) (Instance, error) {
 				db, err := openSQL(driver, where.DSN)
 				if err != nil {
@@ -31,7 +31,7 @@ func pglocks() []Contender {
 		of("pglock", "postgres", "on database/sql with lib/pq, as its New demands", pglock.New),
 		of("pglock on pgx", "pgx", "the same by its UnsafeNew, with pgx as the driver", pglock.UnsafeNew),
 	}
-	all[1].Like = true
+	all[1].Variant = true
 	return all
 }
 

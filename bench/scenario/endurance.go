@@ -6,6 +6,7 @@ import (
 
 	"github.com/gorm-dbmutex/dbmutex/bench/contender"
 	"github.com/gorm-dbmutex/dbmutex/bench/report"
+	"github.com/gorm-dbmutex/dbmutex/bench/stats"
 )
 
 func (e *Env) long(ctx context.Context) ([]report.Table, error) {
@@ -46,16 +47,17 @@ func (e *Env) endure(ctx context.Context, cycles int, table report.Table) ([]rep
 	if err != nil {
 		return nil, err
 	}
-	table.Text += " The figures are means of the second, the middle and the last twentieth."
+	table.Text += " A figure is the median of four blocks, each a twentieth of the cycles; the first, which warms up, is left out."
 	table.Columns = []string{"", "at the start", "in the middle", "at the end", "end to start", "to the bare pair at the end"}
-	mean := func(entrant, part int) time.Duration {
-		return results[entrant].blocks[part] / time.Duration(max(1, cycles/parts))
+	four := func(entrant, first int) []time.Duration { return results[entrant].blocks[first : first+4] }
+	cycle := func(blocks []time.Duration) time.Duration {
+		return stats.Quantile(blocks, 0.5) / time.Duration(max(1, cycles/parts))
 	}
 	for i, en := range entrants {
-		start, middle, end := mean(i, 1), mean(i, parts/2), mean(i, parts-1)
+		start, middle, end := cycle(four(i, 1)), cycle(four(i, parts/2-2)), cycle(four(i, parts-4))
 		table.Rows = append(table.Rows, []string{
 			en.Name, show(start), show(middle), show(end), showRatio(float64(end) / float64(start)),
-			showRatio(float64(end) / float64(mean(0, parts-1))),
+			showRatios(four(i, parts-4), four(0, parts-4)),
 		})
 	}
 	return []report.Table{table}, nil

@@ -49,21 +49,13 @@ func (e *Env) handOffBetween(ctx context.Context, processes int) (table report.T
 	}
 	totals := map[*entrant]*total{}
 	results, err := inTurn(entrants, e.Size.HandOffRounds, func(en *entrant) ([]time.Duration, error) {
-		before, err := e.statements(ctx, en.Store)
-		if err != nil {
-			return nil, err
-		}
-		spans, err := e.compete(ctx, en, processes)
-		if err != nil {
-			return nil, err
-		}
-		after, err := e.statements(ctx, en.Store)
+		spans, statements, err := e.compete(ctx, en, processes)
 		if totals[en] == nil {
 			totals[en] = &total{}
 		}
 		t, s := totals[en], stats.Share(spans, hotWaiters)
 		t.acquisitions += len(spans)
-		t.statements += int(after - before)
+		t.statements += statements
 		t.Overlaps += s.Overlaps
 		t.Least += s.Least
 		t.Most += s.Most

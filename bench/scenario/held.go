@@ -8,13 +8,12 @@ import (
 
 	"github.com/gorm-dbmutex/dbmutex/bench/contender"
 	"github.com/gorm-dbmutex/dbmutex/bench/report"
-	"github.com/gorm-dbmutex/dbmutex/bench/stats"
 )
 
 func (e *Env) held(ctx context.Context) ([]report.Table, error) {
 	var contenders []contender.Contender
 	for _, c := range contender.All() {
-		if !c.Like {
+		if !c.Variant {
 			contenders = append(contenders, c, c) // one place stays empty
 		}
 	}
@@ -56,7 +55,7 @@ func (e *Env) held(ctx context.Context) ([]report.Table, error) {
 	for i := 0; i < len(able); i += 2 {
 		empty, full := results[i], results[i+1]
 		table.Rows = append(table.Rows, []string{
-			able[i].Name, show(empty.median()), show(full.median()), show(full.p99()), showRatio(stats.Ratio(full.blocks, empty.blocks)),
+			able[i].Name, show(empty.median()), show(full.median()), show(full.p99()), showRatios(full.blocks, empty.blocks),
 		})
 	}
 	table.Rows = append(table.Rows, unable...)

@@ -12,7 +12,7 @@ import (
 	"github.com/gorm-dbmutex/dbmutex/bench/stats"
 )
 
-// baseName is the measure of all.
+// baseName is the measure of all, and the first of them.
 const baseName = "bare pair"
 
 func (e *Env) uncontended(ctx context.Context) ([]report.Table, error) {
@@ -48,7 +48,8 @@ func (e *Env) failingTry(ctx context.Context) ([]report.Table, error) {
 	}
 	return e.operations(ctx, report.Table{
 		Title: "Failing try",
-		Text:  "One goroutine is refused a lock that somebody else holds.",
+		Text: "One goroutine is refused a lock that somebody else holds. The bare pair's try is its upsert, which locks the row and " +
+			"commits, as an upsert with a WHERE does; a SELECT would be cheaper, but could not acquire.",
 		Chart: &report.Chart{Title: "Failing try: median and p99, ms"},
 	}, entrants, func(instance contender.Instance) error { return instance.Try(ctx, "held 1") })
 }
@@ -65,7 +66,7 @@ func (e *Env) operations(ctx context.Context, table report.Table, entrants []*en
 	if err != nil {
 		return nil, err
 	}
-	base := results[indexOf(entrants, baseName)]
+	base := results[0]
 	table.Text += " Statements and round trips are those of one operation; PostgreSQL does not count those that fail, Redis counts " +
 		"commands, those of scripts too."
 	table.Columns = []string{"", "median", "p99", "to the bare pair", "statements", "round trips", "allocations", "server", "its crash leaves"}
@@ -75,7 +76,7 @@ func (e *Env) operations(ctx context.Context, table report.Table, entrants []*en
 			return nil, err
 		}
 		table.Rows = append(table.Rows, []string{
-			en.Name, show(results[i].median()), show(results[i].p99()), showRatio(stats.Ratio(results[i].blocks, base.blocks)),
+			en.Name, show(results[i].median()), show(results[i].p99()), showRatios(results[i].blocks, base.blocks),
 			showCount(c.statements), showCount(c.roundTrips), fmt.Sprintf("%.0f", c.allocations), string(en.Store), en.Crash,
 		})
 	}
@@ -116,7 +117,7 @@ func (e *Env) sixteenIDs(ctx context.Context) ([]report.Table, error) {
 	if err != nil {
 		return nil, err
 	}
-	base := results[indexOf(entrants, baseName)]
+	base := results[0]
 	table := report.Table{
 		Title:   fmt.Sprintf("%d goroutines on %d ids", goroutines, goroutines),
 		Text:    "Each goroutine acquires and releases a lock of its own. More cycles per second are better.",
@@ -128,7 +129,7 @@ func (e *Env) sixteenIDs(ctx context.Context) ([]report.Table, error) {
 		table.Rows = append(table.Rows, []string{
 			en.Name, show(results[i].median()), show(results[i].p99()),
 			fmt.Sprintf("%.0f", float64(cycles*goroutines)/took.Seconds()),
-			showRatio(stats.Ratio(base.blocks, results[i].blocks)),
+			showRatios(base.blocks, results[i].blocks),
 		})
 	}
 	return []report.Table{table}, nil

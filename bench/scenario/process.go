@@ -30,13 +30,13 @@ type job struct {
 
 const ready = "ready\n"
 
-// compete runs the waiters of a hot lock in processes of their own.
-func (e *Env) compete(ctx context.Context, en *entrant, processes int) ([]stats.Span, error) {
+// compete runs the waiters of a hot lock in processes of their own, and counts the statements from when all are ready.
+func (e *Env) compete(ctx context.Context, en *entrant, processes int) (spans []stats.Span, statements int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, e.Size.HandOff+time.Minute)
 	defer cancel() // ends those that are left
 	program, err := os.Executable()
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	type child struct {
 		cmd    *exec.Cmd
@@ -51,42 +51,46 @@ func (e *Env) compete(ctx context.Context, en *entrant, processes int) ([]stats.
 			First: i * hotWaiters / processes, Waiters: hotWaiters / processes,
 		})
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		c := &child{cmd: exec.CommandContext(ctx, program)}
 		c.cmd.Env = append(os.Environ(), jobVariable+"="+string(text))
 		c.cmd.Stderr = &c.stderr
 		if c.stdin, err = c.cmd.StdinPipe(); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		stdout, err := c.cmd.StdoutPipe()
 		if err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		c.stdout = bufio.NewReader(stdout)
 		if err := c.cmd.Start(); err != nil {
-			return nil, err
+			return nil, 0, err
 		}
 		children[i] = c
 	}
 	for _, c := range children {
 		if _, err := c.stdout.ReadString('\n'); err != nil {
-			return nil, errors.Join(err, c.cmd.Wait(), errors.New(c.stderr.String()))
+			return nil, 0, errors.Join(err, c.cmd.Wait(), errors.New(c.stderr.String()))
 		}
+	}
+	before, err := e.statements(ctx, en.Store)
+	if err != nil {
+		return nil, 0, err
 	}
 	for _, c := range children {
 		_ = c.stdin.Close()
 	}
-	var spans []stats.Span
 	for _, c := range children {
 		var own []stats.Span
 		err := json.NewDecoder(c.stdout).Decode(&own)
 		if waitErr := c.cmd.Wait(); waitErr != nil {
-			return nil, errors.Join(err, waitErr, errors.New(c.stderr.String()))
+			return nil, 0, errors.Join(err, waitErr, errors.New(c.stderr.String()))
 		}
 		spans = append(spans, own...)
 	}
-	return spans, nil
+	after, err := e.statements(ctx, en.Store)
+	return spans, int(after - before), err
 }
 
 // RunJob does the job of a process of waiters, if this is one, and ends it.

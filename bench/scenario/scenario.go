@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"math/rand/v2"
 	"runtime"
 	"time"
 
@@ -163,13 +164,12 @@ type measured struct{ times, blocks []time.Duration }
 func (m measured) median() time.Duration { return stats.Quantile(m.times, 0.5) }
 func (m measured) p99() time.Duration    { return stats.Quantile(m.times, 0.99) }
 
-// inTurn runs, in each round, one block of every entrant, the first another one in each round. A block returns how long
-// its operations took.
+// inTurn runs, in each round, one block of every entrant, in an order drawn anew, so that nobody always follows the same. A
+// block returns how long its operations took.
 func inTurn(entrants []*entrant, rounds int, block func(en *entrant) ([]time.Duration, error)) ([]measured, error) {
 	results := make([]measured, len(entrants))
-	for round := range rounds {
-		for i := range entrants {
-			n := (round + i) % len(entrants)
+	for range rounds {
+		for _, n := range rand.Perm(len(entrants)) {
 			runtime.GC() // nobody cleans up after the one before
 			err := entrants[n].use(func() error {
 				start := time.Now()
@@ -205,15 +205,6 @@ func repeat(n int, operation func() error) ([]time.Duration, error) {
 	return times, nil
 }
 
-func indexOf(entrants []*entrant, name string) int {
-	for i, en := range entrants {
-		if en.Name == name {
-			return i
-		}
-	}
-	return -1
-}
-
 // show is a duration to read.
 func show(d time.Duration) string {
 	switch {
@@ -233,6 +224,13 @@ func showRatio(ratio float64) string {
 		return "–"
 	}
 	return fmt.Sprintf("%.2f", ratio)
+}
+
+// showRatios is the median of the ratios of blocks of one round, and their quartiles.
+func showRatios(blocks, base []time.Duration) string {
+	ratios := stats.Ratios(blocks, base)
+	return fmt.Sprintf("%s (%s–%s)", showRatio(stats.Median(ratios)),
+		showRatio(stats.Quantile(ratios, 0.25)), showRatio(stats.Quantile(ratios, 0.75)))
 }
 
 func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }

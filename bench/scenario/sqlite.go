@@ -8,7 +8,6 @@ import (
 
 	"github.com/gorm-dbmutex/dbmutex/bench/contender"
 	"github.com/gorm-dbmutex/dbmutex/bench/report"
-	"github.com/gorm-dbmutex/dbmutex/bench/stats"
 )
 
 func (e *Env) sqlite(ctx context.Context) ([]report.Table, error) {
@@ -51,7 +50,7 @@ func (e *Env) sqliteRows(ctx context.Context, synchronous string) (rows [][]stri
 	for i, en := range entrants {
 		rows = append(rows, []string{
 			en.Name, synchronous, show(results[i].median()), show(results[i].p99()),
-			showRatio(stats.Ratio(results[i].blocks, results[0].blocks)), showRatio(stats.Ratio(results[i].blocks, results[1].blocks)),
+			showRatios(results[i].blocks, results[0].blocks), showRatios(results[i].blocks, results[1].blocks),
 		})
 	}
 	return rows, nil

@@ -27,13 +27,12 @@ func Median(values []float64) float64 {
 	return (sorted[(n-1)/2] + sorted[n/2]) / 2
 }
 
-// Ratio is the median of the ratios of blocks that were run in turn.
-func Ratio(blocks, base []time.Duration) float64 {
-	var ratios []float64
+// Ratios are those of blocks to those that were run in the same round.
+func Ratios(blocks, base []time.Duration) (ratios []float64) {
 	for i := range min(len(blocks), len(base)) {
 		ratios = append(ratios, float64(blocks[i])/float64(base[i]))
 	}
-	return Median(ratios)
+	return ratios
 }
 
 // Span is one holding of a lock, on a clock that all holders share.
@@ -54,16 +53,18 @@ func Share(spans []Span, waiters int) Sharing {
 	spans = slices.SortedFunc(slices.Values(spans), func(a, b Span) int { return cmp.Compare(a.Got, b.Got) })
 	served := make([]int, waiters)
 	var s Sharing
+	var last Span // the one that ended last
 	for i, span := range spans {
 		served[span.Waiter]++
-		if i == 0 {
-			continue
-		}
-		switch last := spans[i-1]; {
+		switch {
+		case i == 0:
 		case span.Got < last.Done:
 			s.Overlaps++
 		case span.Waiter != last.Waiter:
 			s.HandOffs = append(s.HandOffs, time.Duration(span.Got-last.Done))
+		}
+		if span.Done > last.Done {
+			last = span
 		}
 	}
 	s.Least, s.Most = slices.Min(served), slices.Max(served)

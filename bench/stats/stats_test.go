@@ -26,10 +26,10 @@ func TestMedian(t *testing.T) {
 	assert.True(t, math.IsNaN(stats.Median(nil)))
 }
 
-func TestRatioIsOfBlocksOfOneRound(t *testing.T) {
+func TestRatiosAreOfBlocksOfOneRound(t *testing.T) {
 	base := []time.Duration{10, 100, 1000} // noise that hits both alike
-	assert.Equal(t, 0.5, stats.Ratio([]time.Duration{5, 50, 500}, base))
-	assert.Equal(t, 0.5, stats.Ratio([]time.Duration{5, 900, 500}, base), "one bad block says nothing")
+	assert.Equal(t, []float64{0.5, 0.5, 2}, stats.Ratios([]time.Duration{5, 50, 2000}, base))
+	assert.Empty(t, stats.Ratios(nil, base))
 }
 
 func TestShare(t *testing.T) {
@@ -37,10 +37,12 @@ func TestShare(t *testing.T) {
 		{Waiter: 1, Got: 30, Done: 40},
 		{Waiter: 0, Got: 10, Done: 20},
 		{Waiter: 1, Got: 41, Done: 50}, // takes it back: no hand-off
-		{Waiter: 0, Got: 45, Done: 60}, // overlaps
+		{Waiter: 0, Got: 45, Done: 90}, // overlaps
+		{Waiter: 1, Got: 60, Done: 70}, // overlaps, too, and ends sooner
+		{Waiter: 1, Got: 80, Done: 99},
 	}, 3)
 	assert.Equal(t, []time.Duration{10}, s.HandOffs)
-	assert.Equal(t, 1, s.Overlaps)
+	assert.Equal(t, 3, s.Overlaps)
 	assert.Equal(t, 0, s.Least, "the third got none")
-	assert.Equal(t, 2, s.Most)
+	assert.Equal(t, 4, s.Most)
 }

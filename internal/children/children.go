@@ -17,7 +17,7 @@ import (
 
 const (
 	taskVariable     = "DBMUTEX_TEST_CHILD_TASK"
-	databaseVariable = "DBMUTEX_TEST_CHILD"
+	databaseVariable = "DBMUTEX_TEST_CHILD_DATABASE"
 	dsnVariable      = "DBMUTEX_TEST_CHILD_DSN"
 )
 
@@ -83,8 +83,8 @@ func (p *Process) Line(t testing.TB) string {
 	return p.lines.Text()
 }
 
-// Stop ends the process's stdin.
-func (p *Process) Stop(t testing.TB) {
+// CloseInput ends the process's stdin, which tells it to end.
+func (p *Process) CloseInput(t testing.TB) {
 	t.Helper()
 	if err := p.stdin.Close(); err != nil {
 		t.Fatal(err)
@@ -94,7 +94,7 @@ func (p *Process) Stop(t testing.TB) {
 // End lets the process end, and waits until it has.
 func (p *Process) End(t testing.TB) {
 	t.Helper()
-	p.Stop(t)
+	p.CloseInput(t)
 	if err := p.Wait(); err != nil {
 		t.Fatal(err)
 	}
