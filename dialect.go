@@ -27,8 +27,8 @@ type dialect interface {
 	begin(tx target, p proof) (bool, error)
 	// renewable says whether a lease can be renewed while such a transaction is open, without making it fail.
 	renewable(tx target) (bool, error)
-	// discard removes a lease that may have been made, or may be in the making still.
-	discard(t target, p proof) error
+	// discard removes a lease that may have been made. Until it is settled the lease may be in the making still.
+	discard(t target, p proof) (settled bool, err error)
 	holder(t target, lockID string) (*DBMutex, error)
 	// leaseID is that of the row that is there, live or expired.
 	leaseID(t target, lockID string) (leaseID string, found bool, err error)

@@ -57,15 +57,15 @@ WHERE lock_id = $1 AND lease_id IN ($2, $5) RETURNING id, ` + durable,
 		leaveSQL:   map[ending]string{},
 	}
 	// A release that a crash undoes only leaves the lease to its TTL, so it may spare itself the wait for the disk. pg_notify
-	// serialises commits, which costs nothing while they are this short. Both are conditions, always true, and not in
-	// RETURNING, so that no row need be sent. In whatever order they are evaluated: the setting is this transaction's alone, and
-	// a notification too many only lets somebody ask.
-	const async = ` AND set_config('synchronous_commit', 'off', true) = 'off'`
-	const notify = ` AND pg_notify('` + notifyChannel + `', lock_id) IS NOT NULL`
+	// serialises commits, which costs nothing while they are this short. They are a condition, which is true, and not in
+	// RETURNING, so that no row need be sent; without the CASE the planner would evaluate it for other rows, and before the
+	// others.
+	const async = `set_config('synchronous_commit', 'off', true) = 'off'`
+	const notify = `pg_notify('` + notifyChannel + `', lock_id) IS NOT NULL`
 	for end, rest := range map[ending]string{
 		{}:                          ` RETURNING ` + durable,
-		{async: true}:               async,
-		{async: true, notify: true}: async + notify,
+		{async: true}:               ` AND CASE WHEN lease_id = $2 THEN ` + async + ` END`,
+		{async: true, notify: true}: ` AND CASE WHEN lease_id = $2 THEN ` + async + ` AND ` + notify + ` END`,
 		// By its number a transaction can be asked for later.
 		{inTransaction: true}: ` RETURNING pg_current_xact_id()::text`,
 	} {
@@ -258,17 +258,9 @@ func (p *postgres) renewable(tx target) (bool, error) {
 	return level == "read committed" || level == "read uncommitted", err
 }
 
-// discard looks again after a while: a statement whose context was cancelled may still run on the server.
-func (p *postgres) discard(t target, own proof) error {
-	for _, pause := range []time.Duration{0, 20 * time.Millisecond, 100 * time.Millisecond} {
-		if err := sleep(t.ctx, pause); err != nil {
-			return err
-		}
-		if found, err := p.release(t, release{proof: own}); found || err != nil {
-			return err
-		}
-	}
-	return nil
+// discard is settled where it finds a row: a statement whose context was cancelled may still run on the server.
+func (p *postgres) discard(t target, own proof) (settled bool, err error) {
+	return p.release(t, release{proof: own})
 }
 
 func (p *postgres) holder(t target, lockID string) (*DBMutex, error) {

@@ -148,10 +148,10 @@ func (s *sqlite) begin(tx target, own proof) (found bool, err error) {
 // renewable: the transaction keeps every writer out of the file, renewals as well as take-overs.
 func (s *sqlite) renewable(target) (bool, error) { return false, nil }
 
-// discard needs no second look, as nothing is under way when a call of SQLite has returned.
-func (s *sqlite) discard(t target, own proof) error {
-	_, err := s.release(t, release{proof: own})
-	return err
+// discard is settled at once, as nothing is under way when a call of SQLite has returned.
+func (s *sqlite) discard(t target, own proof) (settled bool, err error) {
+	_, err = s.release(t, release{proof: own})
+	return true, err
 }
 
 func (s *sqlite) holder(t target, lockID string) (row *DBMutex, err error) {

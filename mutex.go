@@ -3,6 +3,7 @@ package dbmutex
 import (
 	"context"
 	"crypto/rand"
+	"database/sql"
 	"errors"
 	"fmt"
 	"time"
@@ -75,15 +76,15 @@ func (m *Mutex) bind(db *DB, opts []Option) error {
 		m.ctx = context.Background()
 	}
 	m.config, m.caller = db.Config, db.Statement
-	var pool any = plugin
-	if known, err := sqlDB(db.ConnPool); err == nil {
-		pool = known
-	}
+	pool := identity(db.ConnPool)
 	table, d, err := plugin.table(pool, db.Gorm)
 	if err != nil {
 		return err
 	}
 	_, notifies := d.(notifying)
+	if _, known := pool.(*sql.DB); !known {
+		notifies = false // there is nothing to listen on
+	}
 	m.dialect, m.queue = d, queueKey{pool, table, m.id, notifies}
 	return nil
 }
@@ -213,7 +214,7 @@ func (m *Mutex) try(r request) (lease *Lease, seen answer, err error) {
 		if err == nil && a.token != 0 && m.ctx.Err() != nil {
 			limited, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), discardLimit/2)
 			defer cancel()
-			if m.dialect.discard(t.under(limited), r.proof) == nil {
+			if settled, err := m.dialect.discard(t.under(limited), r.proof); settled && err == nil {
 				a.token = 0 // as if it had not been
 			}
 			err = &unsentError{m.ctx.Err()}
@@ -245,10 +246,21 @@ func (m *Mutex) discard(p proof) error {
 	if m.settings.TTL == nil { // what is left would be left for good
 		limit = settleLimit
 	}
-	_, err := m.settle(context.WithoutCancel(m.ctx), time.Now().Add(limit), func(t target) error {
-		return m.dialect.discard(t, p)
-	})
-	return err
+	ctx, deadline := context.WithoutCancel(m.ctx), time.Now().Add(limit)
+	for _, pause := range []time.Duration{0, 20 * time.Millisecond, 100 * time.Millisecond} {
+		if err := sleep(ctx, pause); err != nil {
+			return err
+		}
+		var settled bool
+		_, err := m.settle(ctx, deadline, func(t target) (err error) {
+			settled, err = m.dialect.discard(t, p)
+			return err
+		})
+		if settled || err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // Holder returns the lease that holds the mutex now, or nil, nil where it is free. What it says may be over when it

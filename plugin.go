@@ -59,7 +59,7 @@ type tableKey struct {
 
 // New makes the plugin. Settings that cannot be make gorm.DB.Use return ErrInvalidSettings.
 func New(s Settings) *Plugin {
-	return &Plugin{settings: s.clone(), dialects: map[tableKey]dialect{}}
+	return &Plugin{settings: s.clone()}
 }
 
 // Name returns PluginName.
@@ -95,6 +95,9 @@ func (p *Plugin) table(pool any, db *gorm.DB) (name string, d dialect, err error
 	if d, known = p.dialects[key]; !known {
 		if d, err = newDialect(db.Name(), stmt.Quote(key.name)); err != nil {
 			return "", nil, err
+		}
+		if p.dialects == nil {
+			p.dialects = map[tableKey]dialect{}
 		}
 		p.dialects[key] = d
 	}

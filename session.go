@@ -3,6 +3,7 @@ package dbmutex
 import (
 	"context"
 	"database/sql"
+	"reflect"
 
 	"gorm.io/gorm"
 	"gorm.io/gorm/clause"
@@ -10,13 +11,16 @@ import (
 
 // mainPool keeps every statement on the pool it wraps. dbresolver would send some of ours to a replica, or to a source
 // that the transaction of Mutex.Transaction does not run on; it leaves transactions where they are, and takes this for one.
-type mainPool struct{ gorm.ConnPool }
+type mainPool struct {
+	gorm.ConnPool               // or a connection of it
+	pool          gorm.ConnPool // itself
+}
 
 func (*mainPool) Commit() error   { return gorm.ErrInvalidTransaction }
 func (*mainPool) Rollback() error { return gorm.ErrInvalidTransaction }
 
 // GetDBConn lets DB.DB() see through the wrapping.
-func (p *mainPool) GetDBConn() (*sql.DB, error) { return sqlDB(p.ConnPool) }
+func (p *mainPool) GetDBConn() (*sql.DB, error) { return sqlDB(p.pool) }
 
 // sqlDB is what is beneath a pool.
 func sqlDB(pool gorm.ConnPool) (*sql.DB, error) {
@@ -27,6 +31,17 @@ func sqlDB(pool gorm.ConnPool) (*sql.DB, error) {
 		return pool.GetDBConn()
 	}
 	return nil, gorm.ErrInvalidDB
+}
+
+// identity tells pools apart: the *sql.DB, or the pool itself where it hides that.
+func identity(pool gorm.ConnPool) any {
+	if known, err := sqlDB(pool); err == nil {
+		return known
+	}
+	if v := reflect.ValueOf(pool); v.Comparable() {
+		return pool
+	}
+	return reflect.TypeOf(pool)
 }
 
 // session is a handle with nothing left on it of what the caller's had, neither conditions nor settings, on the main pool.
@@ -65,7 +80,7 @@ func (t target) statement(query string, args []any) *gorm.DB {
 	s.db = gorm.DB{Config: t.config, Statement: &s.stmt}
 	s.stmt.DB, s.stmt.ConnPool, s.stmt.Context = &s.db, t.pool, t.ctx
 	if t.main {
-		s.main.ConnPool = t.pool
+		s.main = mainPool{t.pool, t.config.ConnPool}
 		s.stmt.ConnPool = &s.main
 	}
 	s.stmt.Clauses, s.stmt.Vars = map[string]clause.Clause{}, args

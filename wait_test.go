@@ -6,14 +6,18 @@ import (
 	"io"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
+	"gorm.io/driver/postgres"
 	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/internal/children"
@@ -222,6 +226,71 @@ func TestNoProcessStarves(t *testing.T) {
 		t.Logf("shares: parent %d, child %d", runs("parent"), runs("child"))
 		require.Greater(t, 4*least, most)
 	})
+}
+
+func TestAReleaseNotifiesOfItsRowAlone(t *testing.T) {
+	t.Parallel()
+	d := testdb.Postgres(t)
+	for _, mode := range []string{"force_custom_plan", "force_generic_plan"} {
+		db := openDSN(t, withSetting(d.DSN, "plan_cache_mode", mode))
+		require.NoError(t, db.Migrate())
+		var held []*dbmutex.Lease
+		for _, id := range []string{"alone a", "alone b", "alone c"} {
+			held = append(held, acquire(t, db, id))
+		}
+		require.NoError(t, db.Exec(`ANALYZE db_mutexes`).Error) // so few rows are scanned one after the other
+
+		conn, err := pgx.Connect(limited(t), d.DSN)
+		require.NoError(t, err)
+		_, err = conn.Exec(limited(t), `LISTEN dbmutex`)
+		require.NoError(t, err)
+		require.NoError(t, held[1].Release())
+		require.NoError(t, db.Exec(`UPDATE db_mutexes SET lease_id = 'another' WHERE lock_id = 'alone a'`).Error)
+		require.ErrorIs(t, held[0].Release(), dbmutex.ErrTimeout)
+		require.NoError(t, held[2].Release())
+		require.NoError(t, db.Exec(`DELETE FROM db_mutexes`).Error)
+		require.NoError(t, db.Exec(`SELECT pg_notify('dbmutex', 'alone no more')`).Error)
+		var heard []string
+		for !slices.Contains(heard, "alone no more") {
+			notification, err := conn.WaitForNotification(limited(t))
+			require.NoError(t, err)
+			if strings.HasPrefix(notification.Payload, "alone ") { // and not another test's
+				heard = append(heard, notification.Payload)
+			}
+		}
+		require.NoError(t, conn.Close(limited(t)))
+		require.Equal(t, []string{"alone b", "alone c", "alone no more"}, heard, mode)
+	}
+}
+
+// hiddenPool is one that does not show what is beneath it.
+type hiddenPool struct{ gorm.ConnPool }
+
+func TestPoolsThatHideTheirDatabaseAreKeptApart(t *testing.T) {
+	t.Parallel()
+	plugin := dbmutex.New(dbmutex.DefaultSettings())
+	hidden := func() *dbmutex.DB {
+		plain := open(t, testdb.Postgres(t))
+		db, err := gorm.Open(postgres.New(postgres.Config{Conn: hiddenPool{plain.ConnPool}}), &gorm.Config{Logger: logger.Discard})
+		require.NoError(t, err)
+		require.NoError(t, db.Use(plugin))
+		return dbmutex.Wrap(db)
+	}
+	a, b := hidden(), hidden()
+	inA, inB := acquire(t, a, "job"), acquire(t, b, "job")
+	ctx, cancel := context.WithCancel(limited(t))
+	waiting := make(chan error)
+	go func() {
+		_, err := a.WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
+		waiting <- err
+	}()
+	require.Eventually(t, func() bool { return dbmutex.Waiters(a.Mutex("job")) == 1 }, time.Minute, time.Millisecond)
+	require.Zero(t, dbmutex.Waiters(b.Mutex("job")))
+	require.NoError(t, inB.Release())
+	requireHeld(t, a, "job")
+	cancel()
+	require.ErrorIs(t, <-waiting, context.Canceled)
+	require.NoError(t, inA.Release())
 }
 
 func TestADoneContextReturnsAtOnce(t *testing.T) {

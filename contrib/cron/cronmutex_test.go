@@ -302,7 +302,7 @@ func TestProcesses(t *testing.T) {
 
 		c := children.Start(t, d, "schedule")
 		require.Equal(t, "skip", c.Line(t))
-		b.Stop(t)
+		b.CloseInput(t)
 		for line = b.Line(t); line == "skip"; {
 			line = b.Line(t)
 		}

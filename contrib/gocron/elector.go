@@ -30,8 +30,8 @@ var ErrNotLeader = errors.New("dbmutex: not the leader")
 // Elector is a gocron.Elector, for gocron.WithDistributedElector: one scheduler at a time, the leader, runs all the jobs.
 // It is safe for many goroutines.
 //
-// The leader's lease is renewed every TTL/3. After a crash of the leader another takes over within the TTL; after a Close, at
-// once or within a quarter of a second.
+// The leader's lease is renewed every TTL/3. After a crash of the leader another takes over when that has run out; after a
+// Close, within half a second where the database answers promptly, but not before a MinHold is over.
 //
 // No two are leaders at a time, as far as docs/guarantees.md of dbmutex goes. But IsLeader is asked when a job begins: one
 // that runs when the leadership ends goes on, beside the next leader's. Nor are the ticks of two schedulers the same: at a

@@ -32,18 +32,18 @@ var _ gocron.Locker = (*Locker)(nil)
 // gocron.DurationJob begin when its scheduler starts, unless gocron.WithStartAt gives all the same time. Those of a
 // gocron.DurationRandomJob, or with gocron.WithIntervalFromCompletion, go separate ways; use an Elector there.
 //
-// With dbmutex.WithWait a scheduler that finds the mutex held waits for it, and then runs the job as well.
-// dbmutex.Settings.SkipHeld has no effect. The handle's context is not that of the jobs.
+// With dbmutex.WithWait a scheduler that finds the mutex held waits for it, and then runs the job as well: no MinHold is
+// needed then. dbmutex.Settings.SkipHeld has no effect. The handle's context is not that of the jobs.
 //
-// It runs one SELECT. The error is dbmutex.ErrInvalidSettings for settings that cannot be and for a MinHold of 0; what
-// DB.Mutex says is wrong with the handle; or the database's, also where the table is missing.
+// It runs one SELECT. The error is dbmutex.ErrInvalidSettings for settings that cannot be, such as a MinHold and a wait of 0;
+// what DB.Mutex says is wrong with the handle; or the database's, also where the table is missing.
 func NewLocker(db *dbmutex.DB, opts ...dbmutex.Option) (*Locker, error) {
 	opts = append(slices.Clone(opts), func(s *dbmutex.Settings) { s.SkipHeld = false })
 	settings, err := check(db, "gocronmutex.NewLocker", opts)
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("dbmutex: gocron locker: %w", err)
-	case settings.MinHold == 0:
+	case settings.MinHold == 0 && settings.Wait == 0:
 		return nil, fmt.Errorf("%w: a gocron locker needs WithMinHold: a time greater than the difference of the schedulers' "+
 			"clocks and smaller than the interval of the jobs, or a tick may run on several machines", dbmutex.ErrInvalidSettings)
 	}

@@ -271,6 +271,8 @@ func TestBadWiring(t *testing.T) {
 		}
 		_, err := gocronmutex.NewLocker(good)
 		requireWiringError(t, "no MinHold", err, dbmutex.ErrInvalidSettings, "smaller than the interval")
+		_, err = gocronmutex.NewLocker(good, dbmutex.WithWait(time.Second))
+		require.NoError(t, err, "every scheduler runs the job")
 		_, err = gocronmutex.NewElector(good, "leader", dbmutex.WithoutTTL())
 		requireWiringError(t, "no TTL", err, dbmutex.ErrInvalidSettings, "needs a TTL")
 		_, err = gocronmutex.NewElector(good, "")

@@ -422,7 +422,7 @@ func TestProcesses(t *testing.T) {
 	third := insert()
 	snoozed = fmt.Sprint("snoozed ", third)
 	require.Equal(t, snoozed, c.Line(t))
-	b.Stop(t)
+	b.CloseInput(t)
 	require.Equal(t, fmt.Sprint("completed ", second), next(b, ""))
 	require.NoError(t, b.Wait())
 	require.Equal(t, fmt.Sprint("runs ", third), next(c, snoozed))
