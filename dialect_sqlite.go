@@ -240,17 +240,19 @@ func (l busyLogger) ParamsFilter(ctx context.Context, sql string, params ...any)
 // readers out, who would otherwise starve it where the journal is not a WAL (https://www.sqlite.org/lockingv3.html).
 const busySlice = 100
 
-// use runs fn with busySlice, and leaves the connection as it was.
+// use runs fn with busySlice, and leaves the connection as it was. Its own statements touch no file, so that they need no
+// end; drivers start a goroutine for one that can have an end.
 func (c *sqliteConn) use(fn func() error) error {
+	ctx := context.WithoutCancel(c.ctx)
 	var timeout int
-	if err := c.pool.QueryRowContext(c.ctx, `PRAGMA busy_timeout`).Scan(&timeout); err != nil {
+	if err := c.pool.QueryRowContext(ctx, `PRAGMA busy_timeout`).Scan(&timeout); err != nil {
 		return &unsentError{err}
 	}
 	if timeout != busySlice {
 		defer func() {
-			_, _ = c.pool.ExecContext(context.WithoutCancel(c.ctx), fmt.Sprintf(`PRAGMA busy_timeout = %d`, timeout))
+			_, _ = c.pool.ExecContext(ctx, fmt.Sprintf(`PRAGMA busy_timeout = %d`, timeout))
 		}()
-		if _, err := c.pool.ExecContext(c.ctx, fmt.Sprintf(`PRAGMA busy_timeout = %d`, busySlice)); err != nil {
+		if _, err := c.pool.ExecContext(ctx, fmt.Sprintf(`PRAGMA busy_timeout = %d`, busySlice)); err != nil {
 			return &unsentError{err}
 		}
 	}

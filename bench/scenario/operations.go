@@ -113,7 +113,7 @@ func (e *Env) sixteenIDs(ctx context.Context) ([]report.Table, error) {
 	if err := warmUp(entrants, block); err != nil {
 		return nil, err
 	}
-	results, err := inTurn(entrants, max(1, e.Size.Rounds/2), block)
+	results, err := inTurn(entrants, e.Size.Rounds, block)
 	if err != nil {
 		return nil, err
 	}
