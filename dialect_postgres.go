@@ -322,8 +322,24 @@ func (p *postgres) migrate(db *gorm.DB) error {
 		if err := tx.Exec(`SELECT pg_advisory_xact_lock(?::bigint)`, int64(migrationLock)).Error; err != nil {
 			return err
 		}
-		return tx.AutoMigrate(&DBMutex{})
+		if err := tx.AutoMigrate(&DBMutex{}); err != nil {
+			return err
+		}
+		return p.keepSize(tx)
 	}, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
+}
+
+// keepSize keeps VACUUM from giving the pages of dead rows back. A table that it had cut down to a page or two would be read
+// from end to end rather than by its index, also when it has grown again, as plans are kept. And VACUUM locks everybody out
+// to cut. Where the table is another's, or has a setting of its own, it stays as it is.
+func (p *postgres) keepSize(tx *gorm.DB) error {
+	var may bool
+	err := tx.Raw(`SELECT pg_has_role(relowner, 'USAGE') AND coalesce(reloptions::text, '') NOT LIKE '%vacuum_truncate%'
+FROM pg_class WHERE oid = ?::regclass`, p.table).Scan(&may).Error
+	if err != nil || !may {
+		return err
+	}
+	return tx.Exec(`ALTER TABLE ` + p.table + ` SET (vacuum_truncate = off)`).Error
 }
 
 // microseconds is a duration in the unit of PostgreSQL's clock, rounded up, or NULL.

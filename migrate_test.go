@@ -77,3 +77,21 @@ func TestMigrateGivesTheModelsError(t *testing.T) {
 		requireFree(t, db, "dbmutex.Migrate")
 	})
 }
+
+func TestMigrateKeepsTheTableFromShrinking(t *testing.T) {
+	t.Parallel()
+	db := openDSN(t, testdb.Postgres(t).DSN)
+	require.NoError(t, db.Migrate())
+	require.NoError(t, db.Exec(`INSERT INTO db_mutexes (lock_id, creation_time, holder, lease_id) SELECT n, now(), '', n FROM generate_series(1, 5000) n`).Error)
+	require.NoError(t, db.Exec(`DELETE FROM db_mutexes`).Error)
+	require.NoError(t, db.Exec(`VACUUM ANALYZE db_mutexes`).Error)
+	var plan string
+	require.NoError(t, db.Raw(`EXPLAIN SELECT FROM db_mutexes WHERE lock_id = 'job'`).Scan(&plan).Error)
+	require.Contains(t, plan, "Index")
+
+	require.NoError(t, db.Exec(`ALTER TABLE db_mutexes SET (vacuum_truncate = on)`).Error)
+	require.NoError(t, db.Migrate())
+	var options string
+	require.NoError(t, db.Raw(`SELECT reloptions::text FROM pg_class WHERE oid = 'db_mutexes'::regclass`).Scan(&options).Error)
+	require.Equal(t, "{vacuum_truncate=on}", options, "what somebody has set stays")
+}
