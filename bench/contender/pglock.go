@@ -13,13 +13,13 @@ func pglocks() []Contender {
 		return Contender{
 			Name: name, Module: "cirello.io/pglock", Store: Postgres, Waits: true,
 			Crash: "all of it",
-			Note:  note + "; heartbeat as by default (at once, then every 5 s); waits by asking every TTL, which no block of the hot lock is long enough for",
+			Note:  note + "; without its heartbeat, as the others do not renew either; waits by asking every TTL, which no block of the hot lock is long enough for",
 			Open: func(_ context.Context, where Where) (Instance, error) {
 				db, err := openSQL(driver, where.DSN)
 				if err != nil {
 					return nil, err
 				}
-				c, err := client(db, pglock.WithLeaseDuration(TTL))
+				c, err := client(db, pglock.WithLeaseDuration(TTL), pglock.WithHeartbeatFrequency(0))
 				if err == nil {
 					err = c.TryCreateTable()
 				}
