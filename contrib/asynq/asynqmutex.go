@@ -11,14 +11,18 @@
 //
 // The mutex is held until the handler returns or the lease ends, also where asynq has given the run up: at the task's
 // Timeout, at the end of Config.ShutdownTimeout, or because its worker lost sight of Redis. The run's context ends then.
-// Where asynq runs such a task again meanwhile, it finds the mutex held by its earlier run, and is retried later.
+// Where asynq runs such a task again meanwhile, it finds the mutex held by its earlier run, and is retried later. As that
+// takes place under every Policy, asynq.Config.IsFailure should always be asynqmutex.IsFailure, or ask it.
+//
+// The ids share one namespace with all mutexes of the table.
 //
 // # What is not guaranteed
 //
 // A worker that dies leaves the mutex to the lease's TTL, and so does a program that ends while handlers run: Server.Shutdown
 // does not wait for those that it gave up. Until the TTL is over other tasks find the mutex held. asynq runs a dead worker's
 // task again after a minute or more, so that dbmutex.WithTTL(30*time.Second) and dbmutex.WithRenewal() suit most tasks.
-// Without renewal, the TTL must be longer than the work takes.
+// Without renewal, the TTL must be longer than the work takes; with it, a handler that hangs keeps its mutex for as long as
+// its lease is renewed. dbmutex.WithoutTTL is accepted, but a crash then blocks the tasks until Mutex.ForceRelease.
 //
 // A task that overlaps is not queued up behind the one that runs: nothing runs tasks in the order in which they came.
 package asynqmutex
@@ -42,7 +46,8 @@ type Held int
 
 const (
 	// Drop counts the task as done, and logs a warning through GORM's logger. asynq's ErrorHandler is not called. A task
-	// with a Retention is kept as completed, without a result; one with Unique makes room for the next.
+	// with a Retention is kept as completed, without a result; one with Unique makes room for the next. A retry, or a task
+	// that runs again after a crash, is dropped, too, where it meets another holder: its work is not done.
 	Drop Held = iota
 
 	// Retry gives the task back for later. The error matches dbmutex.ErrNotAcquired, and asynq's ErrorHandler gets it.
@@ -73,13 +78,15 @@ type Policy struct {
 	// Held is what becomes of a task that finds its mutex held. Defaults to Drop.
 	//
 	// Where it is held by an earlier run of the same task, which asynq has given up, Drop and Revoke would lose the work.
-	// There, whatever Held is, it is Retry.
+	// There, whatever Held is, it is Retry, with what that says of IsFailure.
 	Held Held
 
-	// OnTimeout is called after a run whose lease was lost, so that another may have overlapped with it. err matches
-	// dbmutex.ErrTimeout, and the task's own error if it had one. asynq gets what OnTimeout returns; with nil the task
-	// counts as done. Defaults to err itself: a failure, which asynq retries. ctx is asynq's, not the lease's, which has
-	// ended.
+	// OnTimeout is called after a run that returned, and whose own lease was lost, so that another may have overlapped with
+	// it; not after a panic. err matches dbmutex.ErrTimeout, and the task's own error if it had one. asynq gets what
+	// OnTimeout returns; with nil the task counts as done. ctx is asynq's, not the lease's, which has ended.
+	//
+	// Defaults to err itself: a failure, which asynq retries, or archives where the task returned asynq.SkipRetry. Only a
+	// task that returned asynq.RevokeTask is not removed, as asynq would keep no record of the loss, but has failed.
 	//
 	// Where asynq has given the run up meanwhile, so that ctx has ended, nobody gets what OnTimeout returns. The default
 	// then logs err through GORM's logger.
@@ -97,7 +104,10 @@ func NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.MiddlewareFun
 //
 // The options mean what they mean in dbmutex, over the plugin's settings, but for these: WithSkipHeld has no effect, as
 // Policy.Held decides; and the task's id and queue are put behind the name of WithHolder, so that the table and
-// dbmutex.HeldError say which task holds the mutex. A run that waits, under WithWait, occupies a worker.
+// dbmutex.HeldError say which task holds the mutex. A run that waits, under WithWait, occupies a worker, and the task's
+// Timeout includes the wait: one that is longer ends in asynq's context.DeadlineExceeded, which counts as a failure.
+//
+// Under a lease of the same id, as where the middleware is there twice, a run fails at once: mutexes are not reentrant.
 //
 // db is checked with one SELECT. The error is dbmutex.ErrNotRegistered where the plugin is missing or db is nil,
 // dbmutex.ErrInvalidSettings for an option or a Held that cannot be, or the database's, which says so where the table is
@@ -114,6 +124,9 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.Mi
 	}
 	if p.OnTimeout == nil {
 		p.OnTimeout = func(ctx context.Context, _ *asynq.Task, err error) error {
+			if errors.Is(err, asynq.RevokeTask) {
+				err = fmt.Errorf("%w, and the task asked to be revoked", dbmutex.ErrTimeout)
+			}
 			if ctx.Err() != nil {
 				db.Logger.Error(ctx, "%s: %v", describe(ctx), err)
 			}
@@ -122,18 +135,24 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.Mi
 	}
 	return func(next asynq.Handler) asynq.Handler {
 		return asynq.HandlerFunc(func(ctx context.Context, task *asynq.Task) error {
+			id := p.Key(ctx, task)
+			if lease, ok := dbmutex.LeaseFrom(ctx); ok && lease.LockID() == id {
+				return fmt.Errorf("dbmutex: this run holds %q already, and a mutex is not reentrant: is the middleware there twice?", id)
+			}
 			self := describe(ctx)
-			ran := false
+			var leaseCtx context.Context // nil = the task did not run
+			var own error
 			settings := slices.Concat(opts, []dbmutex.Option{forTask(self)})
-			err := db.WithContext(ctx).Mutex(p.Key(ctx, task), settings...).Do(func(ctx context.Context) error {
-				ran = true
-				return next.ProcessTask(ctx, task)
+			err := db.WithContext(ctx).Mutex(id, settings...).Do(func(ctx context.Context) error {
+				leaseCtx = ctx
+				own = next.ProcessTask(ctx, task)
+				return own
 			})
 			var held *dbmutex.HeldError
 			switch {
-			case ran && errors.Is(err, dbmutex.ErrTimeout):
+			case leaseCtx != nil && lost(leaseCtx, own, err):
 				return p.OnTimeout(ctx, task, err)
-			case ran || !errors.As(err, &held):
+			case leaseCtx != nil || !errors.As(err, &held):
 				return err
 			case strings.HasSuffix(held.Holder, self):
 				return retry(ctx, fmt.Errorf("%w (an earlier run of this task)", err))
@@ -146,6 +165,12 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.Mi
 			return nil
 		})
 	}, nil
+}
+
+// lost tells whether the run's lease was lost, and not that of another mutex which the task used itself.
+func lost(leaseCtx context.Context, own, err error) bool {
+	return errors.Is(err, dbmutex.ErrTimeout) &&
+		(!errors.Is(own, dbmutex.ErrTimeout) || errors.Is(context.Cause(leaseCtx), dbmutex.ErrTimeout))
 }
 
 // describe names the task of a run, for people and to tell it from others.

@@ -335,6 +335,60 @@ func TestATasksOwnErrorPassesUnchanged(t *testing.T) {
 	})
 }
 
+func TestAnotherMutexsLostLease(t *testing.T) {
+	each(t, func(t *testing.T, p *place) {
+		for _, both := range []bool{false, true} {
+			told := make(chan error, 1)
+			m := p.middleware(t, asynqmutex.Policy{OnTimeout: func(_ context.Context, _ *asynq.Task, err error) error {
+				told <- err
+				return err
+			}}, dbmutex.WithTTL(time.Hour))
+			server, errs := p.serve(t, m, func(ctx context.Context, _ *asynq.Task) error {
+				return p.mutex("inner").Do(func(context.Context) error {
+					if both {
+						lease, _ := dbmutex.LeaseFrom(ctx)
+						assert.NoError(t, p.mutex("report").ForceRelease())
+						assert.ErrorIs(t, lease.Renew(), dbmutex.ErrTimeout)
+					}
+					return p.mutex("inner").ForceRelease()
+				})
+			})
+			p.requireBecomes(t, p.enqueue(t, "report"), asynq.TaskStateRetry)
+			require.ErrorIs(t, receive(t, errs), dbmutex.ErrTimeout)
+			if both {
+				require.ErrorIs(t, receive(t, told), dbmutex.ErrTimeout)
+			}
+			require.Empty(t, told)
+			server.Shutdown()
+		}
+	})
+}
+
+func TestALostLeaseOfATaskThatIsRevokedIsRecorded(t *testing.T) {
+	each(t, func(t *testing.T, p *place) {
+		_, errs := p.serve(t, p.middleware(t, asynqmutex.Policy{}), func(context.Context, *asynq.Task) error {
+			assert.NoError(t, p.mutex("report").ForceRelease())
+			return asynq.RevokeTask
+		})
+		task := p.enqueue(t, "report")
+		err := receive(t, errs)
+		require.ErrorIs(t, err, dbmutex.ErrTimeout)
+		require.NotErrorIs(t, err, asynq.RevokeTask)
+		require.Contains(t, p.requireBecomes(t, task, asynq.TaskStateRetry).LastErr, "the task asked to be revoked")
+	})
+}
+
+func TestTheMiddlewareTwice(t *testing.T) {
+	each(t, func(t *testing.T, p *place) {
+		m := p.middleware(t, asynqmutex.Policy{})
+		_, errs := p.serve(t, func(next asynq.Handler) asynq.Handler { return m(m(next)) }, unexpected)
+		p.requireBecomes(t, p.enqueue(t, "report"), asynq.TaskStateRetry)
+		err := receive(t, errs)
+		require.ErrorContains(t, err, "is the middleware there twice?")
+		require.True(t, asynqmutex.IsFailure(err))
+	})
+}
+
 func TestAPanicReleasesAndGoesOn(t *testing.T) {
 	each(t, func(t *testing.T, p *place) {
 		_, errs := p.serve(t, p.middleware(t, asynqmutex.Policy{}), func(context.Context, *asynq.Task) error { panic("no") })
@@ -428,9 +482,9 @@ func TestOutsideOfAServer(t *testing.T) {
 	each(t, func(t *testing.T, p *place) {
 		m := p.middleware(t, asynqmutex.Policy{})
 		ran := false
-		require.NoError(t, m(asynq.HandlerFunc(func(ctx context.Context, task *asynq.Task) error {
+		require.NoError(t, m(asynq.HandlerFunc(func(_ context.Context, task *asynq.Task) error {
 			ran = true
-			return m(asynq.HandlerFunc(unexpected)).ProcessTask(ctx, task)
+			return m(asynq.HandlerFunc(unexpected)).ProcessTask(context.Background(), task)
 		})).ProcessTask(context.Background(), asynq.NewTask("report", nil)))
 		require.True(t, ran)
 		require.Contains(t, p.log.String(), "dropped")
