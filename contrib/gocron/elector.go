@@ -35,7 +35,8 @@ var ErrNotLeader = errors.New("dbmutex: not the leader")
 //
 // No two are leaders at a time, as far as docs/guarantees.md of dbmutex goes. But IsLeader is asked when a job begins: one
 // that runs when the leadership ends goes on, beside the next leader's. Nor are the ticks of two schedulers the same: at a
-// change of leaders one tick may run twice, if the clocks differ, or not at all. Locker.NewJob's jobs do not run twice.
+// change of leaders one tick may run twice, if the clocks differ, or not at all. Locker.NewJob's
+// jobs do not run twice if the MinHold is longer than the clocks differ and there is no dbmutex.WithWait.
 type Elector struct {
 	cancel context.CancelFunc
 	done   chan struct{} // closed when the campaigns have ended

@@ -13,6 +13,10 @@
 // overlap with another. The context of a job from Locker.NewJob ends with its lease, and its error says that it was lost;
 // dbmutex.Lease.Guard and Lease.Token keep a late one from doing harm.
 //
+// A job that hangs keeps its mutex for as long as its lease is renewed. With dbmutex.WithoutTTL, which a Locker accepts, a
+// crash blocks the job until dbmutex.Mutex.ForceRelease. Jobs' names and Electors' ids share one namespace with all the
+// other mutexes of the table.
+//
 // Which ticks are the same, gocron does not say: a Locker only sees when they come, see NewLocker. A tick on which the
 // machine that has the mutex or the leadership fails is lost. gocron does not run it again.
 package gocronmutex

@@ -2,10 +2,13 @@ package gocronmutex
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
@@ -32,6 +35,68 @@ func TestALateUnlock(t *testing.T) {
 		require.NoError(t, j.run(ctx), "it has the second lease")
 		require.NoError(t, second.Unlock(ctx))
 	})
+}
+
+// TestUnlockLogsWhatTheRunHasNotTold calls what gocron calls.
+func TestUnlockLogsWhatTheRunHasNotTold(t *testing.T) {
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		gdb := d.Open(t)
+		require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
+		db := dbmutex.Wrap(gdb)
+		require.NoError(t, db.Migrate())
+		handle, lines := Logged(db)
+		locker, err := NewLocker(handle, dbmutex.WithMinHold(time.Microsecond))
+		require.NoError(t, err)
+		ctx := context.Background()
+		for _, c := range []struct {
+			lost, begins, panics bool
+			logged               int
+		}{
+			{lost: false, begins: true, panics: true, logged: 0},
+			{lost: true, begins: true, panics: false, logged: 0},
+			{lost: true, begins: true, panics: true, logged: 1},
+			{lost: true, begins: false, panics: false, logged: 1},
+		} {
+			j := &job{locker: locker, name: "job", fn: func(context.Context) error {
+				if c.panics {
+					panic("the job's own")
+				}
+				return nil
+			}}
+			lock, err := j.Lock(ctx, "job")
+			require.NoError(t, err)
+			if c.lost {
+				require.NoError(t, db.Mutex("job").ForceRelease())
+			}
+			switch {
+			case c.panics:
+				require.Panics(t, func() { _ = j.run(ctx) })
+			case c.begins:
+				require.ErrorIs(t, j.run(ctx), dbmutex.ErrTimeout)
+			}
+			err = lock.Unlock(ctx)
+			require.Equal(t, c.lost, err != nil, "%+v", c)
+			require.Len(t, lines, c.logged, "%+v", c)
+			if c.logged > 0 {
+				require.Equal(t, err.Error(), <-lines)
+			}
+		}
+	})
+}
+
+// Logged is a handle for which lines get what goes to its logger's Error.
+func Logged(db *dbmutex.DB) (handle *dbmutex.DB, lines chan string) {
+	lines = make(chan string, 100)
+	return db.Session(&gorm.Session{Logger: errorLog{logger.Discard, lines}}), lines
+}
+
+type errorLog struct {
+	logger.Interface
+	lines chan string
+}
+
+func (l errorLog) Error(_ context.Context, format string, args ...any) {
+	l.lines <- fmt.Sprintf(format, args...)
 }
 
 // TestALeadershipEndsByTheClock asks at once when the lease has run out, perhaps before the timer of its context had its turn.

@@ -20,11 +20,14 @@ import (
 // fn returns or panics.
 //
 // The job's error, for gocron.AfterJobRunsWithError, is fn's. If the lease was lost it matches dbmutex.ErrTimeout, too:
-// another run may have overlapped. A failed release is joined with it. gocron keeps these errors from everybody else, and
+// another run may have overlapped. A failed release is joined with it. Where fn panics or never begins, the handle's GORM
+// logger logs these as errors instead. gocron keeps these errors from everybody else, and
 // so does it with those of Lock, for gocron.AfterLockError: have listeners for both.
 //
 // Where gocron does not lock, as the scheduler has an Elector or by gocron.WithDisabledDistributedJobLocker, the job takes
 // the mutex itself. If that is held, fn does not run, and the job's error matches dbmutex.ErrNotAcquired.
+//
+// gocron.Scheduler.Update would take the name and the Locker away: remove the job and call NewJob again instead.
 //
 // It runs one SELECT. The error is dbmutex.ErrInvalidSettings where the scheduler, the definition or fn is nil,
 // dbmutex.ErrInvalidLockID for a name that cannot be a mutex's id, the database's, or gocron's. No job is made then.
@@ -51,7 +54,7 @@ type job struct {
 	fn     func(ctx context.Context) error
 
 	mu   sync.Mutex
-	next *dbmutex.Lease // of the run that is about to begin
+	next *jobLock // of the run that is about to begin
 }
 
 // Lock takes the mutex. gocron calls it, run and Unlock one after the other, but other runs of the job may come in between:
@@ -63,27 +66,30 @@ func (j *job) Lock(ctx context.Context, key string) (gocron.Lock, error) {
 	}
 	j.mu.Lock()
 	free := j.next == nil
+	lock := &jobLock{job: j, lease: lease}
 	if free {
-		j.next = lease
+		j.next = lock
 	}
 	j.mu.Unlock()
 	if !free {
 		return nil, errors.Join(&dbmutex.HeldError{LockID: key}, lease.Release())
 	}
-	return &jobLock{j, lease}, nil
+	return lock, nil
 }
 
 func (j *job) run(ctx context.Context) error {
 	j.mu.Lock()
-	lease := j.next
+	lock := j.next
 	j.next = nil
 	j.mu.Unlock()
-	if lease == nil {
+	if lock == nil {
 		return j.locker.mutex(ctx, j.name).Do(j.fn)
 	}
+	lease := lock.lease
 	err := j.fn(lease.Context()) // Unlock releases if it panics
 	ended := errors.Is(context.Cause(lease.Context()), dbmutex.ErrTimeout)
 	released := lease.Release()
+	lock.told = true
 	if ended && (err != nil || released != nil) && !errors.Is(released, dbmutex.ErrTimeout) {
 		released = errors.Join(dbmutex.ErrTimeout, released) // the work was cut short, or the release cannot tell
 	}
@@ -100,14 +106,19 @@ func (j *job) run(ctx context.Context) error {
 type jobLock struct {
 	job   *job
 	lease *dbmutex.Lease
+	told  bool // run returns what became of the lease
 }
 
-// Unlock releases what the run has not, as it panicked or never began.
-func (l *jobLock) Unlock(context.Context) error {
+// Unlock releases what the run has not, as it panicked or never began, and logs the error, which gocron throws away.
+func (l *jobLock) Unlock(ctx context.Context) error {
 	l.job.mu.Lock()
-	if l.job.next == l.lease {
+	if l.job.next == l {
 		l.job.next = nil
 	}
 	l.job.mu.Unlock()
-	return l.lease.Release()
+	err := l.lease.Release()
+	if l.told {
+		return err
+	}
+	return l.job.locker.logged(ctx, err)
 }

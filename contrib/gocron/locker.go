@@ -32,10 +32,11 @@ var _ gocron.Locker = (*Locker)(nil)
 // gocron.DurationJob begin when its scheduler starts, unless gocron.WithStartAt gives all the same time. Those of a
 // gocron.DurationRandomJob, or with gocron.WithIntervalFromCompletion, go separate ways; use an Elector there.
 //
-// With dbmutex.WithWait a scheduler that finds the mutex held waits for it, and then runs the job as well: no MinHold is
-// needed then. dbmutex.Settings.SkipHeld has no effect. The handle's context is not that of the jobs.
+// With dbmutex.WithWait a scheduler that finds the mutex held waits for it, and then runs the job as well: every machine's
+// run of a tick takes place, one after the other, unless the wait is over before. The MinHold is needed all the same, and
+// part of what they wait for. dbmutex.Settings.SkipHeld has no effect. The handle's context is not that of the jobs.
 //
-// It runs one SELECT. The error is dbmutex.ErrInvalidSettings for settings that cannot be, such as a MinHold and a wait of 0;
+// It runs one SELECT. The error is dbmutex.ErrInvalidSettings for settings that cannot be, such as a MinHold of 0;
 // what DB.Mutex says is wrong with the handle; or the database's, also where the table is missing.
 func NewLocker(db *dbmutex.DB, opts ...dbmutex.Option) (*Locker, error) {
 	opts = append(slices.Clone(opts), func(s *dbmutex.Settings) { s.SkipHeld = false })
@@ -43,16 +44,17 @@ func NewLocker(db *dbmutex.DB, opts ...dbmutex.Option) (*Locker, error) {
 	switch {
 	case err != nil:
 		return nil, fmt.Errorf("dbmutex: gocron locker: %w", err)
-	case settings.MinHold == 0 && settings.Wait == 0:
+	case settings.MinHold == 0:
 		return nil, fmt.Errorf("%w: a gocron locker needs WithMinHold: a time greater than the difference of the schedulers' "+
 			"clocks and smaller than the interval of the jobs, or a tick may run on several machines", dbmutex.ErrInvalidSettings)
 	}
 	return &Locker{db, opts}, nil
 }
 
-// shared matches what the runtime calls an anonymous function, main.main.func1, main.main.func1.2 or main.glob..func1, and a
-// generic one, main.F[...]. A function that somebody named func1 is main.func1.
-var shared = regexp.MustCompile(`\.[^/]*\.func\d+(\.\d+)*$|\[\.\.\.\]`)
+// shared matches what the compiler calls an anonymous function, main.main.func1, main.main.func1.2, main.glob..func1, or
+// main.main.func1.helper.2 where helper is inlined, and a generic one, main.F[...]. A function that somebody named func1 is
+// main.func1.
+var shared = regexp.MustCompile(`\.[^/]*\.func\d+(\..*)?$|\[\.\.\.\]`)
 
 // Lock takes the mutex whose id is key, the job's name; gocron calls it before every run. Jobs of one name exclude each
 // other, and so does DB.Mutex of that id.
@@ -63,23 +65,27 @@ var shared = regexp.MustCompile(`\.[^/]*\.func\d+(\.\d+)*$|\[\.\.\.\]`)
 //
 // A job without a gocron.WithName has the name of its function. That of an anonymous function means nothing: others may have
 // it, and it may be another in the next build. So the error is dbmutex.ErrInvalidLockID there, and for a generic function.
+// It is also logged as an error by the handle's GORM logger, as the job never runs.
 // Jobs with one function and different parameters, or one method of different receivers, need names, too.
 //
 // The lock's Unlock releases also where its context is done. It returns what dbmutex.Lease.Release returns, ErrTimeout
-// where the lease was lost, but gocron throws that away: the error of a job from NewJob tells it.
+// where the lease was lost and another run may have overlapped. gocron throws that away, so it is also logged as an error by
+// the handle's GORM logger. The error of a job from NewJob tells it, too.
 func (l *Locker) Lock(ctx context.Context, key string) (gocron.Lock, error) {
 	switch {
 	case l == nil || l.db == nil:
 		return nil, errNoLocker
 	case shared.MatchString(key):
-		return nil, fmt.Errorf("%w %q: it is the name of an anonymous or generic function: give the job one by gocron.WithName",
+		err := fmt.Errorf("%w %q: it is the name of an anonymous or generic function: give the job one by gocron.WithName",
 			dbmutex.ErrInvalidLockID, key)
+		l.db.Logger.Error(ctx, "%v", err)
+		return nil, err
 	}
 	lease, err := l.mutex(ctx, key).Acquire()
 	if err != nil {
 		return nil, err
 	}
-	return lock{lease}, nil
+	return lock{l, lease}, nil
 }
 
 func (l *Locker) mutex(ctx context.Context, key string) *dbmutex.Mutex {
@@ -87,6 +93,19 @@ func (l *Locker) mutex(ctx context.Context, key string) *dbmutex.Mutex {
 }
 
 // lock is a gocron.Lock.
-type lock struct{ lease *dbmutex.Lease }
+type lock struct {
+	locker *Locker
+	lease  *dbmutex.Lease
+}
 
-func (l lock) Unlock(context.Context) error { return l.lease.Release() }
+// Unlock also logs the error, which gocron throws away.
+func (l lock) Unlock(ctx context.Context) error {
+	return l.locker.logged(ctx, l.lease.Release())
+}
+
+func (l *Locker) logged(ctx context.Context, err error) error {
+	if err != nil {
+		l.db.Logger.Error(ctx, "%v", err)
+	}
+	return err
+}

@@ -145,7 +145,7 @@ func TestAShutdownReleases(t *testing.T) {
 
 func TestUnlock(t *testing.T) {
 	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
-		db := open()
+		db, lines := gocronmutex.Logged(open())
 		locker := newLocker(t, db, briefly)
 		ctx, cancel := context.WithCancel(context.Background())
 		lock, err := locker.Lock(ctx, "job")
@@ -159,7 +159,12 @@ func TestUnlock(t *testing.T) {
 		lock, err = locker.Lock(context.Background(), "job")
 		require.NoError(t, err)
 		other := takeOver(t, db, "job")
-		require.ErrorIs(t, lock.Unlock(context.Background()), dbmutex.ErrTimeout)
+		_, err = locker.Lock(context.Background(), "job")
+		require.ErrorIs(t, err, dbmutex.ErrNotAcquired)
+		require.Empty(t, lines)
+		err = lock.Unlock(context.Background())
+		require.ErrorIs(t, err, dbmutex.ErrTimeout)
+		require.Equal(t, err.Error(), next(t, lines), "gocron throws it away")
 		require.NoError(t, other.Release())
 
 		_, err = locker.Lock(ctx, "job")
@@ -181,14 +186,19 @@ func (*receiver) run() {}
 
 var global = func() {}
 
+func helper(n int) func() { return func() { named(); n++ } }
+
 // TestNames gives gocron's jobs no names, so that they have their functions'.
 func TestNames(t *testing.T) {
 	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
 		db := open()
 		s := start(t, gocron.WithDistributedLocker(newLocker(t, db, dbmutex.WithMinHold(time.Minute))))
 		nested := func() func() { return func() {} }()
+		var inlined func()
+		func() { inlined = helper(len(s.Jobs())) }()
 		for name, function := range map[string]any{
-			"closure": func() {}, "nested": nested, "global": global, "in a generic function": inGeneric[int](), "generic": generic[int],
+			"closure": func() {}, "nested": nested, "global": global, "inlined": inlined,
+			"in a generic function": inGeneric[int](), "generic": generic[int],
 		} {
 			outcomes := make(outcomes, 1)
 			job, err := s.NewJob(rarely, gocron.NewTask(function), outcomes.listener())
@@ -218,18 +228,22 @@ func TestNames(t *testing.T) {
 func func1() {}
 
 func TestNamesOfClosures(t *testing.T) {
-	locker := newLocker(t, migrated(t), briefly)
+	db, lines := gocronmutex.Logged(migrated(t))
+	locker := newLocker(t, db, briefly)
 	for _, name := range []string{"main.main.func1", "main.main.func1.2", "main.main.func1.2.3", "glob..func1", "main.glob..func12",
 		"example.com/a.b/c.init.func1", "example.com/a/b.(*T).Run.func1", "main.main.F.func2", "main.F[...].func1",
-		"main.F[...]", "main.main.F[...].6", "main.(*T[...]).Run-fm"} {
+		"main.F[...]", "main.main.F[...].6",
+		"main.main.func1.zzHelper.2", "main.init.0.func1.(*T).job.2", "main.(*T[...]).Run-fm"} {
 		_, err := locker.Lock(context.Background(), name)
 		require.ErrorIs(t, err, dbmutex.ErrInvalidLockID, name)
+		require.Equal(t, err.Error(), next(t, lines), "the job never runs")
 	}
 	for _, name := range []string{"report", "main.func1", "example.com/a.b/c.func1", "main.main.func1x", "main.(*T).Run-fm", "nightly.func", "report v1.2", "list[0]"} {
 		lock, err := locker.Lock(context.Background(), name)
 		require.NoError(t, err, name)
 		require.NoError(t, lock.Unlock(context.Background()))
 	}
+	require.Empty(t, lines)
 }
 
 // migrated is a SQLite database's handle.
@@ -272,7 +286,7 @@ func TestBadWiring(t *testing.T) {
 		_, err := gocronmutex.NewLocker(good)
 		requireWiringError(t, "no MinHold", err, dbmutex.ErrInvalidSettings, "smaller than the interval")
 		_, err = gocronmutex.NewLocker(good, dbmutex.WithWait(time.Second))
-		require.NoError(t, err, "every scheduler runs the job")
+		requireWiringError(t, "a wait without MinHold", err, dbmutex.ErrInvalidSettings, "smaller than the interval")
 		_, err = gocronmutex.NewElector(good, "leader", dbmutex.WithoutTTL())
 		requireWiringError(t, "no TTL", err, dbmutex.ErrInvalidSettings, "needs a TTL")
 		_, err = gocronmutex.NewElector(good, "")
