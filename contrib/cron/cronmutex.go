@@ -1,5 +1,8 @@
 // Package cronmutex keeps the runs of a github.com/robfig/cron job from overlapping on all the machines whose schedulers
 // have it: cron's SkipIfStillRunning and DelayIfStillRunning across processes, by a mutex in the database.
+//
+// The ids share one namespace with all mutexes of the table. A job that hangs keeps its mutex for as long as its lease is
+// renewed; with dbmutex.WithoutTTL, which is accepted, a crash blocks the job until dbmutex.Mutex.ForceRelease.
 package cronmutex
 
 import (
@@ -35,12 +38,15 @@ func (j Job) Run() {
 //
 // Every other failure goes to logger.Error: the job's own error; the database's, where the job did not run; and
 // dbmutex.ErrTimeout, where the lease ended before the job did and another run may have overlapped. A panic of the job
-// releases the mutex and goes on, to cron.Recover if that comes earlier in the chain.
+// releases the mutex and goes on, to cron.Recover if that comes earlier in the chain; a lease that was lost meanwhile is told
+// to GORM's logger then.
 //
 // Schedulers' clocks differ: a machine whose clock is late comes to the same tick when the job has perhaps ended already, and
 // would run it again. So dbmutex.WithMinHold is needed: a time greater than the difference of the clocks, and smaller than
-// the interval of the schedule. With dbmutex.WithWait it is not, as every machine's run of a tick takes place then, one
-// after the other.
+// the interval of the schedule. With dbmutex.WithWait every machine's run of a tick takes place, one after the other.
+//
+// The machines' ticks must be the same for that. Those of "@every 1h" are not: they count from the start of each scheduler.
+// Use "0 * * * *" and the like, with cron.WithLocation(time.UTC) where machines have time zones of their own.
 //
 // A cron job has no context of its own, so the handle's is that of all runs: one that is done ends waiting and the work's
 // context, and later runs fail with it. The context that cron.Cron.Stop returns is done after the last release.
@@ -59,7 +65,7 @@ func NonOverlapping(db *dbmutex.DB, id string, logger cron.Logger, opts ...dbmut
 		return nil, fmt.Errorf("dbmutex: non-overlapping cron jobs: %w", err)
 	case logger == nil:
 		return nil, fmt.Errorf("%w: non-overlapping cron jobs need a logger", dbmutex.ErrInvalidSettings)
-	case settings.MinHold == 0 && settings.Wait == 0:
+	case settings.MinHold == 0:
 		return nil, fmt.Errorf("%w: non-overlapping cron jobs need WithMinHold: a time greater than the difference of the "+
 			"schedulers' clocks and smaller than the interval, or a tick may run on several machines", dbmutex.ErrInvalidSettings)
 	}

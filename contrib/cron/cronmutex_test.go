@@ -44,9 +44,9 @@ func TestWithWaitARunIsDelayed(t *testing.T) {
 	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
 		job, runs, letGo := holding()
 		log := newRecording()
-		first := wrapper(t, open(), log, dbmutex.WithWait(dbmutex.Forever))(job)
+		first := wrapper(t, open(), log, briefly, dbmutex.WithWait(dbmutex.Forever))(job)
 		db := open()
-		second := wrapper(t, db, log, dbmutex.WithWait(dbmutex.Forever))(job)
+		second := wrapper(t, db, log, briefly, dbmutex.WithWait(dbmutex.Forever))(job)
 		tries := tried(t, db)
 
 		firstDone := async(first)
@@ -67,9 +67,9 @@ func TestARunThatWaitedInVainIsSkipped(t *testing.T) {
 		job, runs, letGo := holding()
 		log := newRecording()
 		wait := dbmutex.WithWait(time.Millisecond)
-		done := async(wrapper(t, open(), log, wait)(job))
+		done := async(wrapper(t, open(), log, briefly, wait)(job))
 		<-runs
-		wrapper(t, open(), log, wait)(job).Run()
+		wrapper(t, open(), log, briefly, wait)(job).Run()
 		log.requireSkip(t)
 		letGo <- nil
 		<-done
@@ -189,7 +189,7 @@ func TestTheHandlesContextEndsWaitsAndWork(t *testing.T) {
 			return ctx.Err()
 		})))
 		<-runs
-		job := wrapper(t, waits.WithContext(ctx), waiting, dbmutex.WithWait(dbmutex.Forever))(cron.FuncJob(func() {
+		job := wrapper(t, waits.WithContext(ctx), waiting, briefly, dbmutex.WithWait(dbmutex.Forever))(cron.FuncJob(func() {
 			t.Error("it ran")
 		}))
 		tries := tried(t, waits)
@@ -238,6 +238,7 @@ func TestBadWiring(t *testing.T) {
 		require.ErrorIs(t, refused(db, "", log, briefly), dbmutex.ErrInvalidLockID)
 		require.ErrorIs(t, refused(db, "job", nil, briefly), dbmutex.ErrInvalidSettings)
 		require.ErrorIs(t, refused(db, "job", log, dbmutex.WithTTL(-1)), dbmutex.ErrInvalidSettings)
+		require.ErrorIs(t, refused(db, "job", log, dbmutex.WithWait(time.Second)), dbmutex.ErrInvalidSettings)
 		err := refused(db, "job", log)
 		require.ErrorIs(t, err, dbmutex.ErrInvalidSettings)
 		require.ErrorContains(t, err, "WithMinHold")

@@ -57,10 +57,11 @@ func ExampleNonOverlapping() {
 		return nil
 	})
 
-	machineA, machineB := cron.New(), cron.New()
+	options := []cron.Option{cron.WithSeconds(), cron.WithLocation(time.UTC)}
+	machineA, machineB := cron.New(options...), cron.New(options...)
 	for _, machine := range []*cron.Cron{machineA, machineB} {
 		// cron.Recover first; NonOverlapping last, next to the job.
-		_, err := machine.AddJob("@every 1s", cron.NewChain(cron.Recover(logger), nonOverlapping).Then(report))
+		_, err := machine.AddJob("* * * * * *", cron.NewChain(cron.Recover(logger), nonOverlapping).Then(report))
 		if err != nil {
 			fmt.Println(err)
 			return
