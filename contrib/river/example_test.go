@@ -3,6 +3,7 @@ package rivermutex_test
 import (
 	"context"
 	"database/sql"
+	"encoding/json"
 	"fmt"
 	"os"
 	"time"
@@ -107,7 +108,11 @@ func ExamplePolicy() {
 	var db *dbmutex.DB // the application's
 
 	nonOverlapping, err := rivermutex.Policy{
-		Key:  func(job *rivertype.JobRow) string { return job.Kind + string(job.EncodedArgs) },
+		Key: func(job *rivertype.JobRow) string {
+			var args struct{ Customer int }
+			_ = json.Unmarshal(job.EncodedArgs, &args) // as the job's worker will find out, too
+			return fmt.Sprint(job.Kind, " of customer ", args.Customer)
+		},
 		Held: rivermutex.Cancel,
 		OnTimeout: func(ctx context.Context, job *rivertype.JobRow, err error) error {
 			return river.JobCancel(err) // it may have overlapped: for a person to look at, not to run again

@@ -17,7 +17,9 @@
 // A client that dies leaves the mutex to the lease's TTL. Until then other jobs find it held. Its job is another matter:
 // River runs that again after Config.RescueStuckJobsAfter, an hour by default.
 //
-// Nothing runs jobs in the order in which they came: one that is snoozed may be overtaken.
+// Nothing runs jobs in the order in which they came: one that is snoozed may be overtaken. A job that hangs keeps its mutex
+// for as long as its lease is renewed; with dbmutex.WithoutTTL, which is accepted, a crash blocks the jobs until
+// dbmutex.Mutex.ForceRelease. The ids share one namespace with all mutexes of the table.
 package rivermutex
 
 import (
@@ -67,11 +69,12 @@ type Policy struct {
 	// again. Every snooze costs River two writes: choose a longer one where many jobs want the same mutex.
 	Snooze time.Duration
 
-	// OnTimeout is called after a run whose lease was lost, so that another may have overlapped with it. err matches
-	// dbmutex.ErrTimeout, and the job's own error if it had one. River gets what OnTimeout returns; with nil the job is
+	// OnTimeout is called after a run that returned, and whose own lease was lost, so that another may have overlapped with
+	// it; not after a panic. err matches dbmutex.ErrTimeout, and the job's own error if it had one. River gets what OnTimeout returns; with nil the job is
 	// completed. Defaults to err itself: a failed attempt, or, where the job returned river.JobCancel, a cancelled job. Only
 	// a job that returned river.JobSnooze is not snoozed, as River would keep no record of the loss, but has failed.
-	// ctx is River's, not the lease's, which has ended.
+	// ctx is River's, not the lease's, which has ended. Where River's has ended, too, it may record another error, so that the
+	// default also logs err through GORM's logger.
 	OnTimeout func(ctx context.Context, job *rivertype.JobRow, err error) error
 }
 
@@ -88,6 +91,9 @@ func NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (rivertype.WorkerMid
 // The options mean what they mean in dbmutex, over the plugin's settings, but for these: WithSkipHeld has no effect, as
 // Policy.Held decides; and the holder, for people, is "job 12 of ..." with the name of WithHolder or else the ID of the
 // client. A run that waits, under WithWait, occupies a worker of the queue.
+//
+// Under a lease of the same id, as where the middleware is there twice, a run fails at once: mutexes are not reentrant. A run
+// whose wait is ended by River, as by Client.StopAndCancel, is snoozed.
 //
 // Where the job did not run because the mutex was held, the error that earlier middleware gets matches
 // dbmutex.ErrNotAcquired. Where the database failed it wraps the database's: a failed attempt.
@@ -112,9 +118,21 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (rivertyp
 		p.Snooze = DefaultSnooze
 	}
 	if p.OnTimeout == nil {
-		p.OnTimeout = fail
+		p.OnTimeout = func(ctx context.Context, job *rivertype.JobRow, err error) error {
+			if errors.Is(err, &river.JobSnoozeError{}) {
+				err = fmt.Errorf("%w, and the job asked to be snoozed", dbmutex.ErrTimeout)
+			}
+			if ctx.Err() != nil {
+				db.Logger.Error(ctx, "job %d: %v", job.ID, err)
+			}
+			return err
+		}
 	}
 	return river.WorkerMiddlewareFunc(func(ctx context.Context, job *rivertype.JobRow, work func(context.Context) error) error {
+		id := p.Key(job)
+		if lease, ok := dbmutex.LeaseFrom(ctx); ok && lease.LockID() == id {
+			return fmt.Errorf("dbmutex: this run holds %q already, and a mutex is not reentrant: is the middleware there twice?", id)
+		}
 		self := fmt.Sprintf("job %d of ", job.ID)
 		forJob := func(s *dbmutex.Settings) {
 			s.SkipHeld = false
@@ -123,16 +141,20 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (rivertyp
 			}
 			s.Holder = self + s.Holder
 		}
-		ran := false
-		err := db.WithContext(ctx).Mutex(p.Key(job), append(slices.Clone(opts), forJob)...).Do(func(ctx context.Context) error {
-			ran = true
-			return work(ctx)
+		var leaseCtx context.Context // nil = the job did not run
+		var own error
+		err := db.WithContext(ctx).Mutex(id, append(slices.Clone(opts), forJob)...).Do(func(ctx context.Context) error {
+			leaseCtx = ctx
+			own = work(ctx)
+			return own
 		})
 		var held *dbmutex.HeldError
 		switch {
-		case errors.Is(err, dbmutex.ErrTimeout):
+		case leaseCtx != nil && lost(leaseCtx, own, err):
 			return p.OnTimeout(ctx, job, err)
-		case ran || !errors.As(err, &held):
+		case leaseCtx == nil && ctx.Err() != nil:
+			return fmt.Errorf("%w: %w", err, river.JobSnooze(p.Snooze))
+		case leaseCtx != nil || !errors.As(err, &held):
 			return err
 		case p.Held == Cancel && !strings.HasPrefix(held.Holder, self):
 			return river.JobCancel(err)
@@ -142,10 +164,8 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (rivertyp
 	}), nil
 }
 
-// fail is the default of Policy.OnTimeout.
-func fail(_ context.Context, _ *rivertype.JobRow, err error) error {
-	if errors.Is(err, &river.JobSnoozeError{}) {
-		return fmt.Errorf("%w, and the job asked to be snoozed", dbmutex.ErrTimeout)
-	}
-	return err
+// lost tells whether the run's lease was lost, and not that of another mutex which the job used itself.
+func lost(leaseCtx context.Context, own, err error) bool {
+	return errors.Is(err, dbmutex.ErrTimeout) &&
+		(!errors.Is(own, dbmutex.ErrTimeout) || errors.Is(context.Cause(leaseCtx), dbmutex.ErrTimeout))
 }

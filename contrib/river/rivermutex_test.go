@@ -259,6 +259,49 @@ func TestALostLeaseIsReported(t *testing.T) {
 	}
 }
 
+func TestAnotherMutexsLostLease(t *testing.T) {
+	w := newWorld(t)
+	c := w.start(t, rivermutex.Policy{OnTimeout: func(context.Context, *rivertype.JobRow, error) error {
+		t.Error("the job's own lease was not lost")
+		return nil
+	}}, func(ctx context.Context, _ *river.Job[report]) error {
+		return w.db.WithContext(ctx).Mutex("another").Do(func(context.Context) error {
+			return w.db.Mutex("another").ForceRelease()
+		})
+	})
+	job := c.become(t, river.EventKindJobFailed, c.insert(t, report{}))
+	require.Contains(t, job.Errors[0].Error, dbmutex.ErrTimeout.Error())
+}
+
+func TestTheMiddlewareTwice(t *testing.T) {
+	w := newWorld(t)
+	nonOverlapping, err := rivermutex.NonOverlapping(w.db)
+	require.NoError(t, err)
+	job := &rivertype.JobRow{ID: 7, Kind: "report"}
+	err = nonOverlapping.Work(t.Context(), job, func(ctx context.Context) error {
+		return nonOverlapping.Work(ctx, job, func(context.Context) error {
+			t.Error("it ran twice")
+			return nil
+		})
+	})
+	require.ErrorContains(t, err, "is the middleware there twice?")
+	require.NotErrorIs(t, err, &river.JobSnoozeError{})
+}
+
+func TestAWaitThatRiverEndsIsSnoozed(t *testing.T) {
+	w := newWorld(t)
+	nonOverlapping, err := rivermutex.NonOverlapping(w.db, dbmutex.WithWait(dbmutex.Forever))
+	require.NoError(t, err)
+	lease, err := w.db.Mutex("report").Acquire()
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	err = nonOverlapping.Work(ctx, &rivertype.JobRow{ID: 7, Kind: "report"}, func(context.Context) error { return nil })
+	require.ErrorIs(t, err, context.Canceled)
+	require.ErrorIs(t, err, &river.JobSnoozeError{})
+	require.NoError(t, lease.Release())
+}
+
 func TestOnTimeout(t *testing.T) {
 	w := newWorld(t)
 	var timedOut *rivertype.JobRow
