@@ -70,11 +70,11 @@ type Policy struct {
 	Snooze time.Duration
 
 	// OnTimeout is called after a run that returned, and whose own lease was lost, so that another may have overlapped with
-	// it; not after a panic. err matches dbmutex.ErrTimeout, and the job's own error if it had one. River gets what OnTimeout returns; with nil the job is
-	// completed. Defaults to err itself: a failed attempt, or, where the job returned river.JobCancel, a cancelled job. Only
-	// a job that returned river.JobSnooze is not snoozed, as River would keep no record of the loss, but has failed.
-	// ctx is River's, not the lease's, which has ended. Where River's has ended, too, it may record another error, so that the
-	// default also logs err through GORM's logger.
+	// it; not after a panic. err matches dbmutex.ErrTimeout, and the job's own error if it had one. River gets what
+	// OnTimeout returns; with nil the job is completed. Defaults to err itself: a failed attempt, or, where the job returned
+	// river.JobCancel, a cancelled job. Only a job that returned river.JobSnooze is not snoozed, as River would keep no
+	// record of the loss, but has failed. ctx is River's, not the lease's, which has ended. Where River's has ended, too, it
+	// may record another error, so that the default also logs err through GORM's logger.
 	OnTimeout func(ctx context.Context, job *rivertype.JobRow, err error) error
 }
 
