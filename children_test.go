@@ -3,7 +3,6 @@ package dbmutex_test
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"testing"
@@ -66,10 +65,6 @@ var tasks = map[string]children.Task{
 
 // TestMain also is the body of the child processes.
 func TestMain(m *testing.M) {
-	flag.Parse()
-	if flag.Lookup("test.parallel").Value.String() == flag.Lookup("test.parallel").DefValue {
-		_ = flag.Set("test.parallel", "8") // most of the time they wait
-	}
 	children.Main(m, tasks)
 }
 

@@ -352,6 +352,32 @@ func (l *Lease) releaseAndLog() {
 	}
 }
 
+// Do is Mutex.Do under a lease that is there already, as from Acquire: it runs fn with the lease's context and releases. Where
+// the lease has ended before, it returns ErrTimeout, and fn does not run.
+func (l *Lease) Do(fn func(ctx context.Context) error) error {
+	switch {
+	case l == nil || l.mutex == nil:
+		return errNoLease
+	case fn == nil:
+		return errNilFunc
+	case l.current() != held || l.expired():
+		return l.finish(l.mutex.lost(nil)) // its row may be there still
+	}
+	return l.run(fn)
+}
+
+func (l *Lease) run(fn func(ctx context.Context) error) error {
+	returned := false
+	defer func() {
+		if !returned {
+			l.releaseAndLog()
+		}
+	}()
+	err := fn(l.ctx)
+	returned = true
+	return l.finish(err)
+}
+
 // finish releases after work that returned workErr, and words the outcome of both.
 func (l *Lease) finish(workErr error) error {
 	now := l.current()

@@ -2,6 +2,7 @@ package dbmutex_test
 
 import (
 	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -326,4 +327,64 @@ func TestALateAnswerBringsAnEndedContext(t *testing.T) {
 	})
 	lease := acquire(t, db, "job", dbmutex.WithTTL(10*time.Millisecond))
 	require.ErrorIs(t, context.Cause(lease.Context()), dbmutex.ErrTimeout)
+}
+
+func TestDoUnderALeaseThatIsThere(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		failure := errors.New("the work's own")
+		unexpected := func(context.Context) error {
+			t.Error("it ran without the mutex")
+			return nil
+		}
+
+		lease := acquire(t, db, "job")
+		require.ErrorIs(t, lease.Do(func(ctx context.Context) error {
+			known, ok := dbmutex.LeaseFrom(ctx)
+			require.True(t, ok)
+			require.Same(t, lease, known)
+			requireHeld(t, db, "job")
+			return failure
+		}), failure)
+		requireFree(t, db, "job")
+		require.ErrorIs(t, lease.Do(unexpected), dbmutex.ErrTimeout, "it was released")
+
+		lost := acquire(t, db, "job")
+		err := lost.Do(func(context.Context) error {
+			require.NoError(t, db.Mutex("job").ForceRelease())
+			return failure
+		})
+		require.ErrorIs(t, err, failure)
+		require.ErrorIs(t, err, dbmutex.ErrTimeout)
+
+		late := acquire(t, db, "job", dbmutex.WithTTL(20*time.Millisecond))
+		requireEnds(t, late.Context())
+		require.ErrorIs(t, late.Do(unexpected), dbmutex.ErrTimeout)
+		require.Nil(t, row(t, db, "job"), "it is released all the same")
+
+		panics := acquire(t, db, "job")
+		require.PanicsWithValue(t, "oops", func() { _ = panics.Do(func(context.Context) error { panic("oops") }) })
+		requireFree(t, db, "job")
+
+		require.Error(t, acquire(t, db, "job").Do(nil))
+		require.Error(t, (*dbmutex.Lease)(nil).Do(unexpected))
+	})
+}
+
+// A shutdown that comes first does not hide that the lease ran out.
+func TestDoUnderALeaseThatRunsOutAfterItsContext(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		ctx, cancel := context.WithCancel(limited(t))
+		lease := acquire(t, db.WithContext(ctx), "job", dbmutex.WithTTL(time.Second))
+		failure := errors.New("the work's own")
+		err := lease.Do(func(context.Context) error {
+			cancel()
+			deadline, _ := lease.ExpiresAt()
+			time.Sleep(time.Until(deadline))
+			return failure
+		})
+		require.ErrorIs(t, err, failure)
+		require.ErrorIs(t, err, dbmutex.ErrTimeout)
+	})
 }

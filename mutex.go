@@ -114,15 +114,7 @@ func (m *Mutex) Do(fn func(ctx context.Context) error) error {
 		}
 		return err
 	}
-	returned := false
-	defer func() {
-		if !returned {
-			lease.releaseAndLog()
-		}
-	}()
-	err = fn(lease.ctx)
-	returned = true
-	return lease.finish(err)
+	return lease.run(fn)
 }
 
 // Decorate wraps fn so that every call of it runs under the mutex, as Do does, with the context of the call.

@@ -107,7 +107,8 @@ func NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.MiddlewareFun
 // dbmutex.HeldError say which task holds the mutex. A run that waits, under WithWait, occupies a worker, and the task's
 // Timeout includes the wait: one that is longer ends in asynq's context.DeadlineExceeded, which counts as a failure.
 //
-// Under a lease of the same id, as where the middleware is there twice, a run fails at once: mutexes are not reentrant.
+// Under a lease of the same id, as where the middleware is there twice, a run fails at once with dbmutex.ErrInvalidSettings:
+// mutexes are not reentrant.
 //
 // db is checked with one SELECT. The error is dbmutex.ErrNotRegistered where the plugin is missing or db is nil,
 // dbmutex.ErrInvalidSettings for an option or a Held that cannot be, or the database's, which says so where the table is
@@ -116,6 +117,7 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.Mi
 	if p.Held < Drop || p.Held > Revoke {
 		return nil, fmt.Errorf("%w: there is no Held %d", dbmutex.ErrInvalidSettings, p.Held)
 	}
+	opts = slices.Clip(slices.Clone(opts)) // every run appends one of its own
 	if _, err := db.Mutex("asynqmutex", opts...).Holder(); err != nil {
 		return nil, fmt.Errorf("dbmutex: make asynq's middleware: %w", err)
 	}
@@ -125,7 +127,7 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.Mi
 	if p.OnTimeout == nil {
 		p.OnTimeout = func(ctx context.Context, _ *asynq.Task, err error) error {
 			if errors.Is(err, asynq.RevokeTask) {
-				err = fmt.Errorf("%w, and the task asked to be revoked", dbmutex.ErrTimeout)
+				err = fmt.Errorf("%w, and the task asked to be revoked: %v", dbmutex.ErrTimeout, err)
 			}
 			if ctx.Err() != nil {
 				db.Logger.Error(ctx, "%s: %v", describe(ctx), err)
@@ -137,13 +139,13 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.Mi
 		return asynq.HandlerFunc(func(ctx context.Context, task *asynq.Task) error {
 			id := p.Key(ctx, task)
 			if lease, ok := dbmutex.LeaseFrom(ctx); ok && lease.LockID() == id {
-				return fmt.Errorf("dbmutex: this run holds %q already, and a mutex is not reentrant: is the middleware there twice?", id)
+				return fmt.Errorf("%w: this run holds %q already, and a mutex is not reentrant: is the middleware there twice?",
+					dbmutex.ErrInvalidSettings, id)
 			}
 			self := describe(ctx)
 			var leaseCtx context.Context // nil = the task did not run
 			var own error
-			settings := slices.Concat(opts, []dbmutex.Option{forTask(self)})
-			err := db.WithContext(ctx).Mutex(id, settings...).Do(func(ctx context.Context) error {
+			err := db.WithContext(ctx).Mutex(id, append(opts, forTask(self))...).Do(func(ctx context.Context) error {
 				leaseCtx = ctx
 				own = next.ProcessTask(ctx, task)
 				return own

@@ -3,7 +3,6 @@ package asynqmutex_test
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -28,8 +27,6 @@ const (
 
 // TestMain also is the body of the worker processes.
 func TestMain(m *testing.M) {
-	flag.Parse()
-	_ = flag.Set("test.parallel", "8") // most of the time they wait
 	children.Main(m, map[string]children.Task{"worker": worker})
 }
 

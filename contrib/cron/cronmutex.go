@@ -48,6 +48,8 @@ func (j Job) Run() {
 // The machines' ticks must be the same for that. Those of "@every 1h" are not: they count from the start of each scheduler.
 // Use "0 * * * *" and the like, with cron.WithLocation(time.UTC) where machines have time zones of their own.
 //
+// A job that is nil is an error for the logger, and never runs.
+//
 // A cron job has no context of its own, so the handle's is that of all runs: one that is done ends waiting and the work's
 // context, and later runs fail with it. The context that cron.Cron.Stop returns is done after the last release.
 //
@@ -70,6 +72,10 @@ func NonOverlapping(db *dbmutex.DB, id string, logger cron.Logger, opts ...dbmut
 			"schedulers' clocks and smaller than the interval, or a tick may run on several machines", dbmutex.ErrInvalidSettings)
 	}
 	return func(job cron.Job) cron.Job {
+		if own, ok := job.(Job); job == nil || ok && own == nil {
+			logger.Error(fmt.Errorf("%w: the job is nil", dbmutex.ErrInvalidSettings), "wrap", "mutex", id)
+			return cron.FuncJob(func() {})
+		}
 		return cron.FuncJob(func() {
 			ran := false
 			err := mutex.Do(func(ctx context.Context) error {

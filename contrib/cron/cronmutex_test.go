@@ -76,6 +76,17 @@ func TestARunThatWaitedInVainIsSkipped(t *testing.T) {
 	})
 }
 
+func TestANilJob(t *testing.T) {
+	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
+		log := newRecording()
+		for _, job := range []cron.Job{nil, cronmutex.Job(nil)} {
+			wrapper(t, open(), log, briefly)(job).Run()
+			require.ErrorIs(t, (<-log).err, dbmutex.ErrInvalidSettings)
+		}
+		require.Empty(t, log)
+	})
+}
+
 func TestATickRunsOnOneMachineThoughTheJobIsShort(t *testing.T) {
 	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
 		ran := 0

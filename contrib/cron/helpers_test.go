@@ -3,7 +3,6 @@ package cronmutex_test
 import (
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
 	"testing"
@@ -62,8 +61,6 @@ var tasks = map[string]children.Task{
 
 // TestMain also is the body of the child processes.
 func TestMain(m *testing.M) {
-	flag.Parse()
-	_ = flag.Set("test.parallel", "8") // most of the time they wait
 	children.Main(m, tasks)
 }
 

@@ -2,7 +2,6 @@ package gocronmutex_test
 
 import (
 	"context"
-	"flag"
 	"testing"
 	"time"
 
@@ -19,8 +18,6 @@ import (
 
 // TestMain also is the body of the child processes.
 func TestMain(m *testing.M) {
-	flag.Parse()
-	_ = flag.Set("test.parallel", "8") // most of the time they wait
 	children.Main(m, tasks)
 }
 

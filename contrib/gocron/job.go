@@ -20,9 +20,9 @@ import (
 // fn returns or panics.
 //
 // The job's error, for gocron.AfterJobRunsWithError, is fn's. If the lease was lost it matches dbmutex.ErrTimeout, too:
-// another run may have overlapped. A failed release is joined with it. Where fn panics or never begins, the handle's GORM
-// logger logs these as errors instead. gocron keeps these errors from everybody else, and
-// so does it with those of Lock, for gocron.AfterLockError: have listeners for both.
+// another run may have overlapped, or fn did not run, as the lease had ended before. A failed release is joined with it.
+// Where fn panics or never begins, the handle's GORM logger logs these as errors instead. gocron keeps these errors from
+// everybody else, and so does it with those of Lock, for gocron.AfterLockError: have listeners for both.
 //
 // Where gocron does not lock, as the scheduler has an Elector or by gocron.WithDisabledDistributedJobLocker, the job takes
 // the mutex itself. If that is held, fn does not run, and the job's error matches dbmutex.ErrNotAcquired.
@@ -85,31 +85,18 @@ func (j *job) run(ctx context.Context) error {
 	if lock == nil {
 		return j.locker.mutex(ctx, j.name).Do(j.fn)
 	}
-	lease := lock.lease
-	err := j.fn(lease.Context()) // Unlock releases if it panics
-	ended := errors.Is(context.Cause(lease.Context()), dbmutex.ErrTimeout)
-	released := lease.Release()
-	lock.told = true
-	if ended && (err != nil || released != nil) && !errors.Is(released, dbmutex.ErrTimeout) {
-		released = errors.Join(dbmutex.ErrTimeout, released) // the work was cut short, or the release cannot tell
-	}
-	switch {
-	case released == nil, errors.Is(err, dbmutex.ErrTimeout) && errors.Is(released, dbmutex.ErrTimeout):
-		return err
-	case err == nil:
-		return released
-	}
-	return errors.Join(released, err)
+	lock.began = true
+	return lock.lease.Do(j.fn)
 }
 
 // jobLock is a job's gocron.Lock.
 type jobLock struct {
 	job   *job
 	lease *dbmutex.Lease
-	told  bool // run returns what became of the lease
+	began bool // the run tells what became of the lease
 }
 
-// Unlock releases what the run has not, as it panicked or never began, and logs the error, which gocron throws away.
+// Unlock releases where the run never began, and logs the error, which gocron throws away.
 func (l *jobLock) Unlock(ctx context.Context) error {
 	l.job.mu.Lock()
 	if l.job.next == l {
@@ -117,7 +104,7 @@ func (l *jobLock) Unlock(ctx context.Context) error {
 	}
 	l.job.mu.Unlock()
 	err := l.lease.Release()
-	if l.told {
+	if l.began {
 		return err
 	}
 	return l.job.locker.logged(ctx, err)

@@ -73,8 +73,8 @@ type Policy struct {
 	// it; not after a panic. err matches dbmutex.ErrTimeout, and the job's own error if it had one. River gets what
 	// OnTimeout returns; with nil the job is completed. Defaults to err itself: a failed attempt, or, where the job returned
 	// river.JobCancel, a cancelled job. Only a job that returned river.JobSnooze is not snoozed, as River would keep no
-	// record of the loss, but has failed. ctx is River's, not the lease's, which has ended. Where River's has ended, too, it
-	// may record another error, so that the default also logs err through GORM's logger.
+	// record of the loss, but has failed. ctx is River's, not the lease's, which has ended. Where the job was cancelled,
+	// River records that and not err, so that the default also logs err through GORM's logger.
 	OnTimeout func(ctx context.Context, job *rivertype.JobRow, err error) error
 }
 
@@ -92,8 +92,8 @@ func NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (rivertype.WorkerMid
 // Policy.Held decides; and the holder, for people, is "job 12 of ..." with the name of WithHolder or else the ID of the
 // client. A run that waits, under WithWait, occupies a worker of the queue.
 //
-// Under a lease of the same id, as where the middleware is there twice, a run fails at once: mutexes are not reentrant. A run
-// whose wait is ended by River, as by Client.StopAndCancel, is snoozed.
+// Under a lease of the same id, as where the middleware is there twice, a run fails at once with dbmutex.ErrInvalidSettings:
+// mutexes are not reentrant. A run whose wait is ended by River, as by Client.StopAndCancel, is snoozed.
 //
 // Where the job did not run because the mutex was held, the error that earlier middleware gets matches
 // dbmutex.ErrNotAcquired. Where the database failed it wraps the database's: a failed attempt.
@@ -108,6 +108,7 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (rivertyp
 	case p.Snooze < 0:
 		return nil, fmt.Errorf("%w: a Snooze of %v: it may not be negative", dbmutex.ErrInvalidSettings, p.Snooze)
 	}
+	opts = slices.Clip(slices.Clone(opts)) // every run appends one of its own
 	if _, err := db.Mutex("rivermutex", opts...).Holder(); err != nil {
 		return nil, fmt.Errorf("dbmutex: make River's middleware: %w", err)
 	}
@@ -120,9 +121,9 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (rivertyp
 	if p.OnTimeout == nil {
 		p.OnTimeout = func(ctx context.Context, job *rivertype.JobRow, err error) error {
 			if errors.Is(err, &river.JobSnoozeError{}) {
-				err = fmt.Errorf("%w, and the job asked to be snoozed", dbmutex.ErrTimeout)
+				err = fmt.Errorf("%w, and the job asked to be snoozed: %v", dbmutex.ErrTimeout, err)
 			}
-			if ctx.Err() != nil {
+			if errors.Is(context.Cause(ctx), rivertype.ErrJobCancelledRemotely) {
 				db.Logger.Error(ctx, "job %d: %v", job.ID, err)
 			}
 			return err
@@ -131,7 +132,8 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (rivertyp
 	return river.WorkerMiddlewareFunc(func(ctx context.Context, job *rivertype.JobRow, work func(context.Context) error) error {
 		id := p.Key(job)
 		if lease, ok := dbmutex.LeaseFrom(ctx); ok && lease.LockID() == id {
-			return fmt.Errorf("dbmutex: this run holds %q already, and a mutex is not reentrant: is the middleware there twice?", id)
+			return fmt.Errorf("%w: this run holds %q already, and a mutex is not reentrant: is the middleware there twice?",
+				dbmutex.ErrInvalidSettings, id)
 		}
 		self := fmt.Sprintf("job %d of ", job.ID)
 		forJob := func(s *dbmutex.Settings) {
@@ -143,7 +145,7 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (rivertyp
 		}
 		var leaseCtx context.Context // nil = the job did not run
 		var own error
-		err := db.WithContext(ctx).Mutex(id, append(slices.Clone(opts), forJob)...).Do(func(ctx context.Context) error {
+		err := db.WithContext(ctx).Mutex(id, append(opts, forJob)...).Do(func(ctx context.Context) error {
 			leaseCtx = ctx
 			own = work(ctx)
 			return own

@@ -285,6 +285,7 @@ func TestTheMiddlewareTwice(t *testing.T) {
 		})
 	})
 	require.ErrorContains(t, err, "is the middleware there twice?")
+	require.ErrorIs(t, err, dbmutex.ErrInvalidSettings)
 	require.NotErrorIs(t, err, &river.JobSnoozeError{})
 }
 

@@ -5,6 +5,7 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
@@ -24,10 +25,15 @@ const (
 // Task is what a process does. It prints what happens, a line each; its stdin ends when it should.
 type Task func(d *testdb.Database, stdin io.Reader) error
 
-// Main is the body of a TestMain: it runs the tests, or, in a process that Start began, one of the tasks.
+// Main is the body of a TestMain: it runs the tests, eight side by side as most of the time they wait, unless -parallel says
+// otherwise; or, in a process that Start began, one of the tasks.
 func Main(m *testing.M, tasks map[string]Task) {
 	name, isChild := os.LookupEnv(taskVariable)
 	if !isChild {
+		flag.Parse()
+		if parallel := flag.Lookup("test.parallel"); parallel.Value.String() == parallel.DefValue {
+			_ = parallel.Value.Set("8")
+		}
 		os.Exit(m.Run())
 	}
 	task, known := tasks[name]
@@ -53,7 +59,6 @@ type Process struct {
 func Start(t testing.TB, d *testdb.Database, task string, env ...string) *Process {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-	t.Cleanup(cancel)
 	p := &Process{Cmd: exec.CommandContext(ctx, os.Args[0])}
 	p.Env = append(os.Environ(), taskVariable+"="+task, databaseVariable+"="+d.Name, dsnVariable+"="+d.DSN)
 	p.Env = append(p.Env, env...)
@@ -69,8 +74,13 @@ func Start(t testing.TB, d *testdb.Database, task string, env ...string) *Proces
 	p.lines = bufio.NewScanner(stdout)
 	endWithParent(p.Cmd)
 	if err := p.Cmd.Start(); err != nil {
+		cancel()
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { // before that of the database
+		cancel()
+		_ = p.Wait()
+	})
 	return p
 }
 
