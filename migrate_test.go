@@ -95,3 +95,19 @@ func TestMigrateKeepsTheTableFromShrinking(t *testing.T) {
 	require.NoError(t, db.Raw(`SELECT reloptions::text FROM pg_class WHERE oid = 'db_mutexes'::regclass`).Scan(&options).Error)
 	require.Equal(t, "{vacuum_truncate=on}", options, "what somebody has set stays")
 }
+
+func TestMigrateByARoleThatDoesNotOwnTheTable(t *testing.T) {
+	t.Parallel()
+	dsn := testdb.NewCluster(t).DSN()
+	owner := openDSN(t, dsn)
+	require.NoError(t, owner.AutoMigrate(&dbmutex.DBMutex{})) // which leaves something to set
+	for _, statement := range []string{
+		`CREATE ROLE guest`, `GRANT ALL ON SCHEMA public TO guest`, `GRANT ALL ON ALL TABLES IN SCHEMA public TO guest`,
+		`GRANT ALL ON ALL SEQUENCES IN SCHEMA public TO guest`,
+	} {
+		require.NoError(t, owner.Exec(statement).Error)
+	}
+	guest := openDSN(t, withSetting(dsn, "role", "guest"))
+	require.NoError(t, guest.Migrate())
+	requireFree(t, guest, "job")
+}

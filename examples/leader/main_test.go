@@ -1,34 +1,20 @@
 package main
 
 import (
-	"context"
-	"os"
-	"os/exec"
 	"regexp"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/gorm-dbmutex/dbmutex/examples/internal/program"
 )
 
 // TestLeader reads the program's story: a leader renews and crashes, then each of the others leads, and stops.
 func TestLeader(t *testing.T) {
-	program := t.TempDir() + "/leader"
-	out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput()
-	require.NoError(t, err, "%s", out)
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
-	defer cancel()
-	temp := t.TempDir()
-	t.Setenv("TMPDIR", temp)
-	out, err = exec.CommandContext(ctx, program).CombinedOutput()
-	require.NoError(t, err, "%s", out)
-	left, err := os.ReadDir(temp)
-	require.NoError(t, err)
-	require.Empty(t, left)
-
+	out := program.Output(t)
 	line := regexp.MustCompile(`s  (\w+) (leads|still leads|crashes|stops)`)
 	var before, ended []string // the line before, and who has ended
-	for _, now := range line.FindAllStringSubmatch(string(out), -1) {
+	for _, now := range line.FindAllStringSubmatch(out, -1) {
 		name, what := now[1], now[2]
 		require.NotContains(t, ended, name, "%s", out)
 		if what == "crashes" || what == "stops" {
@@ -39,5 +25,5 @@ func TestLeader(t *testing.T) {
 		before = now
 	}
 	require.ElementsMatch(t, []string{"Anna", "Bert", "Cora"}, ended, "%s", out)
-	require.Regexp(t, `crashes \((signal: killed|exit status 1)\)`, string(out))
+	require.Regexp(t, `crashes \((signal: killed|exit status 1)\)`, out)
 }
