@@ -119,7 +119,7 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.Mi
 	}
 	opts = slices.Clip(slices.Clone(opts)) // every run appends one of its own
 	if _, err := db.Mutex("asynqmutex", opts...).Holder(); err != nil {
-		return nil, fmt.Errorf("dbmutex: make asynq's middleware: %w", err)
+		return nil, err
 	}
 	if p.Key == nil {
 		p.Key = func(_ context.Context, task *asynq.Task) string { return task.Type() }

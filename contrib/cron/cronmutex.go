@@ -64,7 +64,7 @@ func NonOverlapping(db *dbmutex.DB, id string, logger cron.Logger, opts ...dbmut
 	_, err := mutex.Holder()
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("dbmutex: non-overlapping cron jobs: %w", err)
+		return nil, err
 	case logger == nil:
 		return nil, fmt.Errorf("%w: non-overlapping cron jobs need a logger", dbmutex.ErrInvalidSettings)
 	case settings.MinHold == 0:

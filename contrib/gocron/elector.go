@@ -63,7 +63,7 @@ func NewElector(db *dbmutex.DB, id string, opts ...dbmutex.Option) (*Elector, er
 	settings, err := check(db, id, opts)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("dbmutex: gocron elector: %w", err)
+		return nil, err
 	case settings.TTL == nil:
 		return nil, fmt.Errorf("%w: a gocron elector needs a TTL: a leader that crashes would never be replaced",
 			dbmutex.ErrInvalidSettings)

@@ -40,7 +40,7 @@ func (l *Locker) NewJob(scheduler gocron.Scheduler, definition gocron.JobDefinit
 		return nil, fmt.Errorf("%w: job %q: the scheduler, the definition or the function is nil", dbmutex.ErrInvalidSettings, name)
 	}
 	if _, err := check(l.db, name, l.opts); err != nil {
-		return nil, fmt.Errorf("dbmutex: gocron job: %w", err)
+		return nil, err
 	}
 	j := &job{locker: l, name: name, fn: fn}
 	return scheduler.NewJob(definition, gocron.NewTask(j.run),

@@ -43,7 +43,7 @@ func NewLocker(db *dbmutex.DB, opts ...dbmutex.Option) (*Locker, error) {
 	settings, err := check(db, "gocronmutex.NewLocker", opts)
 	switch {
 	case err != nil:
-		return nil, fmt.Errorf("dbmutex: gocron locker: %w", err)
+		return nil, err
 	case settings.MinHold == 0:
 		return nil, fmt.Errorf("%w: a gocron locker needs WithMinHold: a time greater than the difference of the schedulers' "+
 			"clocks and smaller than the interval of the jobs, or a tick may run on several machines", dbmutex.ErrInvalidSettings)

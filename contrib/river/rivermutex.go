@@ -110,7 +110,7 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (rivertyp
 	}
 	opts = slices.Clip(slices.Clone(opts)) // every run appends one of its own
 	if _, err := db.Mutex("rivermutex", opts...).Holder(); err != nil {
-		return nil, fmt.Errorf("dbmutex: make River's middleware: %w", err)
+		return nil, err
 	}
 	if p.Key == nil {
 		p.Key = func(job *rivertype.JobRow) string { return job.Kind }
