@@ -127,7 +127,7 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.Mi
 	if p.OnTimeout == nil {
 		p.OnTimeout = func(ctx context.Context, _ *asynq.Task, err error) error {
 			if errors.Is(err, asynq.RevokeTask) {
-				err = fmt.Errorf("%w, and the task asked to be revoked: %v", dbmutex.ErrTimeout, err)
+				err = fmt.Errorf("%w, and the task asked to be revoked: %s", dbmutex.ErrTimeout, err.Error())
 			}
 			if ctx.Err() != nil {
 				db.Logger.Error(ctx, "%s: %v", describe(ctx), err)

@@ -121,7 +121,7 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (rivertyp
 	if p.OnTimeout == nil {
 		p.OnTimeout = func(ctx context.Context, job *rivertype.JobRow, err error) error {
 			if errors.Is(err, &river.JobSnoozeError{}) {
-				err = fmt.Errorf("%w, and the job asked to be snoozed: %v", dbmutex.ErrTimeout, err)
+				err = fmt.Errorf("%w, and the job asked to be snoozed: %s", dbmutex.ErrTimeout, err.Error())
 			}
 			if errors.Is(context.Cause(ctx), rivertype.ErrJobCancelledRemotely) {
 				db.Logger.Error(ctx, "job %d: %v", job.ID, err)
