@@ -13,8 +13,9 @@ var (
 	// *HeldError, which names the holder. It is django-db-mutex's DBMutexError.
 	ErrNotAcquired = errors.New("dbmutex: the mutex is held by someone else")
 
-	// ErrTimeout says that the lease ended before the work did: it ran out, or an operator released it, so another
-	// holder may have overlapped with the work. It is django-db-mutex's DBMutexTimeoutError.
+	// ErrTimeout says that the lease ended before the work did. The error that matches it is a *TimeoutError. It says
+	// whether the lease was lost, so that another holder may have overlapped with the work, or only ran out. It is
+	// django-db-mutex's DBMutexTimeoutError.
 	ErrTimeout = errors.New("dbmutex: the lease ended before the work did")
 
 	// ErrInTransaction says that the mutex was asked for on a handle that is in a transaction, where a rollback would
@@ -38,6 +39,8 @@ var (
 var (
 	errNilFunc = fmt.Errorf("%w: the function is nil", ErrInvalidSettings)
 	errNoLease = fmt.Errorf("%w: the lease is not from Acquire", ErrInvalidSettings)
+
+	errReleased = errors.New("it had been released")
 )
 
 // HeldError is the error of a mutex that is held by someone else; it matches ErrNotAcquired. Where the lease changed
@@ -65,3 +68,54 @@ func (e *HeldError) Error() string {
 
 // Is makes errors.Is(err, ErrNotAcquired) true.
 func (e *HeldError) Is(target error) bool { return target == ErrNotAcquired }
+
+// TimeoutError is the error of a lease that ended before its work did; it matches ErrTimeout. A lease ran out when its
+// deadline has passed: nobody need have taken the mutex since. It was lost when its row is gone or another's: somebody else
+// may have held the mutex meanwhile.
+//
+// Do, Decorate, DoValue, Transaction, Lease.Do and Lease.Release have asked the database. The cause of a context that ended
+// at its deadline, and the error of a Renew after it, have not: nobody can know yet, so Lost is true.
+type TimeoutError struct {
+	// LockID names the mutex.
+	LockID string
+	// Lost says that the row was gone, or could not be asked for, so that somebody else may have held the mutex meanwhile.
+	// Where it is false, certainly nobody did.
+	Lost bool
+	// Late is how long after the lease's deadline the work ended, or would have begun. It is 0 where the lease was lost
+	// before its deadline, and in the cause of a context.
+	Late time.Duration
+	// Err is the last failure of a renewal or of the release; nil if none failed.
+	Err error
+
+	lease   *Lease
+	unasked bool // the deadline has passed, and the row was not asked for
+}
+
+// Error says whether the lease was lost or only ran out, how late the work was, and what failed.
+func (e *TimeoutError) Error() string {
+	late := e.Late.Round(time.Microsecond)
+	var how string
+	switch {
+	case e.Lost && !e.unasked && e.Late > 0:
+		how = fmt.Sprintf("was lost, and the work was %v late; somebody else may have held the mutex meanwhile", late)
+	case e.Lost && !e.unasked:
+		how = "was lost; somebody else may have held the mutex meanwhile"
+	case e.Lost && e.Late > 0:
+		how = fmt.Sprintf("ran out %v earlier; somebody else may have held the mutex since", late)
+	case e.Lost:
+		how = "ran out; somebody else may hold the mutex by now"
+	default:
+		how = fmt.Sprintf("ran out %v earlier; nobody else held the mutex meanwhile", late)
+	}
+	text := fmt.Sprintf("%v: that of %q %s", ErrTimeout, e.LockID, how)
+	if e.Err != nil {
+		text += ": " + e.Err.Error()
+	}
+	return text
+}
+
+// Is makes errors.Is(err, ErrTimeout) true.
+func (e *TimeoutError) Is(target error) bool { return target == ErrTimeout }
+
+// Unwrap returns Err.
+func (e *TimeoutError) Unwrap() error { return e.Err }

@@ -82,7 +82,8 @@ func TestInvalidSettings(t *testing.T) {
 			nil, dbmutex.WithTTL(1), dbmutex.WithTTL(math.MaxInt64), dbmutex.WithMinHold(dbmutex.DefaultTTL), dbmutex.WithHolder(""),
 			dbmutex.WithWait(math.MaxInt64), dbmutex.WithWait(dbmutex.Forever),
 		} {
-			require.NoError(t, db.Mutex("job", opt).Do(nothing))
+			_, err := db.Mutex("job", opt).Acquire()
+			require.NoError(t, err)
 			require.NoError(t, db.Mutex("job").ForceRelease())
 		}
 		require.ErrorIs(t, db.Mutex("job").Do(nil), dbmutex.ErrInvalidSettings)

@@ -34,6 +34,8 @@ type Lease struct {
 	deadline    time.Time
 	state       state
 	transaction *string // the one that ReleaseIn made a part of its work, if any
+	failure     error   // of the last renewal, if it failed
+	outcome     error   // of the release, once the state is not held
 }
 
 // state is how far a lease has come. One past its deadline is held until a statement finds otherwise.
@@ -81,10 +83,11 @@ func newLease(m *Mutex, p proof, a answer) *Lease {
 	l.ctx, l.end = context.WithCancelCause(&l.work)
 	if ttl := m.settings.TTL; ttl != nil {
 		l.deadline = a.start.Add(*ttl)
+		runOut := func() { l.end(l.unasked(0, nil)) }
 		if l.expired() { // the answer came late
-			l.end(ErrTimeout)
+			runOut()
 		}
-		l.timer = time.AfterFunc(time.Until(l.deadline), func() { l.end(ErrTimeout) })
+		l.timer = time.AfterFunc(time.Until(l.deadline), runOut)
 	}
 	return l
 }
@@ -96,8 +99,10 @@ func (l *Lease) LockID() string { return l.proof.lockID }
 // database stays consistent if it refuses a token smaller than the greatest it has seen.
 func (l *Lease) Token() int64 { return l.token }
 
-// Context ends when the handle's context does, when the lease does (with cause ErrTimeout: at its deadline, even while
-// the database hangs, or as soon as a renewal finds it gone), or, with cause context.Canceled, when it is released.
+// Context ends when the handle's context does; when the lease does, at its deadline, even while the database hangs, or as
+// soon as a renewal finds it gone; or when the lease is released. Where the lease ended, context.Cause gives a
+// *TimeoutError; at the deadline nobody can know yet whether the lease will be lost. Where it was released the cause is
+// context.Canceled.
 func (l *Lease) Context() context.Context { return l.ctx }
 
 // ExpiresAt is when the lease ends unless it is renewed, by this process's clock and not later than by the database's;
@@ -119,24 +124,52 @@ func (l *Lease) current() state {
 	return l.state
 }
 
-// become ends the lease and its context.
-func (l *Lease) become(s state) {
+// become ends the lease and its context. The outcome is the release's: nil, or a *TimeoutError.
+func (l *Lease) become(s state, outcome error) {
 	l.mu.Lock()
-	l.state = s
+	l.state, l.outcome = s, outcome
 	l.mu.Unlock()
 	if l.timer != nil {
 		l.timer.Stop()
 	}
-	if s == lost {
-		l.end(ErrTimeout)
-	} else {
+	if outcome == nil {
 		l.end(context.Canceled)
+	} else {
+		l.end(outcome)
 	}
 }
 
-// Renew makes the lease last its TTL from now. It tries for up to 5 seconds, but not past the lease's end. It works while the handle's context is done, too, for work that is
-// winding down. Once the lease has ended it returns ErrTimeout without SQL; where it finds the lease gone it ends the
-// lease's context and returns ErrTimeout. Any other error is the database's: the lease then lasts as long as before.
+// late is how long after the deadline a moment is, or 0 where it is before.
+func (l *Lease) late(moment time.Time) time.Duration {
+	deadline, expires := l.ExpiresAt()
+	if !expires || moment.Before(deadline) {
+		return 0
+	}
+	return max(moment.Sub(deadline), 1)
+}
+
+// timeout is the error of a lease that ended before its work; err is what failed last, or nil where that was a renewal.
+func (l *Lease) timeout(lost bool, late time.Duration, err error) *TimeoutError {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err == nil {
+		err = l.failure
+	}
+	return &TimeoutError{LockID: l.proof.lockID, Lost: lost, Late: late, Err: err, lease: l}
+}
+
+// unasked is timeout where the deadline has passed and the row was not asked for.
+func (l *Lease) unasked(late time.Duration, err error) *TimeoutError {
+	timeout := l.timeout(true, late, err)
+	timeout.unasked = true
+	return timeout
+}
+
+// Renew makes the lease last its TTL from now. It tries for up to 5 seconds, but not past the lease's end. It works while
+// the handle's context is done, too, for work that is winding down.
+//
+// Once the lease has ended it returns ErrTimeout without SQL. Where it finds the lease lost, it ends the lease's context
+// and returns ErrTimeout. Any other error is the database's: the lease then lasts as long as before.
 func (l *Lease) Renew() error {
 	if l == nil || l.mutex == nil {
 		return errNoLease
@@ -148,8 +181,11 @@ func (l *Lease) renew(ctx context.Context) error {
 	l.verb.Lock()
 	defer l.verb.Unlock()
 	m := l.mutex
-	if l.current() != held || l.expired() {
-		return m.lost(nil)
+	switch now := time.Now(); {
+	case l.current() != held:
+		return l.over()
+	case l.expired():
+		return l.unasked(l.late(now), nil)
 	}
 	limit := time.Now().Add(settleLimit)
 	if deadline, expires := l.ExpiresAt(); expires && deadline.Before(limit) {
@@ -165,15 +201,37 @@ func (l *Lease) renew(ctx context.Context) error {
 	})
 	switch {
 	case l.expired():
-		return m.lost(err)
+		if err != nil {
+			l.remember(m.failed(l.parent, "renew", err))
+		}
+		return l.unasked(l.late(time.Now()), nil)
 	case err == nil && found:
 		l.doubt = false
 		return l.extend(start, transaction)
 	case err == nil || m.dialect.missing(err):
-		l.become(l.gone())
-		return m.lost(err)
+		l.missed(0, err)
+		return l.over()
+	case ctx.Err() != nil: // the work is done
+		return m.failed(ctx, "renew", err)
 	}
-	return m.failed(ctx, "renew", err)
+	err = m.failed(ctx, "renew", err)
+	l.remember(err)
+	return err
+}
+
+// remember keeps the failure of a renewal, for the error of a lease that ends because of it.
+func (l *Lease) remember(failure error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.failure = failure
+}
+
+// over is the error of a verb that needs a lease which has ended.
+func (l *Lease) over() error {
+	if outcome := l.result(); outcome != nil {
+		return outcome
+	}
+	return l.timeout(true, 0, errReleased)
 }
 
 // extend moves the deadline after a renewal that was asked for at start, after ReleaseIn in transaction, if any.
@@ -187,8 +245,9 @@ func (l *Lease) extend(start time.Time, transaction *string) error {
 		return nil
 	}
 	if !l.timer.Stop() {
-		return l.mutex.lost(nil) // the context has just ended
+		return context.Cause(l.ctx) // which has just ended
 	}
+	l.failure = nil
 	l.deadline = start.Add(*l.mutex.settings.TTL)
 	l.timer.Reset(time.Until(l.deadline))
 	return nil
@@ -200,17 +259,16 @@ func (l *Lease) releasedBy() *string {
 	return l.transaction
 }
 
-// gone tells what became of a lease whose row is not there.
-func (l *Lease) gone() state {
-	transaction := l.releasedBy()
-	if transaction == nil {
-		return lost
+// missed ends a lease whose row is not there: its own transaction has released it, or it was lost.
+func (l *Lease) missed(late time.Duration, err error) {
+	if transaction := l.releasedBy(); transaction != nil {
+		f, failed := l.mutex.fate(l.parent, *transaction)
+		if f != fateAborted && (failed == nil || !l.expired()) {
+			l.become(released, nil)
+			return
+		}
 	}
-	f, err := l.mutex.fate(l.parent, *transaction)
-	if f == fateAborted || err != nil && l.expired() {
-		return lost
-	}
-	return released
+	l.become(lost, l.timeout(true, late, err))
 }
 
 // keep renews the lease every TTL/3 until it is released or lost; a renewal that fails is tried again.
@@ -236,26 +294,31 @@ func (l *Lease) keep() {
 // Release gives the mutex back, also when the handle's context is done, and ends the lease's context. It tries for up to 5
 // seconds, after a Renew that is under way.
 //
-// It returns nil if the lease was still held, even past its deadline, and if a transaction with ReleaseIn has committed;
-// then further calls return nil, too. It returns ErrTimeout if the lease had been lost. Any other error is the
-// database's: the lease may last until its TTL, and Release may be called again.
+// It returns nil if the lease was still held, and however late it is if a transaction with ReleaseIn has committed. Where it
+// is called after the lease has ended it returns ErrTimeout: the *TimeoutError says whether the lease was lost, or only ran
+// out; then the mutex is free all the same. Further calls return the same.
+//
+// Any other error is the database's: the lease may last until its TTL, and Release may be called again. Where the deadline
+// has passed as well, that error is in a *TimeoutError with Lost, as the row could not be asked for.
 //
 // While a transaction pins the lease with Guard, Release waits for it, and says so if the 5 seconds pass.
 func (l *Lease) Release() error {
 	if l == nil || l.mutex == nil {
 		return errNoLease
 	}
+	return l.release(time.Now())
+}
+
+// release is Release after work that ended at a moment.
+func (l *Lease) release(ended time.Time) error {
 	if l.stopKeep != nil {
 		l.stopKeep()
 	}
 	l.verb.Lock()
 	defer l.verb.Unlock()
 	m := l.mutex
-	switch l.current() {
-	case released:
-		return nil
-	case lost:
-		return m.lost(nil)
+	if l.current() != held {
+		return l.result()
 	}
 	limit := time.Now().Add(settleLimit)
 	var found, doubt bool
@@ -271,25 +334,40 @@ func (l *Lease) Release() error {
 	}
 	inDoubt = doubt && err != nil
 	l.doubt = l.doubt || doubt
+	late := l.late(ended)
 	switch {
 	case err != nil && !m.dialect.missing(err):
 		l.end(context.Canceled)
-		return m.notReleased(l.parent, limit, "release", err)
+		err = m.notReleased(l.parent, limit, "release", err)
+		if late > 0 && l.releasedBy() == nil {
+			return l.unasked(late, err)
+		}
+		return err
 	case found:
 		l.mu.Lock()
 		l.transaction = nil // the row was there, so that one had rolled back
 		l.mu.Unlock()
-		l.become(released)
-	case err == nil && l.doubt && !l.expired(): // a missing row may be the work of a try whose answer was lost
-		l.become(released)
+		var outcome error
+		if late > 0 {
+			outcome = l.timeout(false, late, nil)
+		}
+		l.become(released, outcome)
+	case err == nil && l.doubt && late == 0: // a missing row may be the work of a try whose answer was lost
+		l.become(released, nil)
 	default:
-		l.become(l.gone())
+		l.missed(late, err)
 	}
-	if l.current() == lost {
-		return m.lost(err)
+	if l.current() == released {
+		queues.wake(m.queue)
 	}
-	queues.wake(m.queue)
-	return nil
+	return l.result()
+}
+
+// result is what the release of a lease that has ended gives.
+func (l *Lease) result() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.outcome
 }
 
 // giveBack ends the lease's row, and says whether it was there.
@@ -340,7 +418,7 @@ func (l *Lease) minHold() time.Duration {
 
 // undo ends a lease that nobody will use.
 func (l *Lease) undo() {
-	l.become(released)
+	l.become(released, nil)
 	_ = l.mutex.discard(l.proof) // GORM has logged the error
 	queues.wake(l.mutex.queue)
 }
@@ -352,16 +430,21 @@ func (l *Lease) releaseAndLog() {
 	}
 }
 
-// Do is Mutex.Do under a lease that is there already, as from Acquire: it runs fn with the lease's context and releases. Where
-// the lease has ended before, it returns ErrTimeout, and fn does not run.
+// Do is Mutex.Do under a lease that is there already, as from Acquire: it runs fn with the lease's context and releases.
+// Where the lease has ended before, fn does not run. Do then releases what is left of it and returns ErrTimeout.
 func (l *Lease) Do(fn func(ctx context.Context) error) error {
 	switch {
 	case l == nil || l.mutex == nil:
 		return errNoLease
 	case fn == nil:
 		return errNilFunc
-	case l.current() != held || l.expired():
-		return l.finish(l.mutex.lost(nil)) // its row may be there still
+	case l.current() != held:
+		return l.over()
+	case l.expired():
+		if err := l.Release(); err != nil {
+			return err
+		}
+		return l.over()
 	}
 	return l.run(fn)
 }
@@ -374,32 +457,35 @@ func (l *Lease) run(fn func(ctx context.Context) error) error {
 		}
 	}()
 	err := fn(l.ctx)
+	ended := time.Now()
 	returned = true
-	return l.finish(err)
+	return l.finish(ended, err)
 }
 
-// finish releases after work that returned workErr, and words the outcome of both.
-func (l *Lease) finish(workErr error) error {
-	now := l.current()
-	ended := now == lost || now == held && l.expired()
-	err := l.Release()
-	if ended && l.releasedBy() == nil && !errors.Is(err, ErrTimeout) && (err != nil || workErr != nil) {
-		err = l.mutex.lost(err) // it may have been, where the release failed
-	}
+// finish releases after work that ended at a moment and returned workErr, and words the outcome of both. What it says of the
+// lease comes first, before what the work has heard of it, which may be a guess.
+func (l *Lease) finish(ended time.Time, workErr error) error {
+	err := l.release(ended)
 	switch {
-	case workErr == nil:
+	case workErr == nil, errors.Is(err, ErrTimeout) && l.heard(workErr):
 		return err
-	case err == nil, errors.Is(err, ErrTimeout) && errors.Is(workErr, ErrTimeout):
+	case err == nil:
 		return workErr
 	}
 	return errors.Join(err, workErr)
 }
 
-// Guard fails the transaction unless the lease is held, and pins the lease until the transaction ends: nobody takes it
+// heard says whether the work's error is nothing but what it was told of the lease.
+func (l *Lease) heard(workErr error) bool {
+	told, is := workErr.(*TimeoutError)                   //nolint:errorlint // one that is wrapped says more
+	return is && told.lease == l || workErr == ErrTimeout //nolint:errorlint // likewise
+}
+
+// Guard fails the transaction where the lease was lost, and pins the lease until the transaction ends: nobody takes it
 // over meanwhile, even past its deadline. Where it cannot, it rolls the transaction back, so that nothing is committed
 // even if its error is ignored. tx must be on the lock's own database.
 //
-// The error is ErrTimeout where the lease is gone, gorm.ErrInvalidTransaction where tx is not a transaction, tx's own, or
+// The error is ErrTimeout where the lease was lost, gorm.ErrInvalidTransaction where tx is not a transaction, tx's own, or
 // the database's. Keep such transactions short: Release and ForceRelease wait for them.
 func (l *Lease) Guard(tx *gorm.DB) error {
 	return l.within(tx, "guard", func(d dialect, t target) (bool, error) { return d.guard(t, l.proof) })
@@ -448,7 +534,7 @@ func (l *Lease) within(tx *gorm.DB, verb string, statement func(dialect, target)
 	found, err := statement(m.dialect, in(ctx, tx))
 	switch {
 	case m.dialect.missing(err), err == nil && !found:
-		err = m.lost(err)
+		err = l.timeout(true, l.late(time.Now()), err)
 	case err != nil:
 		err = m.failed(ctx, verb, err)
 	default:

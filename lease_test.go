@@ -44,15 +44,6 @@ func TestALeaseFromAcquireToRelease(t *testing.T) {
 	})
 }
 
-func TestReleasePastTheDeadline(t *testing.T) {
-	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
-		lease := acquire(t, db, "job", dbmutex.WithTTL(time.Nanosecond))
-		requireEnds(t, lease.Context())
-		require.NoError(t, lease.Release(), "the row was still ours")
-		require.Nil(t, row(t, db, "job"))
-	})
-}
-
 func TestGuard(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)

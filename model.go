@@ -10,7 +10,7 @@ const MaxLockIDLength = 256
 // the handle's NamingStrategy ("db_mutexes" by default), the columns' names do not.
 //
 // A row that has run out, of a holder that crashed or of a MinHold, stays until the mutex is used next. Deleting such rows
-// is safe: at the worst a holder that is late, but that nobody has followed, gets ErrTimeout.
+// is safe: at the worst a holder that is late, but that nobody has followed, is told that its lease was lost.
 //
 // Ids are compared byte for byte: "job", "JOB" and "job " are three mutexes.
 type DBMutex struct {

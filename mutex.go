@@ -89,14 +89,17 @@ func (m *Mutex) bind(db *DB, opts []Option) error {
 	return nil
 }
 
-// Do acquires the mutex, runs fn and releases. fn gets the lease's context, with the lease for LeaseFrom; it ends when
-// the handle's does, or when the lease does, with cause ErrTimeout. Work that must run to its end all the same uses
-// context.WithoutCancel.
+// Do acquires the mutex, runs fn and releases. fn gets the lease's context, with the lease for LeaseFrom. It ends when the
+// handle's does, or when the lease does, with a cause that matches ErrTimeout. That cause is a guess (see TimeoutError): the
+// error of Do is the last word. Work that must run to its end in any case uses context.WithoutCancel.
 //
 // Where fn did not run, the error matches ErrNotAcquired (somebody else holds the mutex, after Settings.Wait), or the
-// context's error, or it wraps the database's. Where fn ran, Do returns what fn returned, unless the lease was lost: then
-// the error matches ErrTimeout, joined with fn's own. A failed release is joined with fn's error, too. A panic or
-// runtime.Goexit in fn releases and goes on.
+// context's error, or it wraps the database's.
+//
+// Where fn ran, Do returns what fn returned, unless the lease ended before fn did: then the error always matches ErrTimeout,
+// joined with fn's own. The *TimeoutError in it says whether the lease was lost, so that somebody else may have overlapped
+// with fn, or only ran out. A failed release is joined with fn's error, too. A panic or runtime.Goexit in fn releases and
+// goes on. Where fn released the lease itself, in time or by a ReleaseIn that committed, there is no timeout.
 //
 // With Settings.SkipHeld, Do returns nil and logs a warning where the mutex is held.
 func (m *Mutex) Do(fn func(ctx context.Context) error) error {

@@ -13,9 +13,9 @@
 // # What is not guaranteed
 //
 // A lease that runs out does not stop the work: Do's context ends, and work that does not look at it goes on, perhaps
-// beside the next holder's. Do then returns ErrTimeout. For effects inside the database use Mutex.Transaction or
-// Lease.Guard, which commit only while the lease is held; for effects outside of it have the other side refuse stale
-// fencing tokens (Lease.Token; see Martin Kleppmann, "How to do distributed locking", 2016).
+// beside the next holder's. Do then returns ErrTimeout, and says whether the lease was lost, so that another holder may have
+// overlapped, or only ran out. For effects inside the database use Mutex.Transaction or Lease.Guard, which commit only while
+// the lease is held. For effects outside of it have the other side refuse stale fencing tokens (Lease.Token; see Martin Kleppmann, "How to do distributed locking", 2016).
 //
 // A SQLite file belongs to one machine, whose clock is the database's. With synchronous=NORMAL or OFF a power cut can undo
 // the last leases, and fencing tokens with them.
@@ -27,8 +27,8 @@
 // # What is
 //
 // Two leases of one mutex never overlap in the database, whatever the clocks of the application's machines say. The
-// holder's context ends no later than its lease runs out. Do says when its lease was lost. Fencing tokens grow with every
-// lease. No connection is kept while a lease is held.
+// holder's context ends no later than its lease runs out. Do says when its lease ended before the work did. Fencing tokens
+// grow with every lease. No connection is kept while a lease is held.
 package dbmutex
 
 import (
@@ -135,7 +135,7 @@ const migrationID = "dbmutex.Migrate"
 // look for it, in the main pool, which AutoMigrate under dbresolver does not. On PostgreSQL it also sets vacuum_truncate=off
 // for that table, unless it is set: a mutex that is taken a thousand times a second stays as quick as it was.
 //
-// It returns what Mutex.Do returns: AutoMigrate's error, ErrTimeout where the lease was lost meanwhile, the context's
+// It returns what Mutex.Do returns: AutoMigrate's error, ErrTimeout where the lease ended meanwhile, the context's
 // or the database's error. A failure leaves what was migrated before it.
 func (db *DB) Migrate(models ...any) error {
 	m := db.Mutex(migrationID, func(s *Settings) {

@@ -107,14 +107,6 @@ func (m *Mutex) failed(ctx context.Context, verb string, err error) error {
 	}
 }
 
-// lost is ErrTimeout, with the database's error that told of it, if any.
-func (m *Mutex) lost(err error) error {
-	if err == nil {
-		return fmt.Errorf("%w (mutex %q)", ErrTimeout, m.id)
-	}
-	return fmt.Errorf("%w (mutex %q): %w", ErrTimeout, m.id, err)
-}
-
 // fate asks how a transaction ended, until the answer is known or settleLimit has passed.
 func (m *Mutex) fate(ctx context.Context, transaction string) (f fate, err error) {
 	_, err = m.settle(ctx, time.Now().Add(settleLimit), func(t target) (err error) {

@@ -11,10 +11,10 @@ import (
 )
 
 // Transaction acquires the mutex, runs fn in a transaction, and commits only if the lease is still held, releasing it in
-// the same commit. No clock, pause or network partition can make two such transactions of one mutex overlap. After a
-// loss it rolls back and returns ErrTimeout. A deadline that passes does not abort it: what counts is whether somebody
-// else, or an operator, has taken the lease away. (Work that fails past the deadline has its error joined with
-// ErrTimeout, as in Do.)
+// the same commit. No clock, pause or network partition can make two such transactions of one mutex overlap. Where the lease
+// was lost, it rolls back and returns ErrTimeout, with a *TimeoutError whose Lost is true. A lease that only ran out does not
+// abort it: it commits and returns nil, however late, as nobody had the mutex meanwhile. (Where fn fails after the deadline,
+// its error is joined with ErrTimeout, as in Do.)
 //
 // fn must use tx alone for the database. tx has the handle's settings (gorm.DB.Set, Session), and none of its conditions.
 // The transaction runs under the handle's context; LeaseFrom finds the lease in tx.Statement.Context. Where fn returns an error the transaction is rolled back and the error returned. Where fn did not
@@ -45,7 +45,7 @@ func (m *Mutex) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) 
 	ctx := context.Context(&lease.work)
 	tx := m.session(ctx).Begin(opts...)
 	if tx.Error != nil {
-		return lease.finish(m.failed(ctx, "begin the transaction of", tx.Error))
+		return lease.finish(time.Now(), m.failed(ctx, "begin the transaction of", tx.Error))
 	}
 	returned := false
 	defer func() {
@@ -58,12 +58,13 @@ func (m *Mutex) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) 
 	if err == nil {
 		err = fn(m.carry(tx))
 	}
+	ended := time.Now()
 	returned = true
 	if err != nil {
 		tx.Rollback()
-		return lease.finish(err)
+		return lease.finish(ended, err)
 	}
-	return lease.commit(tx)
+	return lease.commit(tx, ended)
 }
 
 // carry gives a transaction the handle's settings, as gorm.DB.Transaction does, but not its conditions.
@@ -91,13 +92,13 @@ func (l *Lease) prepare(tx *gorm.DB) error {
 	case err != nil:
 		return m.failed(tx.Statement.Context, "begin the transaction of", err)
 	case !found:
-		return m.lost(nil)
+		return l.timeout(true, l.late(time.Now()), nil)
 	}
 	return nil
 }
 
-// commit ends a transaction whose work is done, and the lease with it.
-func (l *Lease) commit(tx *gorm.DB) error {
+// commit ends a transaction whose work ended at a moment, and the lease with it.
+func (l *Lease) commit(tx *gorm.DB, ended time.Time) error {
 	m := l.mutex
 	ctx := tx.Statement.Context
 	if l.stopKeep != nil {
@@ -111,24 +112,24 @@ func (l *Lease) commit(tx *gorm.DB) error {
 	if err != nil || !found {
 		tx.Rollback()
 		if err == nil {
-			err = m.lost(nil)
+			err = l.timeout(true, l.late(ended), nil)
 		} else {
 			err = m.notReleased(ctx, limit, verb, err)
 		}
-		return l.finish(err)
+		return l.finish(ended, err)
 	}
 	err = tx.Statement.ConnPool.(gorm.TxCommitter).Commit()
 	if err == nil {
 		return l.committed()
 	}
 	if transaction == "" || m.dialect.classify(err) != unknown {
-		return l.finish(m.failed(ctx, verb, err))
+		return l.finish(ended, m.failed(ctx, verb, err))
 	}
 	switch f, asked := m.fate(l.parent, transaction); f {
 	case fateCommitted:
 		return l.committed()
 	case fateAborted:
-		return l.finish(m.failed(ctx, verb, err))
+		return l.finish(ended, m.failed(ctx, verb, err))
 	default:
 		_ = l.Release() // harmless where it committed
 		return errors.Join(fmt.Errorf("dbmutex: %s %q: whether it committed is unknown: %w", verb, m.id, err), asked)
@@ -136,7 +137,7 @@ func (l *Lease) commit(tx *gorm.DB) error {
 }
 
 func (l *Lease) committed() error {
-	l.become(released)
+	l.become(released, nil)
 	queues.wake(l.mutex.queue)
 	return nil
 }

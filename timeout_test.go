@@ -1,0 +1,372 @@
+package dbmutex_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"gorm.io/gorm"
+
+	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/pgproxy"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+)
+
+const shortLease = 20 * time.Millisecond
+
+// requireTimeout is the error of a lease that ended before its work: lost, or only ran out.
+func requireTimeout(t *testing.T, err error, id string, lost bool) *dbmutex.TimeoutError {
+	t.Helper()
+	require.ErrorIs(t, err, dbmutex.ErrTimeout)
+	var timeout *dbmutex.TimeoutError
+	require.ErrorAs(t, err, &timeout)
+	require.Equal(t, id, timeout.LockID)
+	require.Equal(t, lost, timeout.Lost, "%v", err)
+	require.ErrorContains(t, timeout, fmt.Sprintf("%q", id))
+	if lost {
+		require.ErrorContains(t, timeout, "somebody else may")
+	} else {
+		require.Positive(t, timeout.Late)
+		require.ErrorContains(t, timeout, "ran out")
+		require.ErrorContains(t, timeout, "nobody else held the mutex meanwhile")
+	}
+	return timeout
+}
+
+// TestTheEndIsTold: work that ends after its lease is reported by every verb, as lost or as run out.
+func TestTheEndIsTold(t *testing.T) {
+	type fate struct {
+		name string
+		lost bool
+		work func(t *testing.T, db *dbmutex.DB, ctx context.Context) // from the acquire on
+	}
+	fates := []fate{
+		{"it ran out", false, func(t *testing.T, _ *dbmutex.DB, ctx context.Context) { requireEnds(t, ctx) }},
+		{"somebody took it over, and released it", true, func(t *testing.T, db *dbmutex.DB, ctx context.Context) {
+			requireEnds(t, ctx)
+			require.NoError(t, db.WithContext(limited(t)).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(nothing))
+		}},
+		{"somebody took it over, and holds it", true, func(t *testing.T, db *dbmutex.DB, ctx context.Context) {
+			requireEnds(t, ctx)
+			next, err := db.WithContext(limited(t)).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
+			require.NoError(t, err)
+			t.Cleanup(func() { _ = next.Release() })
+		}},
+		{"an operator released it", true, func(t *testing.T, db *dbmutex.DB, ctx context.Context) {
+			requireEnds(t, ctx)
+			require.NoError(t, db.Mutex("job").ForceRelease())
+		}},
+	}
+	verbs := map[string]func(m *dbmutex.Mutex, work func(ctx context.Context) error) error{
+		"Do": func(m *dbmutex.Mutex, work func(ctx context.Context) error) error { return m.Do(work) },
+		"Decorate": func(m *dbmutex.Mutex, work func(ctx context.Context) error) error {
+			return m.Decorate(work)(context.Background())
+		},
+		"DoValue": func(m *dbmutex.Mutex, work func(ctx context.Context) error) error {
+			value, err := dbmutex.DoValue(m, func(ctx context.Context) (int, error) { return 7, work(ctx) })
+			if value != 7 {
+				return errors.New("the value is gone")
+			}
+			return err
+		},
+		"Lease.Do": func(m *dbmutex.Mutex, work func(ctx context.Context) error) error {
+			lease, err := m.Acquire()
+			if err != nil {
+				return err
+			}
+			return lease.Do(work)
+		},
+		"Release": func(m *dbmutex.Mutex, work func(ctx context.Context) error) error {
+			lease, err := m.Acquire()
+			if err != nil {
+				return err
+			}
+			workErr := work(lease.Context())
+			err = lease.Release()
+			if again := lease.Release(); again != err { //nolint:errorlint // the same one
+				return fmt.Errorf("Release said %v, then %w", err, again)
+			}
+			return errors.Join(err, workErr)
+		},
+	}
+	for verb, run := range verbs {
+		t.Run(verb, func(t *testing.T) {
+			t.Parallel()
+			each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+				for _, fate := range fates {
+					for _, workErr := range []error{nil, errWork} {
+						t.Run(fmt.Sprint(fate.name, ", the work returns ", workErr), func(t *testing.T) {
+							err := run(db.Mutex("job", dbmutex.WithTTL(shortLease)), func(ctx context.Context) error {
+								fate.work(t, db, ctx)
+								return workErr
+							})
+							timeout := requireTimeout(t, err, "job", fate.lost)
+							require.Positive(t, timeout.Late)
+							require.NoError(t, timeout.Err)
+							require.Equal(t, workErr != nil, errors.Is(err, errWork))
+							require.NoError(t, db.Mutex("job").ForceRelease())
+						})
+					}
+				}
+			})
+		})
+	}
+}
+
+// What the work heard of its lease is a guess. What Do has asked the database comes first.
+func TestWhatTheWorkHeardIsNotTheLastWord(t *testing.T) {
+	t.Parallel()
+	heard := map[string]func(ctx context.Context) error{
+		"the cause":          context.Cause,
+		"the cause, wrapped": func(ctx context.Context) error { return fmt.Errorf("report: %w", context.Cause(ctx)) },
+		"ErrTimeout":         func(context.Context) error { return dbmutex.ErrTimeout },
+		"a renewal that came late": func(ctx context.Context) error {
+			lease, _ := dbmutex.LeaseFrom(ctx)
+			return lease.Renew()
+		},
+	}
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		for name, report := range heard {
+			for _, lost := range []bool{false, true} {
+				t.Run(fmt.Sprint(name, ", lost ", lost), func(t *testing.T) {
+					work := func(ctx context.Context) error {
+						requireEnds(t, ctx)
+						require.ErrorIs(t, context.Cause(ctx), dbmutex.ErrTimeout)
+						require.ErrorContains(t, context.Cause(ctx), `"job"`)
+						if lost {
+							require.NoError(t, db.Mutex("job").ForceRelease())
+						}
+						return report(ctx)
+					}
+					err := db.Mutex("job", dbmutex.WithTTL(shortLease)).Do(work)
+					requireTimeout(t, err, "job", lost)
+					if name != "the cause, wrapped" {
+						require.Equal(t, 1, strings.Count(err.Error(), dbmutex.ErrTimeout.Error()), "it is told once: %v", err)
+					}
+					err = db.Mutex("job", dbmutex.WithTTL(shortLease)).Transaction(func(tx *gorm.DB) error {
+						lease, _ := dbmutex.LeaseFrom(tx.Statement.Context)
+						requireEnds(t, lease.Context())
+						return report(lease.Context())
+					})
+					requireTimeout(t, err, "job", false)
+				})
+			}
+		}
+	})
+}
+
+// Another mutex's timeout is the work's own error: it is joined, after the run's own.
+func TestAnotherMutexsTimeoutIsTheWorksOwnError(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		inner := func(context.Context) error {
+			return db.Mutex("inner", dbmutex.WithTTL(shortLease)).Do(func(ctx context.Context) error {
+				requireEnds(t, ctx)
+				return nil
+			})
+		}
+		requireTimeout(t, db.Mutex("outer").Do(inner), "inner", false)
+
+		err := db.Mutex("outer", dbmutex.WithTTL(2*shortLease)).Do(func(ctx context.Context) error {
+			err := inner(ctx)
+			requireEnds(t, ctx)
+			return err
+		})
+		requireTimeout(t, err, "outer", false)
+		require.Equal(t, 2, strings.Count(err.Error(), dbmutex.ErrTimeout.Error()))
+	})
+}
+
+func TestALossBeforeTheDeadlineIsNotLate(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		for _, renew := range []bool{false, true} {
+			err := db.Mutex("job").Do(func(ctx context.Context) error {
+				require.NoError(t, db.Mutex("job").ForceRelease())
+				if !renew {
+					return nil
+				}
+				lease, _ := dbmutex.LeaseFrom(ctx)
+				err := lease.Renew()
+				requireTimeout(t, err, "job", true)
+				require.Same(t, err, context.Cause(ctx))
+				return err
+			})
+			require.Zero(t, requireTimeout(t, err, "job", true).Late)
+		}
+	})
+}
+
+// A commit is not taken back because it came late: nobody had the mutex meanwhile.
+func TestALateCommitIsNoTimeout(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		require.NoError(t, db.Mutex("job", dbmutex.WithTTL(shortLease)).Transaction(func(tx *gorm.DB) error {
+			lease, _ := dbmutex.LeaseFrom(tx.Statement.Context)
+			requireEnds(t, lease.Context())
+			return nil
+		}))
+
+		releaseIn := func(ctx context.Context, end error) error {
+			requireEnds(t, ctx)
+			lease, _ := dbmutex.LeaseFrom(ctx)
+			err := db.Gorm.Transaction(func(tx *gorm.DB) error { return errors.Join(lease.ReleaseIn(tx), end) })
+			if end != nil {
+				require.ErrorIs(t, err, end)
+				return nil
+			}
+			return err
+		}
+		short := db.Mutex("job", dbmutex.WithTTL(shortLease))
+		require.NoError(t, short.Do(func(ctx context.Context) error { return releaseIn(ctx, nil) }))
+		requireTimeout(t, short.Do(func(ctx context.Context) error { return releaseIn(ctx, errWork) }), "job", false)
+
+		lease := acquire(t, db, "job", dbmutex.WithTTL(shortLease))
+		requireEnds(t, lease.Context())
+		require.NoError(t, db.Gorm.Transaction(lease.ReleaseIn))
+		require.NoError(t, lease.Release())
+		require.NoError(t, lease.Release())
+		requireTimeout(t, lease.Do(func(context.Context) error {
+			t.Error("it ran without the mutex")
+			return nil
+		}), "job", true)
+	})
+}
+
+func TestATransactionThatLostItsLeaseSaysSo(t *testing.T) {
+	t.Parallel()
+	d := testdb.Postgres(t) // on SQLite nobody else can write meanwhile
+	db := open(t, d)
+	for _, workErr := range []error{nil, errWork} {
+		err := db.Mutex("job").Transaction(func(tx *gorm.DB) error {
+			require.NoError(t, db.Mutex("job").ForceRelease())
+			return workErr
+		})
+		require.Zero(t, requireTimeout(t, err, "job", true).Late)
+		require.Equal(t, workErr != nil, errors.Is(err, errWork))
+		require.Equal(t, 1, strings.Count(err.Error(), dbmutex.ErrTimeout.Error()), "it is told once: %v", err)
+	}
+}
+
+func TestALeaseThatEndedBeforeItsWorkBegan(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		unexpected := func(context.Context) error {
+			t.Error("it ran without the mutex")
+			return nil
+		}
+		for _, lost := range []bool{false, true} {
+			lease := acquire(t, db, "job", dbmutex.WithTTL(shortLease))
+			requireEnds(t, lease.Context())
+			if lost {
+				require.NoError(t, db.Mutex("job").ForceRelease())
+			}
+			first := requireTimeout(t, lease.Do(unexpected), "job", lost)
+			require.Positive(t, first.Late)
+			require.Nil(t, row(t, db, "job"))
+			require.Same(t, first, lease.Do(unexpected))
+			require.Same(t, first, lease.Renew())
+			require.Same(t, first, lease.Release())
+		}
+
+		lease := acquire(t, db, "job")
+		require.NoError(t, lease.Release())
+		requireTimeout(t, lease.Do(unexpected), "job", true)
+		requireTimeout(t, lease.Renew(), "job", true)
+		require.NoError(t, lease.Release(), "it was in time")
+	})
+}
+
+// A work that ended in time is not late because its release takes long.
+func TestTheMomentThatCountsIsTheEndOfTheWork(t *testing.T) {
+	t.Parallel()
+	const ttl = 2 * time.Second
+	db, pool := openFaulty(t)
+	slow := func(lose error) {
+		pool.setLose(func(statement string) error {
+			if !strings.HasPrefix(statement, "DELETE") && !strings.HasPrefix(statement, "UPDATE") {
+				return nil
+			}
+			pool.lose = nil
+			time.Sleep(ttl + time.Second)
+			return lose
+		})
+	}
+	for _, lose := range []error{nil, io.ErrUnexpectedEOF} { // then a second try finds no row
+		require.NoError(t, db.Mutex("job", dbmutex.WithTTL(ttl)).Do(func(context.Context) error {
+			slow(lose)
+			return nil
+		}))
+	}
+	require.NoError(t, db.Mutex("job", dbmutex.WithTTL(ttl)).Transaction(func(*gorm.DB) error {
+		pool.setLose(func(statement string) error {
+			if statement == "COMMIT" {
+				pool.lose = nil
+				time.Sleep(ttl + time.Second)
+			}
+			return nil
+		})
+		return nil
+	}))
+}
+
+func TestATimeoutSaysWhatFailed(t *testing.T) {
+	t.Parallel()
+	t.Run("renewals that fail", func(t *testing.T) {
+		db, pool := openFaulty(t)
+		broken := errors.New("the renewal's own")
+		var cause error
+		err := db.Mutex("job", dbmutex.WithTTL(2*time.Second), dbmutex.WithRenewal()).Do(func(ctx context.Context) error {
+			pool.setLose(func(statement string) error {
+				if strings.Contains(statement, "SET expires_at") {
+					return &sqlError{"42501"}
+				}
+				return nil
+			})
+			requireEnds(t, ctx)
+			cause = context.Cause(ctx)
+			return broken
+		})
+		timeout := requireTimeout(t, err, "job", false)
+		require.ErrorIs(t, err, broken)
+		var refused *sqlError
+		require.ErrorAs(t, timeout, &refused)
+		require.ErrorContains(t, timeout, `renew "job"`)
+		require.ErrorAs(t, cause, &refused)
+	})
+	t.Run("a renewal that recovered is no cause", func(t *testing.T) {
+		db, pool := openFaulty(t)
+		lease := acquire(t, db, "job", dbmutex.WithTTL(3*time.Second))
+		pool.setLose(func(statement string) error {
+			if strings.Contains(statement, "SET expires_at") {
+				pool.lose = nil
+				return &sqlError{"42501"}
+			}
+			return nil
+		})
+		require.Error(t, lease.Renew())
+		require.NoError(t, lease.Renew())
+		requireEnds(t, lease.Context())
+		require.NoError(t, requireTimeout(t, lease.Release(), "job", false).Err)
+	})
+	t.Run("a release that fails", func(t *testing.T) {
+		onNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+			lease := acquire(t, proxied, "job", dbmutex.WithTTL(200*time.Millisecond))
+			network.Freeze()
+			requireEnds(t, lease.Context())
+			timeout := requireTimeout(t, lease.Release(), "job", true)
+			require.Positive(t, timeout.Late)
+			require.ErrorContains(t, timeout.Err, "not done within 5s")
+			require.NotErrorIs(t, timeout, context.DeadlineExceeded)
+			require.NotErrorIs(t, timeout, context.Canceled)
+			network.Thaw()
+			requireTimeout(t, lease.Release(), "job", false) // now it could be asked
+			require.Nil(t, row(t, direct, "job"))
+		})
+	})
+}
