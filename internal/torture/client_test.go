@@ -170,6 +170,16 @@ func expires(lease *dbmutex.Lease) int64 {
 	return moment + int64(time.Until(deadline))
 }
 
+// deadline is a lease's deadline on the operations' clock, somewhere between two moments.
+func deadline(lease *dbmutex.Lease) (from, to int64) {
+	from = expires(lease)
+	deadline, ends := lease.ExpiresAt()
+	if !ends {
+		return never, never
+	}
+	return from, int64(time.Until(deadline)) + now()
+}
+
 // acquired is an acquire that got its lease.
 func (u *usage) acquired(o *operation, lease *dbmutex.Lease) {
 	u.returned(o)
@@ -196,17 +206,22 @@ func (u *usage) refused(o *operation, err error) {
 }
 
 // released is a release that followed work which returned workErr.
-func (u *usage) released(o *operation, err, workErr error) {
+func (u *usage) released(o *operation, lease *dbmutex.Lease, err, workErr error) {
 	u.returned(o)
-	timeout := errors.Is(err, dbmutex.ErrTimeout)
+	o.EndFrom, o.EndTo = deadline(lease)
+	var timeout *dbmutex.TimeoutError
+	timedOut := errors.As(err, &timeout)
 	switch {
-	case u.retired && (err == nil || timeout): // the transaction may have released it
+	case u.retired && (err == nil || timedOut): // the transaction may have released it
 		o.Outcome = either
-	case !timeout && text(err) == text(workErr):
+	case !timedOut && text(err) == text(workErr):
 		o.Outcome = ok
-	case timeout && workErr == nil && o.Lost == 0 && !strings.Contains(text(err), "\n"): // not joined with what came first
+	case timedOut && !timeout.Lost:
+		o.Outcome = late
+	case timedOut && !strings.Contains(timeout.Error(), "was lost"): // the row could not be asked for
+	case timedOut && o.Lost == 0:
 		o.Outcome = lost
-	case timeout:
+	case timedOut:
 		o.Outcome = either
 	}
 	o.Error = text(err)
@@ -260,7 +275,7 @@ func (u *usage) acquire() *dbmutex.Lease {
 func (u *usage) release(lease *dbmutex.Lease) {
 	for range 2 {
 		o := u.begin(release)
-		u.released(o, lease.Release(), nil)
+		u.released(o, lease, lease.Release(), nil)
 		if o.Outcome != unknown {
 			return
 		}
@@ -373,11 +388,10 @@ func (u *usage) apart(bad bool, fn func() error) error {
 func (u *usage) do() {
 	o := u.begin(acquire)
 	var workErr error
-	ran := false
+	var lease *dbmutex.Lease
 	bad := u.Habits.Panic && u.maybe(0.1)
 	work := func(ctx context.Context) error {
-		ran = true
-		lease, _ := dbmutex.LeaseFrom(ctx)
+		lease, _ = dbmutex.LeaseFrom(ctx)
 		u.acquired(o, lease)
 		u.hold(lease)
 		if !bad && u.maybe(0.1) {
@@ -403,8 +417,8 @@ func (u *usage) do() {
 			return u.mutex.Do(work)
 		}
 	})
-	if ran {
-		u.released(o, err, workErr)
+	if lease != nil {
+		u.released(o, lease, err, workErr)
 	} else {
 		u.refused(o, err)
 	}
@@ -449,12 +463,11 @@ func (u *usage) isolation() []*sql.TxOptions {
 func (u *usage) transaction() {
 	whole, o := u.begin(transaction), u.begin(acquire)
 	var workErr error
-	ran := false
+	var lease *dbmutex.Lease
 	bad := u.Habits.Panic && u.maybe(0.05)
 	err := u.apart(bad, func() error {
 		return u.mutex.Transaction(func(tx *gorm.DB) error {
-			ran = true
-			lease, _ := dbmutex.LeaseFrom(tx.Statement.Context)
+			lease, _ = dbmutex.LeaseFrom(tx.Statement.Context)
 			u.acquired(o, lease)
 			u.promise(lease)
 			workErr = u.count(tx, whole.Attempt)
@@ -469,14 +482,14 @@ func (u *usage) transaction() {
 			return workErr
 		}, u.isolation()...)
 	})
-	if !ran {
+	if lease == nil {
 		u.refused(o, err)
 		whole.Outcome = aborted
 	} else {
 		if bad && workErr != nil { // only the release's error is known
 			workErr = nil
 		}
-		u.released(o, err, workErr)
+		u.released(o, lease, err, workErr)
 		switch {
 		case bad:
 			whole.Outcome = aborted

@@ -73,6 +73,9 @@ func (a *sqliteArena) begin(t *testing.T, r *round) {
 	r.total.add("rounds with "+r.setting, 1)
 	r.db = migrate(t, db)
 	r.job.Database = "sqlite"
+	r.job.Driver = []string{"mattn", "glebarez"}[r.rand.IntN(2)] // one in a process: two would not see each other's locks
+	r.setting += ", driver " + r.job.Driver
+	r.total.add("rounds with driver "+r.job.Driver, 1)
 	r.dsn = func(int) string { return path }
 	r.misuse()
 	if r.maybe(0.5) {

@@ -37,6 +37,7 @@ const (
 	held    outcome = "held"   // somebody's row was there: operation.Seen
 	free    outcome = "free"   // nobody's was
 	lost    outcome = "lost"   // the lease's row was found gone
+	late    outcome = "late"   // a release that found its row, and reported that the lease had run out before the work ended
 	either  outcome = "either" // a release after which the row is not the lease's, whether it was or not
 	aborted outcome = "aborted"
 )
@@ -59,8 +60,10 @@ type operation struct {
 	Outcome outcome `json:"outcome,omitempty"`
 	Token   int64   `json:"token,omitempty"`
 	Expires int64   `json:"expires,omitempty"` // Lease.ExpiresAt: nobody else may get the mutex before
-	Seen    string  `json:"seen,omitempty"`    // the lease of the row that was there; "" where it is not known
-	Lost    int     `json:"lost,omitempty"`    // how many of its statements were sent and got no answer
+	EndFrom int64   `json:"endFrom,omitempty"` // of a release: between these two was the lease's deadline; 0: not known
+	EndTo   int64   `json:"endTo,omitempty"`
+	Seen    string  `json:"seen,omitempty"` // the lease of the row that was there; "" where it is not known
+	Lost    int     `json:"lost,omitempty"` // how many of its statements were sent and got no answer
 	Error   string  `json:"error,omitempty"`
 }
 

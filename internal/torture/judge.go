@@ -334,6 +334,22 @@ func judgeTokens(history []*operation) (complaints []string) {
 	return complaints
 }
 
+// judgeEnds returns what is wrong with what was said of the ends of leases: work that ended after its lease is reported,
+// and no other. A transaction that committed is not late.
+func judgeEnds(history []*operation) (complaints []string) {
+	for _, o := range history {
+		committed := o.Attempt != "" && o.Outcome == ok
+		switch {
+		case o.Verb != release || o.EndTo == 0 || committed:
+		case o.Outcome == ok && o.Call > o.EndTo:
+			complaints = append(complaints, fmt.Sprintf("the work ended after its lease, and nobody was told:\n%v", o))
+		case o.Outcome == late && o.Return < o.EndFrom:
+			complaints = append(complaints, fmt.Sprintf("the work ended before its lease, and was called late:\n%v", o))
+		}
+	}
+	return complaints
+}
+
 // counted is what the transactions of one mutex left behind.
 type counted struct {
 	n    int             // the counter that each raised by 1, by what it had read

@@ -59,7 +59,7 @@ func TestJudgeOrder(t *testing.T) {
 			gets(0, 2, "a", 1), at(5, 150, acquire, "b", held, sees("a"), waits), at(20, 60, release, "a", ok, unanswered),
 			at(30, 31, look, "", held, sees("b")), gets(62, 64, "c", 2)}},
 		"a release past the deadline": {verdict: porcupine.Ok, history: []*operation{
-			gets(0, 2, "a", 1), at(500, 501, release, "a", ok)}},
+			gets(0, 2, "a", 1), at(500, 501, release, "a", late), gets(502, 503, "b", 2)}},
 		"an acquire of unknown outcome that took effect": {verdict: porcupine.Ok, history: []*operation{
 			gets(0, 2, "a", 1), at(50, 60, release, "a", ok), at(70, 80, acquire, "b", unknown), tries(81, 82, "c", "b")}},
 		"one that was cut off and took over": {verdict: porcupine.Ok, history: []*operation{
@@ -101,6 +101,8 @@ func TestJudgeOrder(t *testing.T) {
 			gets(0, 2, "a", 5), at(10, 12, release, "a", ok), gets(13, 15, "b", 4)}},
 		"a release that was no loss after a take-over": {verdict: porcupine.Illegal, history: []*operation{
 			gets(0, 2, "a", 1), gets(101, 103, "b", 2), at(110, 111, release, "a", ok)}},
+		"a lease that only ran out, after a take-over": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), gets(101, 103, "b", 2), at(110, 111, release, "a", late)}},
 		"a renewal that worked after a take-over": {verdict: porcupine.Illegal, history: []*operation{
 			gets(0, 2, "a", 1), gets(101, 103, "b", 2), at(110, 111, renew, "a", ok, until(210))}},
 		"a guard that worked after a take-over": {verdict: porcupine.Illegal, history: []*operation{
@@ -142,6 +144,38 @@ func TestJudgeTokens(t *testing.T) {
 		"concurrent acquires may come in any order")
 	assert.Len(t, judgeTokens([]*operation{gets(0, 10, "a", 2), gets(11, 15, "b", 1)}), 1)
 	assert.Len(t, judgeTokens([]*operation{gets(0, 10, "a", 2), gets(5, 15, "b", 2)}), 1)
+}
+
+func TestJudgeEnds(t *testing.T) {
+	ends := func(from, to int64) func(*operation) {
+		return func(o *operation) { o.EndFrom, o.EndTo = from*ms, to*ms }
+	}
+	commits := func(o *operation) { o.Attempt = "x" }
+	for name, c := range map[string]struct {
+		complaint string
+		release   *operation
+	}{
+		"in time":                         {"", at(99, 120, release, "a", ok, ends(100, 101))},
+		"late, and told":                  {"", at(90, 120, release, "a", late, ends(100, 101))},
+		"late, and lost":                  {"", at(110, 120, release, "a", lost, ends(100, 101))},
+		"late, and not told":              {"nobody was told", at(102, 120, release, "a", ok, ends(100, 101))},
+		"in time, and called late":        {"called late", at(90, 99, release, "a", late, ends(100, 101))},
+		"a commit that is late":           {"", at(102, 120, release, "a", ok, ends(100, 101), commits)},
+		"a failed transaction, late":      {"", at(102, 120, release, "a", late, ends(100, 101), commits)},
+		"a deadline that is not known":    {"", at(102, 120, release, "a", ok)},
+		"one whose outcome is not known":  {"", at(102, 120, release, "a", unknown, ends(100, 101))},
+		"a lease that does not end":       {"", at(102, 120, release, "a", ok, func(o *operation) { o.EndFrom, o.EndTo = never, never })},
+		"one that may have been released": {"", at(102, 120, release, "a", either, ends(100, 101))},
+	} {
+		t.Run(name, func(t *testing.T) {
+			complaints := judgeEnds([]*operation{c.release})
+			if c.complaint == "" {
+				assert.Empty(t, complaints)
+			} else if assert.Len(t, complaints, 1) {
+				assert.Contains(t, complaints[0], c.complaint)
+			}
+		})
+	}
 }
 
 func TestJudgeCounter(t *testing.T) {

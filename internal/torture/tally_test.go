@@ -39,7 +39,7 @@ func (c *tally) record(r *record, left counted) {
 		if o.Verb == acquire && o.Outcome == ok {
 			leases = append(leases, o)
 		}
-		if o.Verb == release && (o.Outcome == ok || o.Outcome == either) {
+		if o.Verb == release && (o.Outcome == ok || o.Outcome == late || o.Outcome == either) {
 			released[o.Lease] = true
 		}
 		c.add(name(o)+" "+ending(o), 1)

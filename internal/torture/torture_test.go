@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -177,7 +178,7 @@ func (r *round) judge(t *testing.T) {
 		for _, attempt := range attempts {
 			c.runs[attempt] = true
 		}
-		for _, complaint := range append(judgeTokens(history), judgeCounter(c, history, r.undoable)...) {
+		for _, complaint := range slices.Concat(judgeTokens(history), judgeEnds(history), judgeCounter(c, history, r.undoable)) {
 			t.Errorf("%s: %s", id, complaint)
 		}
 		r.total.record(record, c)

@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	glebarez "github.com/glebarez/sqlite"
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/stdlib"
@@ -36,6 +37,7 @@ const jobVariable = "DBMUTEX_TORTURE_JOB"
 // job is what a worker is to do, until its standard input ends.
 type job struct {
 	Database, DSN string
+	Driver        string // of SQLite: "mattn" or "glebarez"
 	Seed          uint64
 	Mutexes       []string
 	First         int // the number of its first client
@@ -111,7 +113,10 @@ func work(text string) error {
 
 func (j *job) open() (*dbmutex.DB, error) {
 	dialector := sqlite.Open(j.DSN)
-	if j.Database == "postgres" {
+	switch {
+	case j.Driver == "glebarez":
+		dialector = glebarez.Open(j.DSN)
+	case j.Database == "postgres":
 		config, err := pgx.ParseConfig(j.DSN)
 		if err != nil {
 			return nil, err
