@@ -6,7 +6,7 @@
 //
 // It runs rounds. In each, several processes with several clients use a few mutexes in every way that there is, while
 // workers are killed or stopped for a while and, on PostgreSQL, answers, requests and connections are lost, the network
-// freezes, backends are terminated or stopped and the server crashes; on SQLite others lock the file. Contexts end and
+// freezes, backends are terminated or stopped and the server crashes; on SQLite, under one of two drivers, others lock the file. Contexts end and
 // work panics. Every client writes down each operation when it begins and when it has ended, on a clock that all share,
 // and the parent adds what it reads in the lock's table. At the round's end nothing runs any more, so that nothing
 // that was left open can still have an effect, and the parent has each mutex once more.
@@ -19,6 +19,9 @@
 // release may succeed only for the lease that holds the mutex, and may report a loss only where there was one; nobody
 // may be told of a holder that is none; and a MinHold is kept. An operation that failed, or whose process was killed,
 // may or may not have had its effect, from its call on.
+//
+// Work that ended after its lease's deadline must have been told so, and no other: as run out where its row was still
+// there, as lost where it was not. A transaction that committed is not late.
 //
 // Fencing tokens must be unique and grow. The transactions of a mutex raise a counter by what they read, without any
 // lock but the mutex: those that said they had committed must be there, those that said they had not must not, and the
