@@ -2,6 +2,7 @@ package cronmutex_test
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -131,16 +132,6 @@ func TestErrorsAreLogged(t *testing.T) {
 		inner := &dbmutex.HeldError{LockID: "another"}
 		require.Equal(t, inner, run(func(context.Context) error { return inner }), "the job ran: this is no skip")
 
-		err := run(func(context.Context) error { return db.Mutex("job").ForceRelease() })
-		require.ErrorIs(t, err, dbmutex.ErrTimeout)
-
-		err = run(func(context.Context) error {
-			assert.NoError(t, db.Mutex("job").ForceRelease())
-			return errOwn
-		})
-		require.ErrorIs(t, err, dbmutex.ErrTimeout)
-		require.ErrorIs(t, err, errOwn)
-
 		job := wrapper(t, db, log, briefly)(cronmutex.Job(func(context.Context) error {
 			t.Error("it ran without the mutex")
 			return nil
@@ -148,6 +139,51 @@ func TestErrorsAreLogged(t *testing.T) {
 		require.NoError(t, db.Migrator().DropTable(&dbmutex.DBMutex{}))
 		job.Run()
 		require.ErrorContains(t, log.requireError(t), "run AutoMigrate")
+	})
+}
+
+// TestTheEndOfALeaseIsLogged: what the log says of the run's own lease comes before what the job has heard.
+func TestTheEndOfALeaseIsLogged(t *testing.T) {
+	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
+		db, others := open(), open()
+		log := newRecording()
+		for _, lost := range []bool{false, true} {
+			requireLogged := func(job cron.Job) error {
+				wrapper(t, db, log, dbmutex.WithTTL(shortLease), briefly)(job).Run()
+				err := log.requireError(t)
+				requireTimeout(t, err, lost)
+				return err
+			}
+			another := &dbmutex.TimeoutError{LockID: "another", Lost: !lost}
+			for _, result := range []func(ctx context.Context) error{
+				func(context.Context) error { return nil },
+				func(context.Context) error { return errOwn },
+				func(context.Context) error { return another },
+				func(ctx context.Context) error { return fmt.Errorf("report: %w", context.Cause(ctx)) },
+			} {
+				var own error
+				err := requireLogged(cronmutex.Job(func(ctx context.Context) error {
+					<-ctx.Done()
+					if lost {
+						overlap(t, others)
+					}
+					own = result(ctx)
+					return own
+				}))
+				if own != nil {
+					require.ErrorIs(t, err, own)
+				}
+			}
+			requireLogged(cron.FuncJob(func() {
+				time.Sleep(2 * shortLease)
+				if lost {
+					overlap(t, others)
+				}
+			}))
+		}
+
+		wrapper(t, db, log, briefly)(cronmutex.Job(func(context.Context) error { return db.Mutex("job").ForceRelease() })).Run()
+		require.Zero(t, requireTimeout(t, log.requireError(t), true).Late, "it was lost before its deadline")
 	})
 }
 
@@ -183,7 +219,7 @@ func TestTheContextIsTheLeases(t *testing.T) {
 			cause = context.Cause(ctx)
 			return cause
 		})).Run()
-		require.Equal(t, dbmutex.ErrTimeout, cause)
+		require.ErrorIs(t, cause, dbmutex.ErrTimeout)
 		require.ErrorIs(t, log.requireError(t), dbmutex.ErrTimeout)
 	})
 }

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/robfig/cron/v3"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
@@ -104,6 +105,27 @@ func (r recording) requireError(t *testing.T) error {
 	require.Error(t, e.err, e.msg)
 	require.Equal(t, entry{"run", e.err, []any{"mutex", "job"}}, e)
 	return e.err
+}
+
+// requireTimeout wants that the error tells, first of all, of the end of the job's own lease: lost, or only ran out.
+func requireTimeout(t *testing.T, err error, lost bool) *dbmutex.TimeoutError {
+	t.Helper()
+	require.ErrorIs(t, err, dbmutex.ErrTimeout)
+	var timeout *dbmutex.TimeoutError
+	require.ErrorAs(t, err, &timeout)
+	require.Equal(t, "job", timeout.LockID)
+	require.Equal(t, lost, timeout.Lost, "%v", err)
+	return timeout
+}
+
+// shortLease is the TTL of leases that run out.
+const shortLease = 20 * time.Millisecond
+
+// overlap takes the mutex over as soon as the lease has run out, and releases it.
+func overlap(t *testing.T, db *dbmutex.DB) {
+	next, err := db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
+	assert.NoError(t, err)
+	assert.NoError(t, next.Release())
 }
 
 // each runs fn on every kind of database, with open for the handles of as many machines as it needs.
