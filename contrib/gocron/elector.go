@@ -18,13 +18,15 @@ const (
 	// campaign is how long a candidate waits for the mutex until it looks again who holds it.
 	campaign = 10 * time.Second
 
-	// recess is the pause after a lost lease or a failure of the database, before the next campaign.
+	// recess is the pause after a lease that ended or a failure of the database, before the next campaign.
 	recess = time.Second
 )
 
 // ErrNotLeader says that somebody else is the leader, or nobody. The error of Elector.IsLeader that matches it wraps what is
 // known of the reason: the *dbmutex.HeldError of a leader elsewhere, as it was some seconds ago; the database's error;
-// dbmutex.ErrTimeout just after a lost lease; context.Canceled after Close.
+// context.Canceled after Close; or dbmutex.ErrTimeout just after this leader's lease ended. The *dbmutex.TimeoutError in it
+// says whether the lease was lost, so that another may have led already, or only ran out. Until the database has answered,
+// nobody can know, and it counts as lost.
 var ErrNotLeader = errors.New("dbmutex: not the leader")
 
 // Elector is a gocron.Elector, for gocron.WithDistributedElector: one scheduler at a time, the leader, runs all the jobs.
@@ -83,7 +85,9 @@ func (e *Elector) run(ctx context.Context, mutex *dbmutex.Mutex) {
 		e.set(lease, err)
 		if err == nil {
 			<-lease.Context().Done()
-			e.last = lease.Release()
+			if e.last = lease.Release(); e.last != nil {
+				e.set(nil, e.last)
+			}
 		}
 		if !errors.Is(err, dbmutex.ErrNotAcquired) {
 			select {
@@ -118,7 +122,7 @@ func (e *Elector) IsLeader(context.Context) error {
 		if deadline, _ := e.lease.ExpiresAt(); err == nil && time.Now().Before(deadline) {
 			return nil
 		}
-		err = cmp.Or(err, dbmutex.ErrTimeout)
+		err = cmp.Or[error](err, &dbmutex.TimeoutError{LockID: e.lease.LockID(), Lost: true})
 	}
 	if err == nil { // the first campaign has not ended
 		return ErrNotLeader
@@ -130,7 +134,8 @@ func (e *Elector) IsLeader(context.Context) error {
 // end of the handle's context does the same. Close may be called again.
 //
 // The error is that of the release, if this was the leader: the database's, where others may have to wait for the TTL; or
-// dbmutex.ErrTimeout, where another may have led already.
+// dbmutex.ErrTimeout, where the leader's lease had ended before. The *dbmutex.TimeoutError in it says whether the lease was
+// lost, so that another may have led already, or only ran out.
 func (e *Elector) Close() error {
 	if e == nil || e.done == nil {
 		return nil

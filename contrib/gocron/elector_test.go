@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -219,8 +220,38 @@ func TestCloseTellsOfALoss(t *testing.T) {
 		elector := newElector(t, open())
 		requireLeads(t, elector)
 		takeOver(t, open(), "leader")
-		require.ErrorIs(t, elector.Close(), dbmutex.ErrTimeout)
-		require.ErrorIs(t, elector.Close(), dbmutex.ErrTimeout)
+		requireTimeout(t, elector.Close(), "leader", true)
+		requireTimeout(t, elector.Close(), "leader", true)
+	})
+}
+
+// TestALeaderThatCannotRenew has a lease that only runs out. IsLeader says so once the database has answered, and Close.
+func TestALeaderThatCannotRenew(t *testing.T) {
+	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
+		ctx, cancel := context.WithCancel(context.Background())
+		defer cancel()
+		db := open()
+		var closing atomic.Bool
+		fail := func(tx *gorm.DB) {
+			switch sql := tx.Statement.SQL.String(); {
+			case strings.Contains(sql, "SET expires_at"):
+				_ = tx.AddError(errOwn)
+			case strings.Contains(sql, "DELETE") && closing.Load():
+				cancel() // no other campaign follows
+			}
+		}
+		require.NoError(t, db.Callback().Row().Before("gorm:row").Register("fail", fail))
+		require.NoError(t, db.Callback().Raw().Before("gorm:raw").Register("fail", fail))
+		elector := newElector(t, db.WithContext(ctx), quick)
+		requireLeads(t, elector)
+		eventually(t, func() bool {
+			var timeout *dbmutex.TimeoutError
+			err := elector.IsLeader(context.Background())
+			return errors.As(err, &timeout) && !timeout.Lost && errors.Is(err, gocronmutex.ErrNotLeader)
+		})
+		closing.Store(true)
+		<-ctx.Done()
+		requireTimeout(t, elector.Close(), "leader", false)
 	})
 }
 

@@ -71,7 +71,7 @@ func ExampleNewLocker() {
 	// <nil>
 }
 
-// The job's context is its lease's, and its error tells of a lost lease.
+// The job's context is its lease's, and its error says whether the lease was lost, or only ran out.
 func ExampleLocker_NewJob() {
 	db, done := openExample()
 	defer done()

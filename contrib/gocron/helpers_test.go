@@ -97,6 +97,16 @@ func requireLockError(t *testing.T, err, target error) {
 	require.ErrorIs(t, err, target)
 }
 
+// requireTimeout wants that the error tells, first of all, of the end of a lease of the mutex: lost, or only ran out.
+func requireTimeout(t *testing.T, err error, id string, lost bool) {
+	t.Helper()
+	require.ErrorIs(t, err, dbmutex.ErrTimeout)
+	var timeout *dbmutex.TimeoutError
+	require.ErrorAs(t, err, &timeout)
+	require.Equal(t, id, timeout.LockID)
+	require.Equal(t, lost, timeout.Lost, "%v", err)
+}
+
 // next waits for what comes from a channel.
 func next[T any](t *testing.T, c <-chan T) T {
 	t.Helper()

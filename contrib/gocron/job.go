@@ -16,11 +16,14 @@ import (
 // with a name, and with this Locker for it, whatever options and the scheduler say about both.
 //
 // fn gets the lease's context, with the lease for dbmutex.LeaseFrom. It ends when the job's does (gocron ends that at a
-// shutdown, or when the job is removed), or when the lease does, with cause dbmutex.ErrTimeout. The mutex is released when
-// fn returns or panics.
+// shutdown, or when the job is removed), or when the lease does, with a cause that matches dbmutex.ErrTimeout. The mutex is
+// released when fn returns or panics.
 //
-// The job's error, for gocron.AfterJobRunsWithError, is fn's. If the lease was lost it matches dbmutex.ErrTimeout, too:
-// another run may have overlapped, or fn did not run, as the lease had ended before. A failed release is joined with it.
+// The job's error, for gocron.AfterJobRunsWithError, is that of dbmutex.Lease.Do: fn's own, unless the lease ended before fn
+// did. Then it matches dbmutex.ErrTimeout, joined with fn's own: errors.As finds the run's *dbmutex.TimeoutError, which says
+// whether the lease was lost, so that another run may have overlapped, or only ran out. Where the lease had ended before fn
+// could begin, fn did not run, and the error is the same. A failed release is joined with fn's error, too.
+//
 // Where fn panics or never begins, the handle's GORM logger logs these as errors instead. gocron keeps these errors from
 // everybody else, and so does it with those of Lock, for gocron.AfterLockError: have listeners for both.
 //

@@ -3,6 +3,7 @@ package gocronmutex_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -14,6 +15,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	gocronmutex "github.com/gorm-dbmutex/dbmutex/contrib/gocron"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
@@ -79,7 +81,7 @@ func TestTheOutcomeOfAJob(t *testing.T) {
 				require.Equal(t, result, err)
 				continue
 			}
-			require.ErrorIs(t, err, dbmutex.ErrTimeout)
+			requireTimeout(t, err, "job", true)
 			if result != nil {
 				require.ErrorIs(t, err, result)
 			}
@@ -87,37 +89,107 @@ func TestTheOutcomeOfAJob(t *testing.T) {
 	})
 }
 
-// TestAJobThatIsLate outlives its lease.
+// TestAJobThatIsLate outlives its lease. What its error says of that comes before what the job has heard.
 func TestAJobThatIsLate(t *testing.T) {
 	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
 		db := open()
-		var takenOver bool
+		var lost, ran bool
 		var result func(ctx context.Context) error
+		var own error
 		job, outcomes := newJob(t, start(t), open(), func(ctx context.Context) error {
+			ran = true
 			<-ctx.Done()
 			require.ErrorIs(t, context.Cause(ctx), dbmutex.ErrTimeout)
-			if takenOver {
+			if lost {
 				lease, err := db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
 				require.NoError(t, err)
 				defer func() { require.NoError(t, lease.Release()) }()
 			}
-			return result(ctx)
+			own = result(ctx)
+			return own
 		}, []dbmutex.Option{dbmutex.WithTTL(100 * time.Millisecond)})
+		for _, lost = range []bool{false, true} {
+			another := &dbmutex.TimeoutError{LockID: "another", Lost: !lost}
+			for name, report := range map[string]func(ctx context.Context) error{
+				"nil":                func(context.Context) error { return nil },
+				"its own":            func(context.Context) error { return errOwn },
+				"another mutex's":    func(context.Context) error { return another },
+				"the cause":          context.Cause,
+				"the cause, wrapped": func(ctx context.Context) error { return fmt.Errorf("report: %w", context.Cause(ctx)) },
+			} {
+				result = report
+				var err error
+				for ran = false; !ran; { // it does not where the lease has ended before
+					err = outcomes.run(t, job)
+				}
+				requireTimeout(t, err, "job", lost)
+				switch name {
+				case "nil", "the cause":
+					require.Equal(t, 1, strings.Count(err.Error(), dbmutex.ErrTimeout.Error()), "it is told once")
+				default:
+					require.ErrorIs(t, err, own, name)
+				}
+			}
+		}
+	})
+}
 
-		result = func(context.Context) error { return nil }
-		require.NoError(t, outcomes.run(t, job), "nobody came in between")
-		result = func(ctx context.Context) error { return ctx.Err() }
-		err := outcomes.run(t, job)
-		require.ErrorIs(t, err, dbmutex.ErrTimeout, "it was cut short")
-		require.ErrorIs(t, err, context.Canceled)
+// TestAShutdownHidesNothing of what became of the lease.
+func TestAShutdownHidesNothing(t *testing.T) {
+	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
+		for _, end := range []string{"ran out", "lost"} {
+			s, begins := start(t), make(chan bool)
+			job, outcomes := newJob(t, s, open(), func(ctx context.Context) error {
+				begins <- true
+				<-ctx.Done()
+				if end == "lost" {
+					return open().Mutex("job").ForceRelease()
+				}
+				lease, _ := dbmutex.LeaseFrom(ctx)
+				deadline, _ := lease.ExpiresAt()
+				time.Sleep(time.Until(deadline) + time.Millisecond)
+				return nil
+			}, []dbmutex.Option{dbmutex.WithTTL(2 * time.Second)})
+			require.NoError(t, job.RunNow())
+			next(t, begins)
+			require.NoError(t, s.Shutdown())
+			requireTimeout(t, next(t, outcomes), "job", end == "lost")
+		}
+	})
+}
 
-		takenOver = true
-		result = func(context.Context) error { return nil }
-		err = outcomes.run(t, job)
-		require.ErrorIs(t, err, dbmutex.ErrTimeout)
-		require.Equal(t, 1, strings.Count(err.Error(), dbmutex.ErrTimeout.Error()))
-		result = context.Cause
-		require.Equal(t, dbmutex.ErrTimeout, outcomes.run(t, job), "it is told once")
+// TestAReleaseThatCommittedIsNoTimeout however late it is.
+func TestAReleaseThatCommittedIsNoTimeout(t *testing.T) {
+	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
+		db, lines := gocronmutex.Logged(open())
+		var ran, commits bool
+		job, outcomes := newJob(t, start(t), db, func(ctx context.Context) error {
+			ran = true
+			<-ctx.Done()
+			lease, _ := dbmutex.LeaseFrom(ctx)
+			err := db.Gorm.Transaction(func(tx *gorm.DB) error {
+				require.NoError(t, lease.ReleaseIn(tx))
+				if commits {
+					return nil
+				}
+				return errOwn
+			})
+			require.Equal(t, commits, err == nil)
+			return nil
+		}, []dbmutex.Option{dbmutex.WithTTL(100 * time.Millisecond)})
+		for _, commits = range []bool{true, false} {
+			var err error
+			for ran = false; !ran; {
+				err = outcomes.run(t, job)
+			}
+			if commits {
+				require.NoError(t, err)
+			} else {
+				requireTimeout(t, err, "job", false)
+			}
+			requireSoonFree(t, open(), "job")
+		}
+		require.Empty(t, lines)
 	})
 }
 
@@ -223,7 +295,7 @@ func TestALeaseThatIsLostBeforeTheRun(t *testing.T) {
 		expire(t, db, "job")
 		requireLockError(t, outcomes.run(t, job), dbmutex.ErrNotAcquired)
 		goOn <- true
-		require.ErrorIs(t, next(t, outcomes), dbmutex.ErrTimeout)
+		requireTimeout(t, next(t, outcomes), "job", true)
 		late.Store(false)
 		require.NoError(t, outcomes.run(t, job))
 	})

@@ -163,9 +163,17 @@ func TestUnlock(t *testing.T) {
 		require.ErrorIs(t, err, dbmutex.ErrNotAcquired)
 		require.Empty(t, lines)
 		err = lock.Unlock(context.Background())
-		require.ErrorIs(t, err, dbmutex.ErrTimeout)
+		requireTimeout(t, err, "job", true)
 		require.Equal(t, err.Error(), next(t, lines), "gocron throws it away")
 		require.NoError(t, other.Release())
+
+		const ttl = 20 * time.Millisecond
+		lock, err = newLocker(t, db, briefly, dbmutex.WithTTL(ttl)).Lock(context.Background(), "job")
+		require.NoError(t, err)
+		time.Sleep(2 * ttl)
+		err = lock.Unlock(context.Background())
+		requireTimeout(t, err, "job", false)
+		require.Equal(t, err.Error(), next(t, lines))
 
 		_, err = locker.Lock(ctx, "job")
 		require.ErrorIs(t, err, context.Canceled)
