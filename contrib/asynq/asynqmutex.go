@@ -6,8 +6,9 @@
 //	mux.Use(nonOverlapping)
 //	mux.HandleFunc("report", buildReport)
 //
-// A task that finds its mutex held is dropped; Policy has other ways. A run that loses its lease gets dbmutex.ErrTimeout,
-// as another may have overlapped with it. Anything else passes: a task's own error, asynq.SkipRetry, a panic.
+// A task that finds its mutex held is dropped; Policy has other ways. A run whose lease ended before it did gets
+// dbmutex.ErrTimeout, which says whether the lease was lost, so that another run may have overlapped, or only ran out.
+// Anything else passes: a task's own error, asynq.SkipRetry, a panic.
 //
 // The mutex is held until the handler returns or the lease ends, also where asynq has given the run up: at the task's
 // Timeout, at the end of Config.ShutdownTimeout, or because its worker lost sight of Redis. The run's context ends then.
@@ -81,12 +82,14 @@ type Policy struct {
 	// There, whatever Held is, it is Retry, with what that says of IsFailure.
 	Held Held
 
-	// OnTimeout is called after a run that returned, and whose own lease was lost, so that another may have overlapped with
-	// it; not after a panic. err matches dbmutex.ErrTimeout, and the task's own error if it had one. asynq gets what
-	// OnTimeout returns; with nil the task counts as done. ctx is asynq's, not the lease's, which has ended.
+	// OnTimeout is called after a run that returned, but whose own lease had ended before; not after a panic. err matches
+	// dbmutex.ErrTimeout, and the task's own error if it had one. errors.As finds the run's *dbmutex.TimeoutError in it: with
+	// Lost the lease was lost, so that another run may have overlapped; without, it only ran out, and certainly none did.
+	// asynq gets what OnTimeout returns; with nil the task counts as done. ctx is asynq's, not the lease's, which has ended.
 	//
-	// Defaults to err itself: a failure, which asynq retries, or archives where the task returned asynq.SkipRetry. Only a
-	// task that returned asynq.RevokeTask is not removed, as asynq would keep no record of the loss, but has failed.
+	// Defaults to err itself, whether the lease was lost or only ran out: a failure, which asynq retries, or archives where
+	// the task returned asynq.SkipRetry. Only a task that returned asynq.RevokeTask is not removed, as asynq would keep no
+	// record of the timeout, but has failed.
 	//
 	// Where asynq has given the run up meanwhile, so that ctx has ended, nobody gets what OnTimeout returns. The default
 	// then logs err through GORM's logger.
@@ -99,8 +102,8 @@ func NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.MiddlewareFun
 }
 
 // NonOverlapping makes a middleware that runs each task under a mutex, for asynq.ServeMux.Use or, for some tasks only, to
-// be called on their handlers. The task's context is the lease's: it ends, with cause dbmutex.ErrTimeout, when the lease
-// does, and dbmutex.LeaseFrom finds the lease in it.
+// be called on their handlers. The task's context is the lease's: it ends, with a cause that matches dbmutex.ErrTimeout,
+// when the lease does, and dbmutex.LeaseFrom finds the lease in it.
 //
 // The options mean what they mean in dbmutex, over the plugin's settings, but for these: WithSkipHeld has no effect, as
 // Policy.Held decides; and the task's id and queue are put behind the name of WithHolder, so that the table and
@@ -124,17 +127,6 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.Mi
 	if p.Key == nil {
 		p.Key = func(_ context.Context, task *asynq.Task) string { return task.Type() }
 	}
-	if p.OnTimeout == nil {
-		p.OnTimeout = func(ctx context.Context, _ *asynq.Task, err error) error {
-			if errors.Is(err, asynq.RevokeTask) {
-				err = fmt.Errorf("%w, and the task asked to be revoked: %s", dbmutex.ErrTimeout, err.Error())
-			}
-			if ctx.Err() != nil {
-				db.Logger.Error(ctx, "%s: %v", describe(ctx), err)
-			}
-			return err
-		}
-	}
 	return func(next asynq.Handler) asynq.Handler {
 		return asynq.HandlerFunc(func(ctx context.Context, task *asynq.Task) error {
 			id := p.Key(ctx, task)
@@ -143,18 +135,28 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.Mi
 					dbmutex.ErrInvalidSettings, id)
 			}
 			self := describe(ctx)
-			var leaseCtx context.Context // nil = the task did not run
+			ran := false
 			var own error
 			err := db.WithContext(ctx).Mutex(id, append(opts, forTask(self))...).Do(func(ctx context.Context) error {
-				leaseCtx = ctx
+				ran = true
 				own = next.ProcessTask(ctx, task)
 				return own
 			})
+			var timeout *dbmutex.TimeoutError // the run's own comes first, but the task may have had another mutex's
 			var held *dbmutex.HeldError
 			switch {
-			case leaseCtx != nil && lost(leaseCtx, own, err):
-				return p.OnTimeout(ctx, task, err)
-			case leaseCtx != nil || !errors.As(err, &held):
+			case ran && errors.As(err, &timeout) && timeout.LockID == id:
+				if p.OnTimeout != nil {
+					return p.OnTimeout(ctx, task, err)
+				}
+				if errors.Is(own, asynq.RevokeTask) {
+					err = fmt.Errorf("%w, and the task asked to be revoked: %s", timeout, own.Error())
+				}
+				if ctx.Err() != nil {
+					db.Logger.Error(ctx, "%s: %v", self, err)
+				}
+				return err
+			case ran || !errors.As(err, &held):
 				return err
 			case strings.HasSuffix(held.Holder, self):
 				return retry(ctx, fmt.Errorf("%w (an earlier run of this task)", err))
@@ -167,12 +169,6 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.Mi
 			return nil
 		})
 	}, nil
-}
-
-// lost tells whether the run's lease was lost, and not that of another mutex which the task used itself.
-func lost(leaseCtx context.Context, own, err error) bool {
-	return errors.Is(err, dbmutex.ErrTimeout) &&
-		(!errors.Is(own, dbmutex.ErrTimeout) || errors.Is(context.Cause(leaseCtx), dbmutex.ErrTimeout))
 }
 
 // describe names the task of a run, for people and to tell it from others.

@@ -255,8 +255,9 @@ func TestTheContextIsTheLeases(t *testing.T) {
 	})
 }
 
+var errOwn = errors.New("the task's own")
+
 func TestALostLease(t *testing.T) {
-	own := errors.New("own")
 	each(t, func(t *testing.T, p *place) {
 		var told atomic.Int32
 		onTimeout := func(ctx context.Context, task *asynq.Task, err error) error {
@@ -276,10 +277,10 @@ func TestALostLease(t *testing.T) {
 			told      int32
 		}{
 			{"report", nil, nil, asynq.TaskStateRetry, 0},
-			{"report", nil, own, asynq.TaskStateRetry, 0},
+			{"report", nil, errOwn, asynq.TaskStateRetry, 0},
 			{"report", nil, asynq.SkipRetry, asynq.TaskStateArchived, 0},
 			{"report", onTimeout, nil, asynq.TaskStateArchived, 1},
-			{"fine", onTimeout, own, asynq.TaskStateCompleted, 2},
+			{"fine", onTimeout, errOwn, asynq.TaskStateCompleted, 2},
 		} {
 			server, errs := p.serve(t, p.middleware(t, asynqmutex.Policy{OnTimeout: test.onTimeout}),
 				func(_ context.Context, task *asynq.Task) error {
@@ -290,7 +291,7 @@ func TestALostLease(t *testing.T) {
 			require.Equal(t, test.told, told.Load())
 			if test.state != asynq.TaskStateCompleted {
 				err := receive(t, errs)
-				require.ErrorIs(t, err, dbmutex.ErrTimeout)
+				requireTimeout(t, err, test.taskType, true)
 				require.True(t, asynqmutex.IsFailure(err))
 				if test.result != nil {
 					require.ErrorIs(t, err, test.result)
@@ -310,15 +311,68 @@ func TestALeaseThatRunsOut(t *testing.T) {
 				<-ctx.Done()
 				return context.Cause(ctx)
 			})
-		p.requireBecomes(t, p.enqueue(t, "report"), asynq.TaskStateRetry)
-		require.ErrorIs(t, receive(t, errs), dbmutex.ErrTimeout)
+		task := p.requireBecomes(t, p.enqueue(t, "report"), asynq.TaskStateRetry)
+		requireTimeout(t, receive(t, errs), "report", false)
+		require.Contains(t, task.LastErr, "nobody else held the mutex meanwhile")
+	})
+}
+
+// TestTheEndOfALease: OnTimeout, or else asynq, gets an error that says of the run's own lease what it can know first of all,
+// before what the task has heard.
+func TestTheEndOfALease(t *testing.T) {
+	each(t, func(t *testing.T, p *place) {
+		for _, lost := range []bool{false, true} {
+			another := &dbmutex.TimeoutError{LockID: "another", Lost: !lost}
+			for name, result := range map[string]func(ctx context.Context) error{
+				"nil":                func(context.Context) error { return nil },
+				"its own":            func(context.Context) error { return errOwn },
+				"to be revoked":      func(context.Context) error { return fmt.Errorf("stale: %w", asynq.RevokeTask) },
+				"another mutex's":    func(context.Context) error { return another },
+				"the cause":          context.Cause,
+				"the cause, wrapped": func(ctx context.Context) error { return fmt.Errorf("report: %w", context.Cause(ctx)) },
+			} {
+				var own error
+				run := func(policy asynqmutex.Policy) error {
+					m := p.middleware(t, policy, dbmutex.WithTTL(20*time.Millisecond))
+					return m(asynq.HandlerFunc(func(ctx context.Context, _ *asynq.Task) error {
+						<-ctx.Done()
+						if lost {
+							next, err := p.db.Mutex("report", func(s *dbmutex.Settings) {
+								s.SkipHeld, s.Wait = false, dbmutex.Forever
+							}).Acquire()
+							assert.NoError(t, err)
+							assert.NoError(t, next.Release())
+						}
+						own = result(ctx)
+						return own
+					})).ProcessTask(t.Context(), asynq.NewTask("report", nil))
+				}
+				told := 0
+				require.Equal(t, errOwn, run(asynqmutex.Policy{OnTimeout: func(_ context.Context, _ *asynq.Task, err error) error {
+					told++
+					requireTimeout(t, err, "report", lost)
+					if own != nil && name != "the cause" {
+						require.ErrorIs(t, err, own, name)
+					}
+					return errOwn
+				}}))
+				require.Equal(t, 1, told)
+
+				err := run(asynqmutex.Policy{})
+				requireTimeout(t, err, "report", lost)
+				require.NotErrorIs(t, err, asynq.RevokeTask, "asynq would keep no record of it")
+				if name == "to be revoked" {
+					require.ErrorContains(t, err, ", and the task asked to be revoked: stale: ")
+				}
+			}
+		}
 	})
 }
 
 func TestATasksOwnErrorPassesUnchanged(t *testing.T) {
 	each(t, func(t *testing.T, p *place) {
 		policy := asynqmutex.Policy{
-			OnTimeout: func(context.Context, *asynq.Task, error) error { return errors.New("the lease was not lost") },
+			OnTimeout: func(context.Context, *asynq.Task, error) error { return errors.New("the lease had not ended") },
 		}
 		for state, own := range map[asynq.TaskState]error{
 			asynq.TaskStateRetry:    fmt.Errorf("another mutex: %w", &dbmutex.HeldError{LockID: "other"}),
@@ -356,7 +410,7 @@ func TestAnotherMutexsLostLease(t *testing.T) {
 			p.requireBecomes(t, p.enqueue(t, "report"), asynq.TaskStateRetry)
 			require.ErrorIs(t, receive(t, errs), dbmutex.ErrTimeout)
 			if both {
-				require.ErrorIs(t, receive(t, told), dbmutex.ErrTimeout)
+				requireTimeout(t, receive(t, told), "report", true)
 			}
 			require.Empty(t, told)
 			server.Shutdown()
@@ -372,7 +426,7 @@ func TestALostLeaseOfATaskThatIsRevokedIsRecorded(t *testing.T) {
 		})
 		task := p.enqueue(t, "report")
 		err := receive(t, errs)
-		require.ErrorIs(t, err, dbmutex.ErrTimeout)
+		requireTimeout(t, err, "report", true)
 		require.NotErrorIs(t, err, asynq.RevokeTask)
 		require.Contains(t, p.requireBecomes(t, task, asynq.TaskStateRetry).LastErr, "the task asked to be revoked")
 	})

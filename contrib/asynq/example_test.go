@@ -2,6 +2,7 @@ package asynqmutex_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log"
 	"time"
@@ -47,7 +48,8 @@ func Example() {
 }
 
 // A task that overlaps runs later, and finding the mutex held counts as no failure of it. Tasks of different queues may
-// overlap. A run that may have overlapped, because its lease was lost, is not retried but put into asynq's archive.
+// overlap. A run that may have overlapped, because its lease was lost, is not retried but put into asynq's archive. One whose
+// lease only ran out was alone, and is retried as after any failure.
 func ExamplePolicy() {
 	var db *dbmutex.DB // as above
 
@@ -58,7 +60,11 @@ func ExamplePolicy() {
 			return queue + "/" + task.Type()
 		},
 		OnTimeout: func(_ context.Context, _ *asynq.Task, err error) error {
-			return fmt.Errorf("%w: %w", asynq.SkipRetry, err)
+			var timeout *dbmutex.TimeoutError
+			if errors.As(err, &timeout) && timeout.Lost {
+				return fmt.Errorf("%w: %w", asynq.SkipRetry, err)
+			}
+			return err
 		},
 	}.NonOverlapping(db, dbmutex.WithTTL(30*time.Second), dbmutex.WithRenewal())
 	if err != nil {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -103,7 +104,8 @@ func Example() {
 	}
 }
 
-// Each customer's reports have a mutex of their own, and a report that finds it held is cancelled.
+// Each customer's reports have a mutex of their own, and a report that finds it held is cancelled. So is one that may have
+// overlapped, because its lease was lost. One whose lease only ran out was alone: it is a failed attempt as any other.
 func ExamplePolicy() {
 	var db *dbmutex.DB // the application's
 
@@ -115,7 +117,11 @@ func ExamplePolicy() {
 		},
 		Held: rivermutex.Cancel,
 		OnTimeout: func(ctx context.Context, job *rivertype.JobRow, err error) error {
-			return river.JobCancel(err) // it may have overlapped: for a person to look at, not to run again
+			var timeout *dbmutex.TimeoutError
+			if errors.As(err, &timeout) && timeout.Lost {
+				return river.JobCancel(err) // for a person to look at, not to run again
+			}
+			return err
 		},
 	}.NonOverlapping(db, dbmutex.WithRenewal())
 	fmt.Println(nonOverlapping, err) // for river.Config.Middleware

@@ -143,6 +143,16 @@ func (w *world) open(t *testing.T, settings dbmutex.Settings) (*dbmutex.DB, *sql
 	return dbmutex.Wrap(gdb), pool
 }
 
+// requireTimeout wants that the error tells, first of all, of the end of a lease of the mutex: lost, or only ran out.
+func requireTimeout(t *testing.T, err error, id string, lost bool) {
+	t.Helper()
+	require.ErrorIs(t, err, dbmutex.ErrTimeout)
+	var timeout *dbmutex.TimeoutError
+	require.ErrorAs(t, err, &timeout)
+	require.Equal(t, id, timeout.LockID)
+	require.Equal(t, lost, timeout.Lost, "%v", err)
+}
+
 func (w *world) requireFree(t *testing.T, id string) {
 	t.Helper()
 	row, err := w.db.Mutex(id).Holder()

@@ -4,9 +4,9 @@
 //	nonOverlapping, err := rivermutex.NonOverlapping(db)
 //	client, err := river.NewClient(driver, &river.Config{Middleware: []rivertype.Middleware{nonOverlapping}, ...})
 //
-// A job that finds its mutex held is snoozed, which uses up no attempt; Policy has another way. A run that loses its lease
-// gets dbmutex.ErrTimeout, as another may have overlapped with it. Anything else passes: a job's own error,
-// river.JobSnooze, river.JobCancel, a panic.
+// A job that finds its mutex held is snoozed, which uses up no attempt; Policy has another way. A run whose lease ended before
+// it did gets dbmutex.ErrTimeout, which says whether the lease was lost, so that another run may have overlapped, or only ran
+// out. Anything else passes: a job's own error, river.JobSnooze, river.JobCancel, a panic.
 //
 // Where River's jobs are in the database of the mutexes, a job's effect, its completion (river.JobCompleteTx) and the end of
 // its lease (dbmutex.Lease.ReleaseIn) can be one commit, which takes place only if the lease is still held: see the
@@ -69,12 +69,17 @@ type Policy struct {
 	// again. Every snooze costs River two writes: choose a longer one where many jobs want the same mutex.
 	Snooze time.Duration
 
-	// OnTimeout is called after a run that returned, and whose own lease was lost, so that another may have overlapped with
-	// it; not after a panic. err matches dbmutex.ErrTimeout, and the job's own error if it had one. River gets what
-	// OnTimeout returns; with nil the job is completed. Defaults to err itself: a failed attempt, or, where the job returned
+	// OnTimeout is called after a run that returned, but whose own lease had ended before; not after a panic. err matches
+	// dbmutex.ErrTimeout, and the job's own error if it had one. errors.As finds the run's *dbmutex.TimeoutError in it: with
+	// Lost the lease was lost, so that another run may have overlapped; without, it only ran out, and certainly none did.
+	// River gets what OnTimeout returns; with nil the job is completed. ctx is River's, not the lease's, which has ended.
+	//
+	// Defaults to err itself, whether the lease was lost or only ran out: a failed attempt, or, where the job returned
 	// river.JobCancel, a cancelled job. Only a job that returned river.JobSnooze is not snoozed, as River would keep no
-	// record of the loss, but has failed. ctx is River's, not the lease's, which has ended. Where the job was cancelled,
-	// River records that and not err, so that the default also logs err through GORM's logger.
+	// record of the timeout, but has failed.
+	//
+	// Where somebody cancelled the job meanwhile, River records that and not err, so that the default also logs err through
+	// GORM's logger.
 	OnTimeout func(ctx context.Context, job *rivertype.JobRow, err error) error
 }
 
@@ -84,9 +89,9 @@ func NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (rivertype.WorkerMid
 }
 
 // NonOverlapping makes a middleware that runs each job under a mutex, for river.Config.Middleware or, for one kind only, for
-// the Middleware method of its worker. The job's context is the lease's: it ends when River's does, or, with cause
-// dbmutex.ErrTimeout, when the lease does, and dbmutex.LeaseFrom finds the lease in it. The job's timeout begins when it has the
-// mutex. What ends the job's context, the timeout and Client.StopAndCancel too, releases the mutex once the job returns.
+// the Middleware method of its worker. The job's context is the lease's: it ends when River's does, or, with a
+// cause that matches dbmutex.ErrTimeout, when the lease does. dbmutex.LeaseFrom finds the lease in it. The job's timeout begins
+// when it has the mutex. What ends the job's context, the timeout and Client.StopAndCancel too, releases the mutex once the job returns.
 //
 // The options mean what they mean in dbmutex, over the plugin's settings, but for these: WithSkipHeld has no effect, as
 // Policy.Held decides; and the holder, for people, is "job 12 of ..." with the name of WithHolder or else the ID of the
@@ -118,17 +123,6 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (rivertyp
 	if p.Snooze == 0 {
 		p.Snooze = DefaultSnooze
 	}
-	if p.OnTimeout == nil {
-		p.OnTimeout = func(ctx context.Context, job *rivertype.JobRow, err error) error {
-			if errors.Is(err, &river.JobSnoozeError{}) {
-				err = fmt.Errorf("%w, and the job asked to be snoozed: %s", dbmutex.ErrTimeout, err.Error())
-			}
-			if errors.Is(context.Cause(ctx), rivertype.ErrJobCancelledRemotely) {
-				db.Logger.Error(ctx, "job %d: %v", job.ID, err)
-			}
-			return err
-		}
-	}
 	return river.WorkerMiddlewareFunc(func(ctx context.Context, job *rivertype.JobRow, work func(context.Context) error) error {
 		id := p.Key(job)
 		if lease, ok := dbmutex.LeaseFrom(ctx); ok && lease.LockID() == id {
@@ -143,20 +137,30 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (rivertyp
 			}
 			s.Holder = self + s.Holder
 		}
-		var leaseCtx context.Context // nil = the job did not run
+		ran := false
 		var own error
 		err := db.WithContext(ctx).Mutex(id, append(opts, forJob)...).Do(func(ctx context.Context) error {
-			leaseCtx = ctx
+			ran = true
 			own = work(ctx)
 			return own
 		})
+		var timeout *dbmutex.TimeoutError // the run's own comes first, but the job may have had another mutex's
 		var held *dbmutex.HeldError
 		switch {
-		case leaseCtx != nil && lost(leaseCtx, own, err):
-			return p.OnTimeout(ctx, job, err)
-		case leaseCtx == nil && ctx.Err() != nil:
+		case ran && errors.As(err, &timeout) && timeout.LockID == id:
+			if p.OnTimeout != nil {
+				return p.OnTimeout(ctx, job, err)
+			}
+			if errors.Is(own, &river.JobSnoozeError{}) {
+				err = fmt.Errorf("%w, and the job asked to be snoozed: %s", timeout, own.Error())
+			}
+			if errors.Is(context.Cause(ctx), rivertype.ErrJobCancelledRemotely) {
+				db.Logger.Error(ctx, "job %d: %v", job.ID, err)
+			}
+			return err
+		case !ran && ctx.Err() != nil:
 			return fmt.Errorf("%w: %w", err, river.JobSnooze(p.Snooze))
-		case leaseCtx != nil || !errors.As(err, &held):
+		case ran || !errors.As(err, &held):
 			return err
 		case p.Held == Cancel && !strings.HasPrefix(held.Holder, self):
 			return river.JobCancel(err)
@@ -164,10 +168,4 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (rivertyp
 			return fmt.Errorf("%w: %w", err, river.JobSnooze(p.Snooze))
 		}
 	}), nil
-}
-
-// lost tells whether the run's lease was lost, and not that of another mutex which the job used itself.
-func lost(leaseCtx context.Context, own, err error) bool {
-	return errors.Is(err, dbmutex.ErrTimeout) &&
-		(!errors.Is(own, dbmutex.ErrTimeout) || errors.Is(context.Cause(leaseCtx), dbmutex.ErrTimeout))
 }

@@ -255,14 +255,14 @@ func TestALostLeaseIsReported(t *testing.T) {
 		outcome = test.outcome
 		job := c.become(t, test.want, c.insert(t, report{}))
 		require.Len(t, job.Errors, 1)
-		require.Contains(t, job.Errors[0].Error, dbmutex.ErrTimeout.Error())
+		require.Contains(t, job.Errors[0].Error, dbmutex.ErrTimeout.Error()+`: that of "report" was lost`)
 	}
 }
 
 func TestAnotherMutexsLostLease(t *testing.T) {
 	w := newWorld(t)
 	c := w.start(t, rivermutex.Policy{OnTimeout: func(context.Context, *rivertype.JobRow, error) error {
-		t.Error("the job's own lease was not lost")
+		t.Error("the job's own lease had not ended")
 		return nil
 	}}, func(ctx context.Context, _ *river.Job[report]) error {
 		return w.db.WithContext(ctx).Mutex("another").Do(func(context.Context) error {
@@ -307,9 +307,9 @@ func TestOnTimeout(t *testing.T) {
 	w := newWorld(t)
 	var timedOut *rivertype.JobRow
 	var err error
-	c := w.start(t, rivermutex.Policy{OnTimeout: func(ctx context.Context, job *rivertype.JobRow, lost error) error {
+	c := w.start(t, rivermutex.Policy{OnTimeout: func(ctx context.Context, job *rivertype.JobRow, timeout error) error {
 		assert.NoError(t, ctx.Err())
-		timedOut, err = job, lost
+		timedOut, err = job, timeout
 		return nil
 	}}, func(context.Context, *river.Job[report]) error {
 		assert.NoError(t, w.db.Mutex("report").ForceRelease())
@@ -318,7 +318,7 @@ func TestOnTimeout(t *testing.T) {
 	job := c.insert(t, report{})
 	c.become(t, river.EventKindJobCompleted, job)
 	require.Equal(t, job.ID, timedOut.ID)
-	require.ErrorIs(t, err, dbmutex.ErrTimeout)
+	requireTimeout(t, err, "report", true)
 	require.ErrorIs(t, err, errOwn)
 }
 
@@ -334,7 +334,8 @@ func TestTheContextIsTheLeases(t *testing.T) {
 		return context.Cause(ctx)
 	}, dbmutex.WithTTL(10*time.Millisecond))
 	job := c.become(t, river.EventKindJobFailed, c.insert(t, report{}))
-	require.Contains(t, job.Errors[0].Error, dbmutex.ErrTimeout.Error())
+	require.Contains(t, job.Errors[0].Error, dbmutex.ErrTimeout.Error()+`: that of "report" ran out`)
+	require.Contains(t, job.Errors[0].Error, "nobody else held the mutex meanwhile")
 }
 
 // The context of the handle that the middleware was made with is not that of the jobs.

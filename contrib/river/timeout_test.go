@@ -3,10 +3,12 @@ package rivermutex_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"log"
 	"testing"
 	"time"
 
+	"github.com/riverqueue/river"
 	"github.com/riverqueue/river/rivertype"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -16,6 +18,57 @@ import (
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/contrib/river"
 )
+
+// TestTheEndOfALease: OnTimeout, or else River, gets an error that says of the run's own lease what it can know first of all,
+// before what the job has heard.
+func TestTheEndOfALease(t *testing.T) {
+	w := newWorld(t)
+	job := &rivertype.JobRow{ID: 7, Kind: "report"}
+	for _, lost := range []bool{false, true} {
+		another := &dbmutex.TimeoutError{LockID: "another", Lost: !lost}
+		for name, result := range map[string]func(ctx context.Context) error{
+			"nil":                func(context.Context) error { return nil },
+			"its own":            func(context.Context) error { return errOwn },
+			"a snooze":           func(context.Context) error { return fmt.Errorf("too early: %w", river.JobSnooze(time.Hour)) },
+			"another mutex's":    func(context.Context) error { return another },
+			"the cause":          context.Cause,
+			"the cause, wrapped": func(ctx context.Context) error { return fmt.Errorf("report: %w", context.Cause(ctx)) },
+		} {
+			var own error
+			run := func(p rivermutex.Policy) error {
+				nonOverlapping, err := p.NonOverlapping(w.db, dbmutex.WithTTL(20*time.Millisecond))
+				require.NoError(t, err)
+				return nonOverlapping.Work(t.Context(), job, func(ctx context.Context) error {
+					<-ctx.Done()
+					if lost {
+						next, err := w.db.Mutex("report", dbmutex.WithWait(dbmutex.Forever)).Acquire()
+						assert.NoError(t, err)
+						assert.NoError(t, next.Release())
+					}
+					own = result(ctx)
+					return own
+				})
+			}
+			told := 0
+			require.Equal(t, errOwn, run(rivermutex.Policy{OnTimeout: func(_ context.Context, _ *rivertype.JobRow, err error) error {
+				told++
+				requireTimeout(t, err, "report", lost)
+				if own != nil && name != "the cause" {
+					require.ErrorIs(t, err, own, name)
+				}
+				return errOwn
+			}}))
+			require.Equal(t, 1, told)
+
+			err := run(rivermutex.Policy{})
+			requireTimeout(t, err, "report", lost)
+			require.NotErrorIs(t, err, &river.JobSnoozeError{}, "River would keep no record of it")
+			if name == "a snooze" {
+				require.ErrorContains(t, err, ", and the job asked to be snoozed: too early: ")
+			}
+		}
+	}
+}
 
 // River records ErrJobCancelledRemotely in the place of any error, so that the log must say that the lease was lost.
 func TestALostLeaseIsLoggedWhereRiverHasEndedTheRun(t *testing.T) {
@@ -32,33 +85,16 @@ func TestALostLeaseIsLoggedWhereRiverHasEndedTheRun(t *testing.T) {
 			if ended {
 				cancel(rivertype.ErrJobCancelledRemotely)
 			}
-			return nil
+			return &dbmutex.TimeoutError{LockID: "another"}
 		})
 		cancel(nil)
-		require.ErrorIs(t, err, dbmutex.ErrTimeout)
+		requireTimeout(t, err, "report", true)
 		if ended {
 			require.Contains(t, out.String(), "job 7: "+err.Error())
 		} else {
 			require.Empty(t, out.String())
 		}
 	}
-}
-
-// A job may return the cause of its context's end, which is the loss of its own lease.
-func TestOnTimeoutOfAJobThatReturnsErrTimeout(t *testing.T) {
-	w := newWorld(t)
-	lost := false
-	nonOverlapping, err := rivermutex.Policy{OnTimeout: func(context.Context, *rivertype.JobRow, error) error {
-		lost = true
-		return nil
-	}}.NonOverlapping(w.db, dbmutex.WithTTL(10*time.Millisecond))
-	require.NoError(t, err)
-	err = nonOverlapping.Work(t.Context(), &rivertype.JobRow{ID: 7, Kind: "report"}, func(ctx context.Context) error {
-		<-ctx.Done()
-		return context.Cause(ctx)
-	})
-	require.NoError(t, err)
-	require.True(t, lost)
 }
 
 func TestTheMiddlewareTwiceWithKeysOfTheirOwn(t *testing.T) {
