@@ -317,8 +317,8 @@ func TestALeaseThatRunsOut(t *testing.T) {
 	})
 }
 
-// TestTheEndOfALease: OnTimeout, or else asynq, gets an error that says of the run's own lease what it can know first of all,
-// before what the task has heard.
+// TestTheEndOfALease: OnTimeout, or else asynq, gets an error that says of the run's own lease what it can know first of
+// all, before what the task has heard.
 func TestTheEndOfALease(t *testing.T) {
 	each(t, func(t *testing.T, p *place) {
 		for _, lost := range []bool{false, true} {

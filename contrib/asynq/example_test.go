@@ -48,8 +48,8 @@ func Example() {
 }
 
 // A task that overlaps runs later, and finding the mutex held counts as no failure of it. Tasks of different queues may
-// overlap. A run that may have overlapped, because its lease was lost, is not retried but put into asynq's archive. One whose
-// lease only ran out was alone, and is retried as after any failure.
+// overlap. A run that may have overlapped, because its lease was lost, is not retried but put into asynq's archive. One
+// whose lease only ran out was alone, and is retried as after any failure.
 func ExamplePolicy() {
 	var db *dbmutex.DB // as above
 

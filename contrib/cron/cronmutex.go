@@ -17,7 +17,7 @@ import (
 )
 
 // Job is a cron job that has a context and an error. Behind NonOverlapping its context is the lease's: it ends when the
-// handle's does, or when the lease does, with a cause that matches dbmutex.ErrTimeout. dbmutex.LeaseFrom finds the lease in it.
+// handle's does, or when the lease does, with a cause that matches dbmutex.ErrTimeout. dbmutex.LeaseFrom finds the lease.
 // NonOverlapping must be the last wrapper of the chain for that, next to the job: any other wrapper hides the job's type.
 type Job func(ctx context.Context) error
 
@@ -40,8 +40,8 @@ func (j Job) Run() {
 // dbmutex.ErrTimeout, where the lease ended before the job did. errors.As finds the run's *dbmutex.TimeoutError: it says
 // whether the lease was lost, so that another run may have overlapped, or only ran out. The job's own error is joined.
 //
-// A panic of the job releases the mutex and goes on, to cron.Recover if that comes earlier in the chain. That the lease ended
-// before is then told to GORM's logger.
+// A panic of the job releases the mutex and goes on, to cron.Recover if that comes earlier in the chain. That the lease
+// ended before is then told to GORM's logger.
 //
 // Schedulers' clocks differ: a machine whose clock is late comes to the same tick when the job has perhaps ended already, and
 // would run it again. So dbmutex.WithMinHold is needed: a time greater than the difference of the clocks, and smaller than

@@ -10,8 +10,9 @@
 // # What is not guaranteed
 //
 // Neither stops work by force. A run that goes on when its lease, or the leadership of its machine, ends may overlap with
-// another. The context of a job from Locker.NewJob ends with its lease, and its error says whether the lease was lost, so that
-// another run may have overlapped, or only ran out. dbmutex.Lease.Guard and Lease.Token keep a late one from doing harm.
+// another. The context of a job from Locker.NewJob ends with its lease, and its error says whether the lease was lost, so
+// that another run may have overlapped, or only ran out. dbmutex.Lease.Guard and Lease.Token keep a late one from doing
+// harm.
 //
 // A job that hangs keeps its mutex for as long as its lease is renewed. With dbmutex.WithoutTTL, which a Locker accepts, a
 // crash blocks the job until dbmutex.Mutex.ForceRelease. Jobs' names and Electors' ids share one namespace with all the

@@ -68,10 +68,10 @@ var shared = regexp.MustCompile(`\.[^/]*\.func\d+(\..*)?$|\[\.\.\.\]`)
 // It is also logged as an error by the handle's GORM logger, as the job never runs.
 // Jobs with one function and different parameters, or one method of different receivers, need names, too.
 //
-// The lock's Unlock releases also where its context is done. It returns what dbmutex.Lease.Release returns: ErrTimeout where
-// the lease has ended before, with a *dbmutex.TimeoutError that says whether it was lost, so that another run may have
-// overlapped, or only ran out. gocron throws that away, so it is also logged as an error by the handle's GORM logger. Of a job
-// from NewJob its error tells it.
+// The lock's Unlock releases also where its context is done. It returns what dbmutex.Lease.Release returns: ErrTimeout
+// where the lease has ended before, with a *dbmutex.TimeoutError that says whether it was lost, so that another run may
+// have overlapped, or only ran out. gocron throws that away, so it is also logged as an error by the handle's GORM logger.
+// Of a job from NewJob its error tells it.
 func (l *Locker) Lock(ctx context.Context, key string) (gocron.Lock, error) {
 	switch {
 	case l == nil || l.db == nil:

@@ -4,9 +4,9 @@
 //	nonOverlapping, err := rivermutex.NonOverlapping(db)
 //	client, err := river.NewClient(driver, &river.Config{Middleware: []rivertype.Middleware{nonOverlapping}, ...})
 //
-// A job that finds its mutex held is snoozed, which uses up no attempt; Policy has another way. A run whose lease ended before
-// it did gets dbmutex.ErrTimeout, which says whether the lease was lost, so that another run may have overlapped, or only ran
-// out. Anything else passes: a job's own error, river.JobSnooze, river.JobCancel, a panic.
+// A job that finds its mutex held is snoozed, which uses up no attempt; Policy has another way. A run whose lease ended
+// before it did gets dbmutex.ErrTimeout, which says whether the lease was lost, so that another run may have overlapped, or
+// only ran out. Anything else passes: a job's own error, river.JobSnooze, river.JobCancel, a panic.
 //
 // Where River's jobs are in the database of the mutexes, a job's effect, its completion (river.JobCompleteTx) and the end of
 // its lease (dbmutex.Lease.ReleaseIn) can be one commit, which takes place only if the lease is still held: see the
@@ -88,10 +88,11 @@ func NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (rivertype.WorkerMid
 	return Policy{}.NonOverlapping(db, opts...)
 }
 
-// NonOverlapping makes a middleware that runs each job under a mutex, for river.Config.Middleware or, for one kind only, for
-// the Middleware method of its worker. The job's context is the lease's: it ends when River's does, or, with a
-// cause that matches dbmutex.ErrTimeout, when the lease does. dbmutex.LeaseFrom finds the lease in it. The job's timeout begins
-// when it has the mutex. What ends the job's context, the timeout and Client.StopAndCancel too, releases the mutex once the job returns.
+// NonOverlapping makes a middleware that runs each job under a mutex, for river.Config.Middleware or, for one kind only,
+// for the Middleware method of its worker. The job's context is the lease's: it ends when River's does, or, with a cause
+// that matches dbmutex.ErrTimeout, when the lease does. dbmutex.LeaseFrom finds the lease in it. The job's timeout begins
+// when it has the mutex. What ends the job's context, the timeout and Client.StopAndCancel too, releases the mutex once the
+// job returns.
 //
 // The options mean what they mean in dbmutex, over the plugin's settings, but for these: WithSkipHeld has no effect, as
 // Policy.Held decides; and the holder, for people, is "job 12 of ..." with the name of WithHolder or else the ID of the

@@ -19,8 +19,8 @@ import (
 	"github.com/gorm-dbmutex/dbmutex/contrib/river"
 )
 
-// TestTheEndOfALease: OnTimeout, or else River, gets an error that says of the run's own lease what it can know first of all,
-// before what the job has heard.
+// TestTheEndOfALease: OnTimeout, or else River, gets an error that says of the run's own lease what it can know first of
+// all, before what the job has heard.
 func TestTheEndOfALease(t *testing.T) {
 	w := newWorld(t)
 	job := &rivertype.JobRow{ID: 7, Kind: "report"}
