@@ -52,7 +52,7 @@ func Example() {
 	case errors.Is(err, dbmutex.ErrNotAcquired):
 		fmt.Println("somebody else is building it")
 	case errors.Is(err, dbmutex.ErrTimeout):
-		fmt.Println("it ran, but the lease ended first: it may have overlapped")
+		fmt.Println("it ran, but its lease was lost, or only ran out:", err)
 	case err != nil:
 		fmt.Println("it failed:", err)
 	}
@@ -96,6 +96,36 @@ func ExampleMutex_Do_timeout() {
 	})
 	fmt.Println(errors.Is(err, dbmutex.ErrTimeout))
 	// Output: true
+}
+
+// Both runs outlast their leases. Nobody comes during the first; somebody takes the mutex over during the second.
+func ExampleTimeoutError() {
+	db, done := openExample()
+	defer done()
+
+	report := db.Mutex("report", dbmutex.WithTTL(10*time.Millisecond))
+	for _, next := range []*dbmutex.Mutex{nil, db.Mutex("report", dbmutex.WithWait(time.Minute))} {
+		err := report.Do(func(ctx context.Context) error {
+			<-ctx.Done()
+			if next == nil {
+				return nil
+			}
+			return next.Do(func(context.Context) error { return nil }) // as another process would
+		})
+		var timeout *dbmutex.TimeoutError
+		if !errors.As(err, &timeout) {
+			fmt.Println(err) // the lease did not end before the work did
+			return
+		}
+		if timeout.Lost {
+			fmt.Println("the lease was lost: somebody else may have overlapped")
+		} else {
+			fmt.Println("the lease only ran out: certainly nobody else did; the work was late:", timeout.Late > 0)
+		}
+	}
+	// Output:
+	// the lease only ran out: certainly nobody else did; the work was late: true
+	// the lease was lost: somebody else may have overlapped
 }
 
 func ExampleMutex_Decorate() {

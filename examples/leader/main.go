@@ -65,7 +65,7 @@ func campaign(file, name string) error {
 				fmt.Println(name, what)
 				select {
 				case <-time.After(2 * ttl):
-				case <-ctx.Done(): // the lease was lost, or the program stops
+				case <-ctx.Done(): // the lease has ended, or the program stops
 				}
 			}
 			return nil

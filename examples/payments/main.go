@@ -1,6 +1,7 @@
 // Payments moves money exactly once, though leases run out all the time. Its workers check an invoice, for longer than
-// their lease lasts, and then pay it in a transaction that also releases the lease: where somebody else has taken the mutex
-// over meanwhile, ReleaseIn returns ErrTimeout, and nothing of the transaction stays.
+// their lease lasts, and then pay it in a transaction that also releases the lease. Where the lease was lost, as somebody
+// else has taken the mutex over meanwhile, ReleaseIn returns ErrTimeout, and nothing of the transaction stays. Where it
+// only ran out, the transaction would commit, as nobody else could have paid.
 //
 //	go run ./examples/payments
 //

@@ -1,5 +1,5 @@
-// Quickstart shows what dbmutex does, on a real database: several processes that compete for one job, a lease that runs
-// out, one that never expires, and a transaction that is rolled back because its lease was lost.
+// Quickstart shows what dbmutex does, on a real database: several processes that compete for one job, a lease that only runs
+// out and one that is lost, one that never expires, and a transaction that is rolled back because its lease was lost.
 //
 //	go run ./examples/quickstart
 //	go run ./examples/quickstart -dsn postgres://user@localhost/database
@@ -117,7 +117,7 @@ func story(ctx context.Context, dsn string) (err error) {
 		run   func() error
 	}{
 		{"Several processes, one job", func() error { return competition(ctx, db, d) }},
-		{"A lease that runs out during the work", func() error { return runsOut(db) }},
+		{"Leases that end before the work does", func() error { return tooShort(db) }},
 		{"A lease that never expires", func() error { return neverExpires(db) }},
 		{"A transaction that is rolled back because its lease was lost", func() error { return rolledBack(db) }},
 	}
@@ -278,30 +278,46 @@ func worker(ctx context.Context) error {
 	return err
 }
 
-// runsOut overstays a lease, and somebody else takes the mutex over.
-func runsOut(db *dbmutex.DB) error {
+// tooShort overstays two leases. The first only runs out, as nobody comes. The second is lost, as somebody does.
+func tooShort(db *dbmutex.DB) error {
 	const ttl = 300 * time.Millisecond
+	mutex := db.Mutex("import", dbmutex.WithTTL(ttl))
 	var cause error
 	var ended time.Duration
-	var slow, next *dbmutex.Lease
 	began := time.Now()
-	err := db.Mutex("import", dbmutex.WithTTL(ttl)).Do(func(ctx context.Context) (err error) {
-		slow, _ = dbmutex.LeaseFrom(ctx)
+	err := mutex.Do(func(ctx context.Context) error {
 		<-ctx.Done() // work that heeds its context stops here; this work goes on, which a lock cannot prevent
 		cause, ended = context.Cause(ctx), time.Since(began)
+		time.Sleep(200 * time.Millisecond)
+		return nil
+	})
+	var ranOut *dbmutex.TimeoutError // it matches dbmutex.ErrTimeout
+	if !errors.As(err, &ranOut) {
+		return errors.Join(errors.New("Do should say that the lease has ended"), err)
+	}
+	fmt.Printf("A lease for %v: the work's context ended after %v. The work went on all the same, and was %v late.\n",
+		ttl, ended.Round(time.Millisecond), ranOut.Late.Round(time.Millisecond))
+	fmt.Printf("Nobody came: the lease only ran out. Do returned ErrTimeout, with Lost: %t. It says: %v.\n", ranOut.Lost, err)
+
+	var slow, next *dbmutex.Lease
+	err = mutex.Do(func(ctx context.Context) (err error) {
+		slow, _ = dbmutex.LeaseFrom(ctx)
+		<-ctx.Done()
 		next, err = db.Mutex("import", dbmutex.WithHolder("the next worker"), dbmutex.WithWait(10*time.Second)).Acquire()
 		return err
 	})
-	if next == nil {
-		return fmt.Errorf("nobody could take the mutex over: %w", err)
+	var lost *dbmutex.TimeoutError
+	if next == nil || !errors.As(err, &lost) {
+		return errors.Join(errors.New("the next worker should take the mutex over, and Do say so"), err)
 	}
-	fmt.Printf("The lease was for %v. The work's context ended after %v: %v.\n", ttl, ended.Round(time.Millisecond), cause)
-	fmt.Printf("The work went on all the same, and the next worker got the mutex: token %d, after %d.\n", next.Token(), slow.Token())
-	fmt.Printf("Do returned ErrTimeout: %t. It says: %v.\n", errors.Is(err, dbmutex.ErrTimeout), err)
+	fmt.Printf("The same again, and the next worker got the mutex while the work went on: token %d, after %d.\n",
+		next.Token(), slow.Token())
+	fmt.Printf("Somebody came: the lease was lost. Do returned ErrTimeout, with Lost: %t. It says: %v.\n", lost.Lost, err)
 	return errors.Join(
-		check(errors.Is(cause, dbmutex.ErrTimeout), "the work's context ends with the cause ErrTimeout"),
+		check(errors.Is(cause, dbmutex.ErrTimeout), "the work's context ends with a cause that matches ErrTimeout"),
+		check(!ranOut.Lost && ranOut.Late > 0, "a lease to which nobody came is late, and not lost"),
+		check(lost.Lost && lost.Late > 0, "a lease that somebody took over is lost"),
 		check(next.Token() > slow.Token(), "the fencing token grows with every lease"),
-		check(errors.Is(err, dbmutex.ErrTimeout), "Do reports ErrTimeout"),
 		next.Release()) // nil: the lease was still the next worker's
 }
 
@@ -326,12 +342,13 @@ func neverExpires(db *dbmutex.DB) error {
 		return err
 	}
 	fmt.Printf("An operator released it by force. It is free: %t.\n", free == nil)
-	released := lease.Release()
-	fmt.Printf("Its holder learns of it from Release, which returned ErrTimeout: %t.\n", errors.Is(released, dbmutex.ErrTimeout))
+	var lost *dbmutex.TimeoutError
+	told := errors.As(lease.Release(), &lost) && lost.Lost
+	fmt.Printf("Its holder learns from Release that the lease was lost: %t.\n", told)
 	return errors.Join(
 		check(held.ExpiresAt == nil, "a lease without a TTL does not expire"),
 		check(free == nil, "ForceRelease frees the mutex"),
-		check(errors.Is(released, dbmutex.ErrTimeout), "the holder's Release reports ErrTimeout"))
+		check(told, "the holder's Release says that the lease was lost"))
 }
 
 // rolledBack loses the lease of a transaction before its end, and then runs another one undisturbed.
