@@ -32,7 +32,7 @@ func main() {
 	switch {
 	case errors.Is(err, dbmutex.ErrNotAcquired): // somebody else is running it
 		fmt.Println(err)
-	case errors.Is(err, dbmutex.ErrTimeout): // it ran, but the lease ended first: it may have overlapped
+	case errors.Is(err, dbmutex.ErrTimeout): // it ran, but its lease ended first: err says if it was lost, or only ran out
 		log.Print(err)
 	case err != nil: // buildReport's own error, or the database's
 		log.Fatal(err)
