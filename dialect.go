@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"strings"
 	"time"
-
-	"gorm.io/gorm"
 )
 
 // dialect holds the statements of one database over one table. Apart from this file and the two that implement it,
@@ -32,11 +30,14 @@ type dialect interface {
 	holder(t target, lockID string) (*DBMutex, error)
 	// leaseID is that of the row that is there, live or expired.
 	leaseID(t target, lockID string) (leaseID string, found bool, err error)
+	// clean rolls back a transaction that somebody left open on the target's connection, and says whether there was one. On
+	// a pool of somebody else's making that is the connection which the pool gives next, where the dialect can do that.
+	clean(t target) (left bool, err error)
 	// classify tells an error's consequences, and missing whether it means that there is no such table.
 	classify(err error) failure
 	missing(err error) bool
 	// migrate makes the table, from many processes at once.
-	migrate(db *gorm.DB) error
+	migrate(t target) error
 }
 
 // notifying is a dialect whose releases other processes can hear of, on notifyChannel. Others need the gaps between leases,

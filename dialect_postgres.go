@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net"
+	"reflect"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -272,6 +273,32 @@ func (p *postgres) leaseID(t target, lockID string) (leaseID string, found bool,
 	return leaseID, found, err
 }
 
+// clean looks at the connections of a driver that may keep a transaction, which costs a round trip. pgx gives up a connection
+// that comes back in one.
+func (p *postgres) clean(t target) (left bool, err error) {
+	conn, bound := t.pool.(*sql.Conn)
+	if !bound {
+		return false, nil
+	}
+	var careful bool
+	err = conn.Raw(func(c any) error {
+		of := reflect.TypeOf(c)
+		careful = of.Kind() == reflect.Pointer && of.Elem().PkgPath() == "github.com/jackc/pgx/v5/stdlib"
+		return nil
+	})
+	if err != nil || careful {
+		return false, err
+	}
+	// Both are the time at which this statement came, unless the transaction began with an earlier one. An error tells so
+	// as drivers run Exec without arguments, but not Query, in the one message that makes it sure.
+	_, err = conn.ExecContext(t.ctx, `SELECT 1 / (pg_catalog.now() = pg_catalog.statement_timestamp())::int`)
+	if code, _ := sqlState(err); code != "22012" && code != "25P02" { // division by zero, the transaction has failed
+		return false, err
+	}
+	_, err = conn.ExecContext(t.ctx, `ROLLBACK`)
+	return true, err
+}
+
 // sqlState is SQLSTATE, through the method that the errors of pgx have, so that no driver is imported.
 func sqlState(err error) (string, bool) {
 	var state interface{ SQLState() string }
@@ -316,9 +343,9 @@ func (p *postgres) missing(err error) bool {
 // migrationLock is the advisory lock of processes that make the table at the same time.
 const migrationLock = 0x64626d75746578 // "dbmutex"
 
-func (p *postgres) migrate(db *gorm.DB) error {
+func (p *postgres) migrate(t target) error {
 	// READ COMMITTED, so that what another process made during the wait for the lock is seen.
-	return db.Transaction(func(tx *gorm.DB) error {
+	return t.session().Transaction(func(tx *gorm.DB) error {
 		if err := tx.Exec(`SELECT pg_advisory_xact_lock(?::bigint)`, int64(migrationLock)).Error; err != nil {
 			return err
 		}

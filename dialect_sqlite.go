@@ -53,7 +53,7 @@ const pinnedAfter = 50 * time.Millisecond
 func (s *sqlite) acquire(t target, r request) (a answer, err error) {
 	err = s.connect(t, func(c *sqliteConn) error {
 		for range looks {
-			if err := c.patiently(settleLimit, func() error { return s.look(c.target, r, &a) }); err != nil {
+			if err := c.patiently(settleLimit, func(t target) error { return s.look(t, r, &a) }); err != nil {
 				return err
 			}
 			if a.held != nil && !a.ended && a.held.LeaseID != r.leaseID {
@@ -63,21 +63,22 @@ func (s *sqlite) acquire(t target, r request) (a answer, err error) {
 			if a.held != nil && a.held.LeaseID != r.leaseID {
 				limit = pinnedAfter
 			}
-			err := c.patiently(limit, func() error {
-				// SQLite answers with the row before it commits: a COMMIT that is locked out undoes what it has told.
-				var told int64
-				_, err := c.queryOne(s.acquireSQL,
+			// SQLite answers with the row before it commits: a COMMIT that is locked out undoes what it has told.
+			var told int64
+			err := c.patiently(limit, func(t target) error {
+				told = 0
+				_, err := t.queryOne(s.acquireSQL,
 					[]any{r.lockID, modifier(r.ttl), r.holder, r.leaseID, r.lockID, r.leaseID}, &told)
-				if err == nil {
-					a.token = told
-				}
 				return err
 			})
 			if isBusy(err) && limit == pinnedAfter {
 				return nil
 			}
-			if err != nil || a.token != 0 {
+			if err != nil {
 				return err
+			}
+			if a.token = told; told != 0 {
+				return nil
 			}
 		}
 		return nil
@@ -137,8 +138,8 @@ func (s *sqlite) fate(target, string) (fate, error) { return fateUnknown, nil }
 func (s *sqlite) begin(tx target, own proof) (found bool, err error) {
 	c := newSQLiteConn(tx)
 	err = c.use(func() error {
-		return c.patiently(settleLimit, func() (err error) {
-			found, err = s.guard(c.target, own)
+		return c.patiently(settleLimit, func(t target) (err error) {
+			found, err = s.guard(t, own)
 			return err
 		})
 	})
@@ -156,8 +157,8 @@ func (s *sqlite) discard(t target, own proof) (settled bool, err error) {
 
 func (s *sqlite) holder(t target, lockID string) (row *DBMutex, err error) {
 	err = s.connect(t, func(c *sqliteConn) error {
-		return c.patiently(settleLimit, func() (err error) {
-			row, err = queryHolder(c.target, s.holderSQL, lockID)
+		return c.patiently(settleLimit, func(t target) (err error) {
+			row, err = queryHolder(t, s.holderSQL, lockID)
 			return err
 		})
 	})
@@ -166,8 +167,8 @@ func (s *sqlite) holder(t target, lockID string) (row *DBMutex, err error) {
 
 func (s *sqlite) leaseID(t target, lockID string) (leaseID string, found bool, err error) {
 	err = s.connect(t, func(c *sqliteConn) error {
-		return c.patiently(settleLimit, func() (err error) {
-			found, err = c.target.queryOne(s.leaseIDSQL, []any{lockID}, &leaseID)
+		return c.patiently(settleLimit, func(t target) (err error) {
+			found, err = t.queryOne(s.leaseIDSQL, []any{lockID}, &leaseID)
 			return err
 		})
 	})
@@ -175,14 +176,14 @@ func (s *sqlite) leaseID(t target, lockID string) (leaseID string, found bool, e
 }
 
 // migrate tries again where another process wrote, or made the same table or index, at the same time.
-func (s *sqlite) migrate(db *gorm.DB) error {
+func (s *sqlite) migrate(t target) error {
 	for giveUp := time.Now().Add(settleLimit); ; {
 		// In a transaction, as dbresolver would look for the table in a replica.
-		err := db.Transaction(func(tx *gorm.DB) error { return tx.AutoMigrate(&DBMutex{}) })
+		err := s.transaction(t, func(tx *gorm.DB) error { return tx.AutoMigrate(&DBMutex{}) })
 		if err == nil || time.Now().After(giveUp) || !isBusy(err) && !strings.Contains(err.Error(), "already exists") {
 			return err
 		}
-		if err := sleep(db.Statement.Context, 10*time.Millisecond); err != nil {
+		if err := sleep(t.ctx, 10*time.Millisecond); err != nil {
 			return err
 		}
 	}
@@ -190,21 +191,55 @@ func (s *sqlite) migrate(db *gorm.DB) error {
 
 func (s *sqlite) writeRow(t target, query string, args []any) (found bool, err error) {
 	err = s.connect(t, func(c *sqliteConn) error {
-		return c.patiently(settleLimit, func() (err error) {
-			found, err = c.target.exec(query, args)
+		return c.patiently(settleLimit, func(t target) (err error) {
+			found, err = t.exec(query, args)
 			return err
 		})
 	})
 	return found, err
 }
 
+// clean needs a BEGIN to find a transaction: SQLite has none within another. On a connection it costs no file access, and so
+// needs no end. A pool of somebody else's making may prepare its statements, each alone.
+func (s *sqlite) clean(t target) (left bool, err error) {
+	if _, bound := t.pool.(*sql.Conn); bound {
+		t = t.under(context.WithoutCancel(t.ctx))
+		_, err = t.pool.ExecContext(t.ctx, `BEGIN; COMMIT`)
+	} else if tx := t.session().Begin(); tx.Error == nil {
+		tx.Rollback()
+	} else if err = tx.Error; isBusy(err) || errors.Is(err, gorm.ErrInvalidTransaction) {
+		return false, nil // it is not in a transaction, or there is no way to tell
+	}
+	if left = err != nil && isNested(err); left {
+		_, err = t.pool.ExecContext(t.ctx, `ROLLBACK`)
+	}
+	if err != nil {
+		err = &unsentError{err}
+	}
+	return left, err
+}
+
+// transaction runs fn in a transaction and leaves the connection outside of any: not every driver rolls back after a COMMIT
+// that was locked out.
+func (s *sqlite) transaction(t target, fn func(tx *gorm.DB) error) error {
+	err := t.session().Transaction(fn)
+	if err != nil && !isNested(err) {
+		_, _ = s.clean(t)
+	}
+	return err
+}
+
 // sqliteConn is a connection, or a transaction, which waits for other writers in a way that ends with the context.
-type sqliteConn struct{ target }
+type sqliteConn struct {
+	target
+	sqlite *sqlite // of a pool of somebody else's making: each statement needs a transaction of its own
+}
 
 // connect uses the target's connection.
 func (s *sqlite) connect(t target, fn func(c *sqliteConn) error) error {
 	c := newSQLiteConn(t)
-	if _, bound := t.pool.(*sql.Conn); !bound { // on a pool of somebody else's making
+	if _, bound := t.pool.(*sql.Conn); !bound {
+		c.sqlite = s
 		return fn(c)
 	}
 	return c.use(func() error { return fn(c) })
@@ -214,7 +249,20 @@ func newSQLiteConn(t target) *sqliteConn {
 	config := *t.config
 	config.Logger = busyLogger{config.Logger}
 	t.config = &config
-	return &sqliteConn{t}
+	return &sqliteConn{target: t}
+}
+
+// run runs a statement outside of any transaction that somebody left open. Where a pool can begin no transactions there is
+// no way to be sure.
+func (c *sqliteConn) run(statement func(t target) error) error {
+	if c.sqlite == nil {
+		return statement(c.target)
+	}
+	err := c.sqlite.transaction(c.target, func(tx *gorm.DB) error { return statement(in(c.ctx, tx)) })
+	if errors.Is(err, gorm.ErrInvalidTransaction) {
+		return statement(c.target)
+	}
+	return err
 }
 
 // busyLogger is a logger that is not told of a statement which waits for another connection: that is no failure.
@@ -245,7 +293,12 @@ const busySlice = 100
 func (c *sqliteConn) use(fn func() error) error {
 	ctx := context.WithoutCancel(c.ctx)
 	var timeout int
-	if err := c.pool.QueryRowContext(ctx, `PRAGMA busy_timeout`).Scan(&timeout); err != nil {
+	rows, err := c.pool.QueryContext(ctx, `PRAGMA busy_timeout`) // QueryRow of GORM's prepared statements can panic
+	if err != nil {
+		return &unsentError{err}
+	}
+	rows.Next()
+	if err := errors.Join(rows.Scan(&timeout), rows.Err(), rows.Close()); err != nil {
 		return &unsentError{err}
 	}
 	if timeout != busySlice {
@@ -260,10 +313,10 @@ func (c *sqliteConn) use(fn func() error) error {
 }
 
 // patiently repeats a statement up to limit while other connections lock it out.
-func (c *sqliteConn) patiently(limit time.Duration, statement func() error) error {
+func (c *sqliteConn) patiently(limit time.Duration, statement func(t target) error) error {
 	giveUp := time.Now().Add(limit)
 	for {
-		err := statement()
+		err := c.run(statement)
 		if !isBusy(err) || time.Now().After(giveUp) {
 			return err
 		}
@@ -276,7 +329,7 @@ func (c *sqliteConn) patiently(limit time.Duration, statement func() error) erro
 // classify: SQLite runs in this process, so no answer is lost but that of a statement whose context ended.
 func (s *sqlite) classify(err error) failure {
 	switch {
-	case isBusy(err), isInterrupted(err):
+	case isBusy(err), isInterrupted(err), isNested(err):
 		return conflicting
 	case isPoolClosed(err):
 		return refused
@@ -304,6 +357,11 @@ func modifier(d *time.Duration) any {
 // isInterrupted says whether a statement was undone as its context ended, where the driver does not give that context's
 // error: SQLITE_INTERRUPT.
 func isInterrupted(err error) bool { return strings.Contains(err.Error(), "interrupted") }
+
+// isNested says whether a BEGIN found itself within a transaction that somebody left open.
+func isNested(err error) bool {
+	return strings.Contains(err.Error(), "cannot start a transaction within a transaction")
+}
 
 // isBusy says whether SQLite was locked out of the file by another connection: SQLITE_BUSY or SQLITE_LOCKED, whose text
 // comes from SQLite itself and so is the same in every driver.

@@ -32,6 +32,10 @@ type Mutex struct {
 //
 // The lock's statements run on connections of the main pool, also where the handle is that of gorm.DB.Connection: there a
 // rollback of the caller's could undo them. Work that keeps the pool's only connection cannot acquire.
+//
+// A transaction that somebody left open on such a connection, by a raw BEGIN or by a COMMIT that failed, is rolled back, and
+// GORM's logger gets a warning. (pgx closes such a connection by itself, without a warning.) The pool must be an *sql.DB for
+// that, perhaps with GORM's prepared statements, or on SQLite any that can begin transactions.
 func (db *DB) Mutex(id string, opts ...Option) *Mutex {
 	m := &Mutex{id: id}
 	m.err = m.bind(db, opts)

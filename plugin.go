@@ -146,7 +146,7 @@ func (db *DB) Migrate(models ...any) error {
 	if m.err != nil {
 		return m.err
 	}
-	if err := m.dialect.migrate(m.session(m.ctx)); err != nil {
+	if err := m.tryOnce(m.ctx, m.dialect.migrate); err != nil {
 		return m.failed(m.ctx, "migrate", err)
 	}
 	if len(models) == 0 {

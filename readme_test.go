@@ -25,7 +25,7 @@ func TestREADMESnippetsAreCompiled(t *testing.T) {
 	snippets := regexp.MustCompile("(?s)```go\n(.*?)```").FindAllStringSubmatch(string(readme), -1)
 	require.NotEmpty(t, snippets)
 	for _, snippet := range snippets {
-		require.Contains(t, compiled.String(), snippet[1])
+		require.True(t, strings.Contains(compiled.String(), snippet[1]), "not compiled:\n%s", snippet[1])
 	}
 }
 
@@ -35,8 +35,10 @@ func TestDocumentedTestsExist(t *testing.T) {
 	require.NoError(t, err)
 	files, err := filepath.Glob("*_test.go")
 	require.NoError(t, err)
+	drivers, err := filepath.Glob("internal/drivers/*_test.go")
+	require.NoError(t, err)
 	var tests strings.Builder
-	for _, file := range files {
+	for _, file := range append(files, drivers...) {
 		text, err := os.ReadFile(file)
 		require.NoError(t, err)
 		tests.Write(text)
@@ -44,6 +46,6 @@ func TestDocumentedTestsExist(t *testing.T) {
 	names := regexp.MustCompile("`(Test[A-Za-z]+)`").FindAllStringSubmatch(string(guarantees), -1)
 	require.NotEmpty(t, names)
 	for _, name := range names {
-		require.Contains(t, tests.String(), "func "+name[1]+"(t *testing.T)")
+		require.True(t, strings.Contains(tests.String(), "func "+name[1]+"(t *testing.T)"), "there is no %s", name[1])
 	}
 }

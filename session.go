@@ -44,12 +44,6 @@ func identity(pool gorm.ConnPool) any {
 	return reflect.TypeOf(pool)
 }
 
-// session is a handle with nothing left on it of what the caller's had, neither conditions nor settings, on the main pool.
-func (m *Mutex) session(ctx context.Context) *gorm.DB {
-	t := target{ctx: ctx, config: m.config, pool: m.config.ConnPool}
-	return t.statement("", nil).Session(&gorm.Session{NewDB: true})
-}
-
 // target is where a statement runs, a pool, a connection or a transaction, and under which context.
 type target struct {
 	ctx    context.Context
@@ -67,6 +61,13 @@ func in(ctx context.Context, tx *gorm.DB) target {
 func (t target) under(ctx context.Context) target {
 	t.ctx = ctx
 	return t
+}
+
+// session is a handle with nothing left on it of what the caller's had, neither conditions nor settings. It can begin
+// transactions.
+func (t target) session() *gorm.DB {
+	t.main = false
+	return t.statement("", nil).Session(&gorm.Session{NewDB: true})
 }
 
 // statement is one that GORM's callbacks, and so its logger and plugins, can run. gorm.DB.Raw would build the text anew

@@ -52,23 +52,38 @@ func (m *Mutex) settle(ctx context.Context, deadline time.Time, try func(target)
 }
 
 // tryOnce holds one connection: an error then tells whether there was one, and database/sql repeats no statement by itself.
-// A pool of somebody else's making has none to hold.
 func (m *Mutex) tryOnce(ctx context.Context, try func(target) error) error {
-	t := target{ctx: ctx, config: m.config, pool: m.config.ConnPool, main: true}
+	t, giveBack, err := m.hold(ctx)
+	if err != nil {
+		return err
+	}
+	defer giveBack()
+	return try(t)
+}
+
+// hold takes a connection of the pool, outside of any transaction. A pool of somebody else's making has none to hold.
+func (m *Mutex) hold(ctx context.Context) (t target, giveBack func(), err error) {
+	t = target{ctx: ctx, config: m.config, pool: m.config.ConnPool, main: true}
+	giveBack = func() {}
 	switch t.pool.(type) {
 	case *sql.DB, *gorm.PreparedStmtDB:
-		pool, err := sqlDB(t.pool)
-		if err != nil {
-			return err
+		if pool, err := sqlDB(t.pool); err == nil {
+			conn, err := pool.Conn(ctx)
+			if err != nil {
+				return t, nil, &unsentError{err}
+			}
+			t.pool, giveBack = conn, func() { _ = conn.Close() }
 		}
-		conn, err := pool.Conn(ctx)
-		if err != nil {
-			return &unsentError{err}
-		}
-		defer func() { _ = conn.Close() }()
-		t.pool = conn
 	}
-	return try(t)
+	left, err := m.dialect.clean(t)
+	if err != nil {
+		giveBack()
+		return t, nil, err
+	}
+	if left {
+		m.config.Logger.Warn(ctx, "dbmutex: rolled back a transaction that was left open on a connection of the pool")
+	}
+	return t, giveBack, nil
 }
 
 // done is the context's error, also where its deadline has passed and only its timer is late: a network's timeout may

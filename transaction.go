@@ -3,6 +3,7 @@ package dbmutex
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"time"
@@ -43,14 +44,14 @@ func (m *Mutex) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) 
 	}
 	lease.inTransaction = true
 	ctx := context.Context(&lease.work)
-	tx := m.session(ctx).Begin(opts...)
-	if tx.Error != nil {
-		return lease.finish(time.Now(), m.failed(ctx, "begin the transaction of", tx.Error))
+	tx, giveBack, err := m.begin(ctx, opts)
+	if err != nil {
+		return lease.finish(time.Now(), m.failed(ctx, "begin the transaction of", err))
 	}
 	returned := false
 	defer func() {
 		if !returned {
-			tx.Rollback()
+			giveBack(tx.Rollback().Error)
 			lease.releaseAndLog()
 		}
 	}()
@@ -61,10 +62,52 @@ func (m *Mutex) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) 
 	ended := time.Now()
 	returned = true
 	if err != nil {
-		tx.Rollback()
+		giveBack(tx.Rollback().Error)
 		return lease.finish(ended, err)
 	}
-	return lease.commit(tx, ended)
+	return lease.commit(tx, ended, giveBack)
+}
+
+// begin begins a transaction on a connection that is held until giveBack, which takes the error of the transaction's end:
+// not every driver ends a transaction whose COMMIT fails.
+func (m *Mutex) begin(ctx context.Context, opts []*sql.TxOptions) (tx *gorm.DB, giveBack func(error), err error) {
+	for range 3 { // as database/sql does by itself where no connection is held
+		if tx, giveBack, err = m.beginOnce(ctx, opts); !errors.Is(err, driver.ErrBadConn) {
+			break
+		}
+	}
+	return tx, giveBack, err
+}
+
+func (m *Mutex) beginOnce(ctx context.Context, opts []*sql.TxOptions) (*gorm.DB, func(error), error) {
+	t, release, err := m.hold(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
+	prepared, _ := m.config.ConnPool.(*gorm.PreparedStmtDB)
+	if prepared != nil {
+		if _, plain := prepared.ConnPool.(*sql.DB); !plain { // its transactions are of a kind of their own
+			release()
+			release, t.pool = func() {}, prepared
+		}
+	}
+	giveBack := func(err error) {
+		defer release()
+		if err != nil {
+			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleLimit)
+			defer cancel()
+			_, _ = m.dialect.clean(t.under(limited))
+		}
+	}
+	tx := t.session().Begin(opts...)
+	if tx.Error != nil {
+		giveBack(tx.Error)
+		return nil, nil, tx.Error
+	}
+	if plain, ok := tx.Statement.ConnPool.(*sql.Tx); ok && prepared != nil {
+		tx.Statement.ConnPool = &gorm.PreparedStmtTX{PreparedStmtDB: prepared, Tx: plain}
+	}
+	return tx, giveBack, nil
 }
 
 // carry gives a transaction the handle's settings, as gorm.DB.Transaction does, but not its conditions.
@@ -98,7 +141,7 @@ func (l *Lease) prepare(tx *gorm.DB) error {
 }
 
 // commit ends a transaction whose work ended at a moment, and the lease with it.
-func (l *Lease) commit(tx *gorm.DB, ended time.Time) error {
+func (l *Lease) commit(tx *gorm.DB, ended time.Time, giveBack func(error)) error {
 	m := l.mutex
 	ctx := tx.Statement.Context
 	if l.stopKeep != nil {
@@ -110,7 +153,7 @@ func (l *Lease) commit(tx *gorm.DB, ended time.Time) error {
 	defer cancel()
 	found, transaction, err := m.dialect.releaseIn(in(limited, tx), l.proof, l.minHold())
 	if err != nil || !found {
-		tx.Rollback()
+		giveBack(tx.Rollback().Error)
 		if err == nil {
 			err = l.timeout(true, l.late(ended), nil)
 		} else {
@@ -119,6 +162,7 @@ func (l *Lease) commit(tx *gorm.DB, ended time.Time) error {
 		return l.finish(ended, err)
 	}
 	err = tx.Statement.ConnPool.(gorm.TxCommitter).Commit()
+	giveBack(err)
 	if err == nil {
 		return l.committed()
 	}

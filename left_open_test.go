@@ -1,0 +1,618 @@
+package dbmutex_test
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/stretchr/testify/require"
+	"gorm.io/driver/postgres"
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
+
+	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+)
+
+// warning is what a rolled back transaction of somebody else's is logged with.
+const warning = "left open on a connection of the pool"
+
+// leaver leaves connections of a pool in transactions, as a program's raw BEGIN does.
+type leaver struct {
+	db        *dbmutex.DB
+	out       *logs
+	inside    []string // what runs after the BEGIN
+	maxOpen   int
+	discarded bool // the driver gives up such connections by itself, so that nobody need be told
+	warned    int
+}
+
+// leave does so on every connection. The one that the pool gives next has what is inside.
+func (l *leaver) leave(t *testing.T) {
+	t.Helper()
+	pool, err := l.db.DB()
+	require.NoError(t, err)
+	var conns []*sql.Conn
+	for range l.maxOpen {
+		conn, err := pool.Conn(limited(t))
+		require.NoError(t, err)
+		conns = append(conns, conn)
+		_, _ = conn.ExecContext(limited(t), `BEGIN`) // which fails where it has been left before
+	}
+	for _, statement := range l.inside {
+		_, err := conns[0].ExecContext(limited(t), statement)
+		require.Equal(t, strings.Contains(statement, "nonsense"), err != nil, "%v", err)
+	}
+	for i := range conns {
+		require.NoError(t, conns[len(conns)-1-i].Close())
+	}
+	l.warned = l.warnings()
+}
+
+func (l *leaver) warnings() int { return strings.Count(l.out.String(), warning) }
+
+// told wants that the log has told of the transaction.
+func (l *leaver) told(t *testing.T) {
+	t.Helper()
+	switch warnings := l.warnings() - l.warned; {
+	case l.discarded:
+		require.Zero(t, warnings)
+	case l.maxOpen == 1:
+		require.Equal(t, 1, warnings)
+	default:
+		require.Positive(t, warnings)
+	}
+}
+
+// eachLeaver runs a test for what can be inside of a transaction, on pools of one and of several connections, with and
+// without prepared statements.
+func eachLeaver(t *testing.T, test func(t *testing.T, l *leaver, d *testdb.Database)) {
+	for kind, inside := range map[string][]string{
+		"nothing":            nil,
+		"a read":             {`SELECT count(*) FROM left_open`},
+		"a write":            {`INSERT INTO left_open VALUES (1)`},
+		"a failed statement": {`SELECT nonsense`},
+	} {
+		t.Run(kind, func(t *testing.T) {
+			testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+				require.NoError(t, d.Open(t).Exec(`CREATE TABLE left_open (id integer)`).Error)
+				for _, prepare := range []bool{false, true} {
+					for _, maxOpen := range []int{1, 3} {
+						out := &logs{}
+						gdb := d.Open(t, &gorm.Config{Logger: out.logger(logger.Warn), PrepareStmt: prepare})
+						require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
+						pool, err := gdb.DB()
+						require.NoError(t, err)
+						pool.SetMaxOpenConns(maxOpen)
+						pool.SetMaxIdleConns(maxOpen)
+						l := &leaver{db: dbmutex.Wrap(gdb).WithContext(limited(t)), out: out, inside: inside, maxOpen: maxOpen}
+						l.discarded = d.Name == "postgres"
+						test(t, l, d)
+					}
+				}
+			})
+		})
+	}
+}
+
+func TestNoVerbRunsInATransactionThatWasLeftOpen(t *testing.T) {
+	t.Parallel()
+	eachLeaver(t, func(t *testing.T, l *leaver, d *testdb.Database) {
+		l.leave(t)
+		require.NoError(t, l.db.Migrate())
+		l.told(t)
+		other := openDatabase(t, d).WithContext(limited(t))
+		last := int64(0)
+		grows := func(lease *dbmutex.Lease) {
+			t.Helper()
+			require.Greater(t, lease.Token(), last)
+			last = lease.Token()
+		}
+
+		l.leave(t)
+		lease := acquire(t, l.db, "job")
+		l.told(t)
+		grows(lease)
+		requireHeld(t, other, "job")
+
+		before := row(t, other, "job").ExpiresAt
+		time.Sleep(2 * time.Millisecond) // SQLite counts milliseconds
+		l.leave(t)
+		require.NoError(t, lease.Renew())
+		l.told(t)
+		require.True(t, row(t, other, "job").ExpiresAt.After(*before))
+
+		l.leave(t)
+		require.NoError(t, lease.Release())
+		l.told(t)
+		require.Nil(t, row(t, other, "job"))
+
+		lease = acquire(t, other, "job")
+		grows(lease)
+		l.leave(t)
+		holder, err := l.db.Mutex("job").Holder()
+		require.NoError(t, err)
+		l.told(t)
+		require.Equal(t, row(t, other, "job"), holder)
+
+		l.leave(t)
+		requireHeld(t, l.db, "job")
+		l.told(t)
+
+		l.leave(t)
+		require.NoError(t, l.db.Mutex("job").ForceRelease())
+		l.told(t)
+		require.Nil(t, row(t, other, "job"))
+		require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout)
+
+		stale := acquire(t, other, "job")
+		grows(stale)
+		expire(t, other, "job")
+		l.leave(t)
+		lease = acquire(t, l.db, "job")
+		l.told(t)
+		grows(lease)
+		requireHeld(t, other, "job")
+		require.ErrorIs(t, stale.Release(), dbmutex.ErrTimeout)
+		require.NoError(t, lease.Release())
+
+		l.leave(t)
+		require.NoError(t, l.db.Mutex("job").Do(func(ctx context.Context) error {
+			requireHeld(t, other, "job")
+			lease, _ := dbmutex.LeaseFrom(ctx)
+			grows(lease)
+			l.told(t)
+			l.leave(t)
+			return nil
+		}))
+		l.told(t)
+		require.Nil(t, row(t, other, "job"))
+
+		l.leave(t)
+		require.NoError(t, l.db.Mutex("job").Transaction(func(tx *gorm.DB) error {
+			lease, _ := dbmutex.LeaseFrom(tx.Statement.Context)
+			grows(lease)
+			requireHeld(t, other, "job")
+			return tx.Exec(`INSERT INTO left_open VALUES (2)`).Error
+		}))
+		l.told(t)
+		require.Nil(t, row(t, other, "job"))
+		var ids []int
+		require.NoError(t, other.Raw(`SELECT id FROM left_open`).Scan(&ids).Error)
+		require.Equal(t, []int{2}, ids)
+		require.NoError(t, other.Exec(`DELETE FROM left_open`).Error)
+	})
+}
+
+// openDatabase opens a database that has its table already.
+func openDatabase(t *testing.T, d *testdb.Database, opts ...gorm.Option) *dbmutex.DB {
+	gdb := d.Open(t, opts...)
+	require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
+	return dbmutex.Wrap(gdb)
+}
+
+func TestHolderSeesBeyondATransactionThatWasLeftOpen(t *testing.T) {
+	db, other := openTwice(t, testdb.SQLite(t))
+	acquire(t, other, "job", dbmutex.WithHolder("first"))
+	require.NoError(t, db.Exec(`BEGIN`).Error)
+	require.NotNil(t, row(t, db, "job"))
+	require.NoError(t, other.Mutex("job").ForceRelease())
+	acquire(t, other, "job", dbmutex.WithHolder("second"))
+	require.Equal(t, "first", row(t, db, "job").Holder, "the snapshot is stale")
+
+	var held *dbmutex.HeldError
+	require.ErrorAs(t, db.Mutex("job").Do(nothing), &held)
+	require.Equal(t, "second", held.Holder)
+}
+
+// openTwice opens a database as two programs, the first of which has a pool of one.
+func openTwice(t *testing.T, d *testdb.Database, opts ...gorm.Option) (db, other *dbmutex.DB) {
+	db, other = open(t, d, opts...).WithContext(limited(t)), open(t, d).WithContext(limited(t))
+	pool, err := db.DB()
+	require.NoError(t, err)
+	pool.SetMaxOpenConns(1)
+	return db, other
+}
+
+func TestATransactionThatWasLeftOpenInMemory(t *testing.T) {
+	out := &logs{}
+	gdb, err := gorm.Open(testdb.SQLiteDialector(":memory:"), &gorm.Config{Logger: out.logger(logger.Warn)})
+	require.NoError(t, err)
+	pool, err := gdb.DB()
+	require.NoError(t, err)
+	defer func() { require.NoError(t, pool.Close()) }()
+	pool.SetMaxOpenConns(1)
+	require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
+	db := dbmutex.Wrap(gdb).WithContext(limited(t))
+	require.NoError(t, db.Migrate())
+	require.NoError(t, db.Exec(`CREATE TABLE left_open (id integer)`).Error)
+	require.NoError(t, db.Exec(`INSERT INTO left_open VALUES (1)`).Error)
+
+	require.NoError(t, db.Exec(`BEGIN`).Error)
+	require.NoError(t, db.Exec(`INSERT INTO left_open VALUES (2)`).Error)
+	lease := acquire(t, db, "job")
+	require.NoError(t, db.Exec(`BEGIN`).Error)
+	require.NoError(t, lease.Renew())
+	require.NoError(t, lease.Release())
+	require.Equal(t, 2, strings.Count(out.String(), warning))
+	var ids []int
+	require.NoError(t, db.Raw(`SELECT id FROM left_open`).Scan(&ids).Error)
+	require.Equal(t, []int{1}, ids)
+	exercise(t, db)
+}
+
+// hidingPool is a pool that database/sql does not know, such as one for tracing, and that can begin transactions.
+type hidingPool struct {
+	gorm.ConnPool
+	gorm.TxBeginner
+}
+
+func TestATransactionThatWasLeftOpenInAPoolOfOnesOwn(t *testing.T) {
+	for _, prepare := range []bool{false, true} {
+		out := &logs{}
+		db, other := openTwice(t, testdb.SQLite(t), &gorm.Config{Logger: out.logger(logger.Warn)})
+		require.NoError(t, db.Exec(`CREATE TABLE left_open (id integer)`).Error)
+		pool, err := db.DB()
+		require.NoError(t, err)
+		begin := func() {
+			t.Helper()
+			_, err := pool.Exec(`BEGIN`)
+			require.NoError(t, err)
+			_, err = pool.Exec(`INSERT INTO left_open VALUES (1)`)
+			require.NoError(t, err)
+		}
+		db.Gorm = db.Gorm.Session(&gorm.Session{})
+		db.Config.ConnPool = hidingPool{pool, pool}
+		if prepare {
+			db.Config.ConnPool = gorm.NewPreparedStmtDB(db.Config.ConnPool, 100, time.Hour)
+		}
+		db.Statement.ConnPool = db.Config.ConnPool
+		exercise(t, db)
+		require.Empty(t, out.String())
+
+		begin()
+		lease := acquire(t, db, "job")
+		requireHeld(t, other, "job")
+		begin()
+		require.NoError(t, lease.Renew())
+		begin()
+		require.NoError(t, lease.Release())
+		require.Nil(t, row(t, other, "job"))
+		begin()
+		require.NoError(t, db.Mutex("job").Transaction(func(tx *gorm.DB) error {
+			return tx.Exec(`INSERT INTO left_open VALUES (2)`).Error
+		}))
+		begin()
+		require.NoError(t, db.Migrate())
+		require.Equal(t, 5, strings.Count(out.String(), warning))
+		var ids []int
+		require.NoError(t, other.Raw(`SELECT id FROM left_open`).Scan(&ids).Error)
+		require.Equal(t, []int{2}, ids)
+	}
+}
+
+// spoiledPool is one that somebody leaves in a transaction once, when a transaction of ours has just been rolled back.
+type spoiledPool struct {
+	*hidingPool
+	spoil func()
+}
+
+func (p *spoiledPool) BeginTx(ctx context.Context, opts *sql.TxOptions) (gorm.ConnPool, error) {
+	tx, err := p.hidingPool.BeginTx(ctx, opts)
+	return &spoiledTx{tx, p}, err
+}
+
+type spoiledTx struct {
+	*sql.Tx
+	pool *spoiledPool
+}
+
+func (tx *spoiledTx) Rollback() error {
+	err := tx.Tx.Rollback()
+	if spoil := tx.pool.spoil; spoil != nil {
+		tx.pool.spoil = nil
+		spoil()
+	}
+	return err
+}
+
+func TestATransactionThatIsLeftOpenMeanwhileInAPoolOfOnesOwn(t *testing.T) {
+	out := &logs{}
+	db, other := openTwice(t, testdb.SQLite(t), &gorm.Config{Logger: out.logger(logger.Warn)})
+	pool, err := db.DB()
+	require.NoError(t, err)
+	spoiled := &spoiledPool{hidingPool: &hidingPool{pool, pool}}
+	db.Gorm = db.Gorm.Session(&gorm.Session{})
+	db.Config.ConnPool, db.Statement.ConnPool = spoiled, spoiled
+	begin := func() { spoiled.spoil = func() { _, _ = pool.Exec(`BEGIN`) } }
+
+	begin()
+	lease := acquire(t, db, "job")
+	requireHeld(t, other, "job")
+	begin()
+	require.NoError(t, lease.Renew())
+	begin()
+	require.NoError(t, lease.Release())
+	require.Nil(t, row(t, other, "job"))
+	require.Equal(t, 3, strings.Count(out.String(), warning))
+}
+
+// lockedOut is a SQLite file in the mode that is SQLite's default, and a reader that keeps writers from committing, which
+// not every driver follows with a rollback.
+func lockedOut(t *testing.T, opts ...gorm.Option) (db, other *dbmutex.DB, read func() (end func())) {
+	d := testdb.SQLite(t)
+	require.NoError(t, d.Open(t).Exec(`PRAGMA journal_mode = DELETE`).Error)
+	db, other = openTwice(t, d, opts...)
+	require.NoError(t, db.Exec(`PRAGMA busy_timeout = 10`).Error)
+	require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
+	pool, err := other.DB()
+	require.NoError(t, err)
+	pool.SetMaxOpenConns(1)
+	require.NoError(t, other.Exec(`PRAGMA busy_timeout = 0`).Error)
+	return db, other, func() func() {
+		reader := d.Open(t).Begin()
+		var n int
+		require.NoError(t, reader.Raw(`SELECT count(*) FROM made`).Scan(&n).Error)
+		return func() { require.NoError(t, reader.Rollback().Error) }
+	}
+}
+
+func TestTheProgramsOwnCommitThatIsLockedOut(t *testing.T) {
+	for _, prepare := range []bool{false, true} {
+		db, other, read := lockedOut(t, &gorm.Config{PrepareStmt: prepare, Logger: logger.Discard})
+		fail := func() {
+			t.Helper()
+			end := read()
+			err := db.Gorm.Transaction(func(tx *gorm.DB) error { return tx.Exec(`INSERT INTO made VALUES (1)`).Error })
+			require.ErrorContains(t, err, "locked")
+			end()
+		}
+		fail()
+		lease := acquire(t, db, "job")
+		requireHeld(t, other, "job")
+		fail()
+		require.NoError(t, lease.Renew())
+		fail()
+		require.NoError(t, lease.Release())
+		require.Nil(t, row(t, other, "job"))
+		fail()
+		require.NoError(t, db.Mutex("job").Transaction(func(tx *gorm.DB) error {
+			return tx.Exec(`INSERT INTO made VALUES (2)`).Error
+		}))
+		var ids []int
+		require.NoError(t, other.Raw(`SELECT id FROM made`).Scan(&ids).Error)
+		require.Equal(t, []int{2}, ids)
+	}
+}
+
+func TestTransactionsCommitThatIsLockedOut(t *testing.T) {
+	for _, prepare := range []bool{false, true} {
+		out := &logs{}
+		db, other, read := lockedOut(t, &gorm.Config{PrepareStmt: prepare, Logger: out.logger(logger.Warn)})
+		end, deletes := func() {}, 0
+		require.NoError(t, db.Callback().Raw().Before("gorm:raw").Register("test:end", func(tx *gorm.DB) {
+			if strings.HasPrefix(tx.Statement.SQL.String(), "DELETE") {
+				if deletes++; deletes == 2 { // the release on its own, once the COMMIT has failed
+					end()
+				}
+			}
+		}))
+		err := db.Mutex("job").Transaction(func(tx *gorm.DB) error {
+			end = read()
+			return tx.Exec(`INSERT INTO made VALUES (1)`).Error
+		})
+		require.ErrorContains(t, err, "locked")
+		require.Equal(t, 2, deletes)
+		require.NoError(t, other.Exec(`INSERT INTO made VALUES (2)`).Error, "the file is not locked")
+		require.Nil(t, row(t, other, "job"))
+		require.NotContains(t, out.String(), warning, "the error has told of it")
+		var ids []int
+		require.NoError(t, db.Raw(`SELECT id FROM made`).Scan(&ids).Error)
+		require.Equal(t, []int{2}, ids)
+		exercise(t, db)
+	}
+}
+
+func TestMigratesCommitThatIsLockedOut(t *testing.T) {
+	db, other, read := lockedOut(t)
+	require.NoError(t, db.Migrator().DropTable(&dbmutex.DBMutex{}))
+	end, tries := read(), 0
+	require.NoError(t, db.Callback().Raw().Before("gorm:raw").Register("test:end", func(tx *gorm.DB) {
+		if strings.HasPrefix(tx.Statement.SQL.String(), "CREATE TABLE") {
+			if tries++; tries == 2 {
+				end()
+			}
+		}
+	}))
+	require.NoError(t, db.Migrate())
+	require.Equal(t, 2, tries)
+	requireFree(t, other, "job")
+}
+
+func TestAStatementThatIsLockedOutLeavesNoTransaction(t *testing.T) {
+	out := &logs{}
+	db, other, read := lockedOut(t, &gorm.Config{Logger: out.logger(logger.Warn)})
+	var end atomic.Pointer[func()]
+	tries := 0
+	endAfterThree := func(tx *gorm.DB) {
+		if strings.HasPrefix(tx.Statement.SQL.String(), "SELECT") {
+			return
+		}
+		if tries++; tries == 4 {
+			(*end.Load())()
+		}
+	}
+	require.NoError(t, db.Callback().Row().Before("gorm:row").Register("test:end", endAfterThree))
+	require.NoError(t, db.Callback().Raw().Before("gorm:raw").Register("test:end", endAfterThree))
+	lockOut := func() {
+		tries = 0
+		ended := read()
+		end.Store(&ended)
+	}
+	lockOut()
+	lease := acquire(t, db, "job")
+	requireHeld(t, other, "job")
+	lockOut()
+	require.NoError(t, lease.Renew())
+	lockOut()
+	require.NoError(t, lease.Release())
+	require.Nil(t, row(t, other, "job"))
+	require.NotContains(t, out.String(), warning)
+}
+
+func TestTransactionRunsOnWhatGORMWouldBegin(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		pool, err := db.DB()
+		require.NoError(t, err)
+		for _, prepare := range []bool{false, true} {
+			handle := db.Session(&gorm.Session{})
+			if prepare {
+				handle.Config.ConnPool = gorm.NewPreparedStmtDB(pool, 100, time.Hour)
+				handle.Statement.ConnPool = handle.Config.ConnPool
+			}
+			plain := handle.Gorm.Begin()
+			require.NoError(t, plain.Rollback().Error)
+			require.NoError(t, handle.Mutex("job").Transaction(func(tx *gorm.DB) error {
+				require.IsType(t, plain.Statement.ConnPool, tx.Statement.ConnPool)
+				beneath, err := tx.DB()
+				require.NoError(t, err)
+				require.Same(t, pool, beneath)
+				return tx.Transaction(func(tx *gorm.DB) error { return tx.Exec(`SELECT 1`).Error })
+			}))
+			if prepare {
+				require.Contains(t, handle.Config.ConnPool.(*gorm.PreparedStmtDB).Stmts.Keys(), `SELECT 1`)
+			}
+		}
+	})
+}
+
+// staleConnector makes connections that turn out to be dead at the next BEGIN, as often as stale says.
+type staleConnector struct {
+	driver.Connector
+	stale *atomic.Int32
+}
+
+func (c staleConnector) Connect(ctx context.Context) (driver.Conn, error) {
+	conn, err := c.Connector.Connect(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return &staleConn{conn.(*stdlib.Conn), c.stale}, nil
+}
+
+type staleConn struct {
+	*stdlib.Conn
+	stale *atomic.Int32
+}
+
+func (c *staleConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.Tx, error) {
+	if c.stale.Add(-1) >= 0 {
+		return nil, driver.ErrBadConn
+	}
+	return c.Conn.BeginTx(ctx, opts)
+}
+
+func TestTransactionBeginsOnAnotherConnection(t *testing.T) {
+	d := testdb.Postgres(t)
+	open(t, d)
+	config, err := pgx.ParseConfig(d.DSN)
+	require.NoError(t, err)
+	var stale atomic.Int32
+	pool := sql.OpenDB(staleConnector{stdlib.GetConnector(*config), &stale})
+	defer func() { require.NoError(t, pool.Close()) }()
+	pool.SetMaxOpenConns(1)
+	gdb, err := gorm.Open(postgres.New(postgres.Config{Conn: pool}), &gorm.Config{Logger: logger.Discard})
+	require.NoError(t, err)
+	require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
+	stale.Store(2)
+	require.NoError(t, dbmutex.Wrap(gdb).Mutex("job").Transaction(func(tx *gorm.DB) error { return tx.Exec(`SELECT 1`).Error }))
+	require.Negative(t, stale.Load())
+}
+
+func TestAContextThatEndsAtTheTransactionsBeginning(t *testing.T) {
+	for _, prepare := range []bool{false, true} {
+		each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
+			ctx, cancel := context.WithCancel(limited(t))
+			gdb := d.Open(t, &gorm.Config{PrepareStmt: prepare, Logger: logger.Discard})
+			require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
+			pool, err := gdb.DB()
+			require.NoError(t, err)
+			gdb.ConnPool = &beginning{DB: pool, end: cancel}
+			if prepare {
+				gdb.ConnPool = gorm.NewPreparedStmtDB(gdb.ConnPool, 100, time.Hour)
+			}
+			gdb.Statement.ConnPool = gdb.ConnPool
+			err = dbmutex.Wrap(gdb).WithContext(ctx).Mutex("job").Transaction(func(*gorm.DB) error { return nil })
+			require.ErrorIs(t, err, context.Canceled)
+			requireFree(t, db, "job")
+			require.Zero(t, pool.Stats().InUse)
+		})
+	}
+}
+
+// beginning is a pool where a lease's context ends when the first transaction has begun under it, which is then over.
+type beginning struct {
+	*sql.DB
+	end   func()
+	ended bool
+}
+
+func (p *beginning) GetDBConn() (*sql.DB, error) { return p.DB, nil }
+
+func (p *beginning) BeginTx(ctx context.Context, opts *sql.TxOptions) (gorm.ConnPool, error) {
+	tx, err := p.DB.BeginTx(ctx, opts)
+	if _, leased := dbmutex.LeaseFrom(ctx); !leased || p.ended {
+		return tx, err
+	}
+	p.ended = true
+	p.end()
+	for err == nil {
+		if _, over := tx.Exec(`SELECT 1`); errors.Is(over, sql.ErrTxDone) {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return tx, err
+}
+
+// tracer keeps the statements that pgx sends.
+type tracer struct {
+	mu         sync.Mutex
+	statements []string
+}
+
+func (r *tracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.statements = append(r.statements, data.SQL)
+	return ctx
+}
+
+func (*tracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
+
+func TestALookForATransactionCostsPgxNothing(t *testing.T) {
+	d := testdb.Postgres(t)
+	open(t, d)
+	config, err := pgx.ParseConfig(d.DSN)
+	require.NoError(t, err)
+	trace := &tracer{}
+	config.Tracer = trace
+	pool := stdlib.OpenDB(*config)
+	defer func() { require.NoError(t, pool.Close()) }()
+	gdb, err := gorm.Open(postgres.New(postgres.Config{Conn: pool}), &gorm.Config{Logger: logger.Discard})
+	require.NoError(t, err)
+	require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
+	db := dbmutex.Wrap(gdb)
+	require.NoError(t, db.Mutex("job").Do(nothing)) // asks for the sequence, too
+	trace.statements = nil
+	require.NoError(t, db.Mutex("job").Do(nothing))
+	require.Len(t, trace.statements, 2, "an acquire and a release")
+}
