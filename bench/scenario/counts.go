@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"runtime"
+	"time"
 
 	"github.com/gorm-dbmutex/dbmutex/bench/contender"
 	"github.com/gorm-dbmutex/dbmutex/bench/server"
@@ -44,11 +45,15 @@ func (e *Env) costs(ctx context.Context, en *entrant, operation func(contender.I
 			return err
 		}
 
-		proxy, instance, err := e.throughProxy(ctx, en)
+		proxy, where, err := e.through(en, 0)
 		if err != nil {
 			return err
 		}
 		defer proxy.Close()
+		instance, err := en.Open(ctx, where)
+		if err != nil {
+			return err
+		}
 		defer instance.Close()
 		if err := times(costWarmUp, instance); err != nil {
 			return err
@@ -61,26 +66,22 @@ func (e *Env) costs(ctx context.Context, en *entrant, operation func(contender.I
 	return c, err
 }
 
-func (e *Env) throughProxy(ctx context.Context, en *entrant) (*server.Proxy, contender.Instance, error) {
-	address := en.where.Redis
+// through is an entrant's place by way of a proxy, which is so far away, each way.
+func (e *Env) through(en *entrant, delay time.Duration) (*server.Proxy, contender.Where, error) {
+	where, address := en.where, en.where.Redis
 	if en.Store == contender.Postgres {
 		address = e.Postgres.Address()
 	}
-	proxy, err := server.NewProxy(address)
+	proxy, err := server.NewProxy(address, delay)
 	if err != nil {
-		return nil, nil, err
+		return nil, where, err
 	}
-	where := en.where
 	if en.Store == contender.Postgres {
 		where.DSN = e.Postgres.Through(where.DSN, proxy)
 	} else {
 		where.Redis = proxy.Addr()
 	}
-	instance, err := en.Open(ctx, where)
-	if err != nil {
-		proxy.Close()
-	}
-	return proxy, instance, err
+	return proxy, where, nil
 }
 
 // statements is how many the contenders have sent to a server so far.

@@ -1,26 +1,28 @@
-// Package server has the servers that the benchmark measures on, and counts what they are asked.
+// Package server has the servers that the benchmark measures on, counts what they are asked, and puts them far away.
 package server
 
 import (
-	"io"
 	"net"
 	"sync/atomic"
+	"time"
 )
 
-// Proxy is a way to a server that counts round trips: how often a client, after it was answered, sends something.
+// Proxy is a way to a server. It counts round trips: how often a client, after it was answered, sends something. Every byte
+// takes the proxy's delay, each way, and then comes in order.
 type Proxy struct {
 	listener net.Listener
 	server   string
+	delay    time.Duration
 	trips    atomic.Int64
 }
 
-// NewProxy opens a proxy to the server at an address.
-func NewProxy(server string) (*Proxy, error) {
+// NewProxy opens a proxy to the server at an address, which is so far away, each way.
+func NewProxy(server string, delay time.Duration) (*Proxy, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return nil, err
 	}
-	p := &Proxy{listener: listener, server: server}
+	p := &Proxy{listener: listener, server: server, delay: delay}
 	go func() {
 		for {
 			client, err := listener.Accept()
@@ -42,35 +44,33 @@ func (p *Proxy) RoundTrips() int64 { return p.trips.Load() }
 // Close takes no more connections.
 func (p *Proxy) Close() { _ = p.listener.Close() }
 
-func (p *Proxy) serve(client net.Conn) {
+func (p *Proxy) serve(conn net.Conn) {
 	server, err := net.Dial("tcp", p.server)
 	if err != nil {
-		_ = client.Close()
+		_ = conn.Close()
 		return
 	}
-	var asked atomic.Bool // since the last answer
-	go func() {
-		_, _ = io.Copy(server, reader{client, func() {
-			if !asked.Swap(true) {
-				p.trips.Add(1)
-			}
-		}})
-		_ = server.Close()
-	}()
-	_, _ = io.Copy(client, reader{server, func() { asked.Store(false) }})
-	_ = client.Close()
+	client := &client{Conn: conn, trips: &p.trips}
+	go pass(server, client, p.delay)
+	pass(client, server, p.delay)
 }
 
-// reader tells of what it reads before it hands it on.
-type reader struct {
-	io.Reader
-	tell func()
+// client counts the round trips of a connection.
+type client struct {
+	net.Conn
+	trips *atomic.Int64
+	asked atomic.Bool // since the last answer
 }
 
-func (r reader) Read(p []byte) (int, error) {
-	n, err := r.Reader.Read(p)
-	if n > 0 {
-		r.tell()
+func (c *client) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 && !c.asked.Swap(true) {
+		c.trips.Add(1)
 	}
 	return n, err
+}
+
+func (c *client) Write(b []byte) (int, error) {
+	c.asked.Store(false)
+	return c.Conn.Write(b)
 }
