@@ -4,7 +4,7 @@
 //
 // It starts a PostgreSQL server with its defaults and, where redis-server is there, a Redis that waits for the disk after
 // every write and one in memory, all on loopback, and ends them. It prints tables, and writes RESULTS.md and results.svg
-// to this folder. -quick is a try-out of half a minute that writes nothing, -scenarios=cycle,try runs some only; the rest
+// to this folder. -quick is a try-out of a minute that writes nothing, -scenarios=cycle,try runs some only; the rest
 // of the flags is in bench_test.go.
 //
 // Every scenario runs blocks of all contenders in turn, in an order that rotates, so that noise hits all alike. A ratio

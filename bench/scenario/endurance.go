@@ -4,7 +4,6 @@ import (
 	"context"
 	"time"
 
-	"github.com/gorm-dbmutex/dbmutex/bench/contender"
 	"github.com/gorm-dbmutex/dbmutex/bench/report"
 	"github.com/gorm-dbmutex/dbmutex/bench/stats"
 )
@@ -30,12 +29,7 @@ func (e *Env) oldSnapshot(ctx context.Context) ([]report.Table, error) {
 
 // endure looks at how a cycle changes with those that came before.
 func (e *Env) endure(ctx context.Context, cycles int, table report.Table) ([]report.Table, error) {
-	var contenders []contender.Contender
-	for _, name := range []string{baseName, "dbmutex"} {
-		c, _ := contender.ByName(name)
-		contenders = append(contenders, c)
-	}
-	entrants, leave, err := e.enter(ctx, contenders)
+	entrants, leave, err := e.enter(ctx, named(baseName, "dbmutex"))
 	if err != nil {
 		return nil, err
 	}

@@ -45,16 +45,23 @@ func (e *Env) handOffBetween(ctx context.Context, processes int) (table report.T
 	defer leave()
 	type total struct {
 		stats.Sharing
-		acquisitions, statements int
+		statements int
 	}
 	totals := map[*entrant]*total{}
 	results, err := inTurn(entrants, e.Size.HandOffRounds, func(en *entrant) ([]time.Duration, error) {
-		spans, statements, err := e.compete(ctx, en, processes)
+		jobs := make([]job, processes)
+		for i := range jobs {
+			waiters := hotWaiters / processes
+			jobs[i] = job{
+				Contender: en.Name, Where: en.where, First: i * waiters, Waiters: waiters, Hold: hotHold, Length: e.Size.HandOff,
+			}
+		}
+		spans, statements, err := e.compete(ctx, en.Store, jobs)
 		if totals[en] == nil {
 			totals[en] = &total{}
 		}
 		t, s := totals[en], stats.Share(spans, hotWaiters)
-		t.acquisitions += len(spans)
+		t.Acquisitions += s.Acquisitions
 		t.statements += statements
 		t.Overlaps += s.Overlaps
 		t.Least += s.Least
@@ -83,9 +90,9 @@ func (e *Env) handOffBetween(ctx context.Context, processes int) (table report.T
 			median, p99 = show(results[i].median()), show(results[i].p99())
 		}
 		t := totals[en]
-		all := float64(max(1, t.acquisitions))
+		all := float64(max(1, t.Acquisitions))
 		table.Rows = append(table.Rows, []string{
-			en.Name, median, p99, fmt.Sprint(len(results[i].times)), fmt.Sprint(t.acquisitions),
+			en.Name, median, p99, fmt.Sprint(len(results[i].times)), fmt.Sprint(t.Acquisitions),
 			showCount(float64(t.statements) / all),
 			fmt.Sprintf("%.1f %% and %.1f %%", 100*float64(t.Least)/all, 100*float64(t.Most)/all), fmt.Sprint(t.Overlaps),
 		})

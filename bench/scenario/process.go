@@ -24,15 +24,17 @@ const jobVariable = "DBMUTEX_BENCH_JOB"
 type job struct {
 	Contender      string
 	Where          contender.Where
-	First, Waiters int // numbers of its waiters
+	First, Waiters int           // numbers of its waiters
+	Hold, Think    time.Duration // with the lock, and until it is wanted again
 	Length         time.Duration
 }
 
 const ready = "ready\n"
 
-// compete runs the waiters of a hot lock in processes of their own, and counts the statements from when all are ready.
-func (e *Env) compete(ctx context.Context, en *entrant, processes int) (spans []stats.Span, statements int, err error) {
-	ctx, cancel := context.WithTimeout(ctx, e.Size.HandOff+time.Minute)
+// compete runs the waiters of a hot lock, each job in a process of its own, and counts the statements from when all are
+// ready.
+func (e *Env) compete(ctx context.Context, store contender.Store, jobs []job) (spans []stats.Span, statements int, err error) {
+	ctx, cancel := context.WithTimeout(ctx, jobs[0].Length+time.Minute)
 	defer cancel() // ends those that are left
 	program, err := os.Executable()
 	if err != nil {
@@ -44,12 +46,9 @@ func (e *Env) compete(ctx context.Context, en *entrant, processes int) (spans []
 		stdout *bufio.Reader
 		stderr bytes.Buffer
 	}
-	children := make([]*child, processes)
-	for i := range children {
-		text, err := json.Marshal(job{
-			Contender: en.Name, Where: en.where, Length: e.Size.HandOff,
-			First: i * hotWaiters / processes, Waiters: hotWaiters / processes,
-		})
+	children := make([]*child, len(jobs))
+	for i, j := range jobs {
+		text, err := json.Marshal(j)
 		if err != nil {
 			return nil, 0, err
 		}
@@ -74,7 +73,7 @@ func (e *Env) compete(ctx context.Context, en *entrant, processes int) (spans []
 			return nil, 0, errors.Join(err, c.cmd.Wait(), errors.New(c.stderr.String()))
 		}
 	}
-	before, err := e.statements(ctx, en.Store)
+	before, err := e.statements(ctx, store)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -89,7 +88,7 @@ func (e *Env) compete(ctx context.Context, en *entrant, processes int) (spans []
 		}
 		spans = append(spans, own...)
 	}
-	after, err := e.statements(ctx, en.Store)
+	after, err := e.statements(ctx, store)
 	return spans, int(after - before), err
 }
 
@@ -122,6 +121,9 @@ func runJob(text string) error {
 			return err
 		}
 		defer en.Close()
+		if err := en.connect(j); err != nil {
+			return err
+		}
 		if _, err := os.Stdout.WriteString(ready); err != nil {
 			return err
 		}
@@ -137,6 +139,17 @@ func runJob(text string) error {
 	return json.NewEncoder(os.Stdout).Encode(spans)
 }
 
+// connect uses a connection for each of this process's waiters, so that none has to open one later.
+func (en *entrant) connect(j job) error {
+	errs := make([]error, j.Waiters)
+	var wg sync.WaitGroup
+	for i := range j.Waiters {
+		wg.Go(func() { errs[i] = en.Cycle(context.Background(), fmt.Sprintf("of waiter %d", j.First+i)) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
 // compete lets this process's waiters have the lock again and again.
 func (en *entrant) compete(j job) (spans []stats.Span, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), j.Length)
@@ -146,26 +159,36 @@ func (en *entrant) compete(j job) (spans []stats.Span, err error) {
 	for i := range j.Waiters {
 		wg.Go(func() {
 			for ctx.Err() == nil {
-				release, failed := en.Acquire(ctx, "hot")
-				if failed != nil {
-					if ctx.Err() == nil {
-						mu.Lock()
-						err = errors.Join(err, failed)
-						mu.Unlock()
-					}
-					return
-				}
-				got := time.Now().UnixNano()
-				time.Sleep(hotHold)
-				done := time.Now().UnixNano()
-				failed = release()
+				span, failed := en.once(ctx, j)
+				span.Waiter = j.First + i
 				mu.Lock()
-				spans = append(spans, stats.Span{Waiter: j.First + i, Got: got, Done: done})
+				spans = append(spans, span)
 				err = errors.Join(err, failed)
 				mu.Unlock()
+				if failed != nil {
+					return
+				}
+				time.Sleep(j.Think)
 			}
 		})
 	}
 	wg.Wait()
 	return spans, err
+}
+
+// once waits for the lock, holds and releases it, or gives up at the context's deadline.
+func (en *entrant) once(ctx context.Context, j job) (span stats.Span, err error) {
+	span.Asked = time.Now().UnixNano()
+	release, err := en.Acquire(ctx, "hot")
+	if end, _ := ctx.Deadline(); err != nil && ctx.Err() != nil {
+		span.Done = end.UnixNano()
+		return span, nil
+	}
+	if err != nil {
+		return span, err
+	}
+	span.Got = time.Now().UnixNano()
+	time.Sleep(j.Hold)
+	span.Done = time.Now().UnixNano()
+	return span, release()
 }

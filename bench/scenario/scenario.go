@@ -29,6 +29,10 @@ type Size struct {
 	SnapshotCycles int           // on one id, beside an old snapshot
 	Waiters        int           // on one lock
 	Waiting        time.Duration // of these
+
+	Rivals   []int           // of a lone waiter
+	Distance []time.Duration // from the server, each way
+	Lone     time.Duration   // length of a block of the lone waiter
 }
 
 // Env is what scenarios run on.
@@ -53,6 +57,7 @@ var All = []Scenario{
 	{"try", (*Env).failingTry},
 	{"ids", (*Env).sixteenIDs},
 	{"handoff", (*Env).handOff},
+	{"fairness", (*Env).fairness},
 	{"waiters", (*Env).waiters},
 	{"held", (*Env).held},
 	{"long", (*Env).long},
@@ -85,6 +90,15 @@ func (e *Env) enter(ctx context.Context, contenders []contender.Contender) (entr
 		entrants = append(entrants, en)
 	}
 	return entrants, leave, nil
+}
+
+// named are the contenders with these names.
+func named(names ...string) (contenders []contender.Contender) {
+	for _, name := range names {
+		c, _ := contender.ByName(name)
+		contenders = append(contenders, c)
+	}
+	return contenders
 }
 
 func (e *Env) place(ctx context.Context, store contender.Store) (where contender.Where, err error) {

@@ -35,24 +35,36 @@ func Ratios(blocks, base []time.Duration) (ratios []float64) {
 	return ratios
 }
 
-// Span is one holding of a lock, on a clock that all holders share.
+// Span is one wait for a lock and the holding that came of it, on a clock that all who want the lock share.
 type Span struct {
-	Waiter    int
-	Got, Done int64 // nanoseconds: when the acquire had returned, and when the release was called
+	Waiter int
+	Asked  int64 // nanoseconds: when the acquire was called
+	Got    int64 // when it had returned; 0 where it was given up at the end
+	Done   int64 // when the release was called, or the acquire given up
+}
+
+// until is when its wait ended, or was given up.
+func (s Span) until() int64 {
+	if s.Got == 0 {
+		return s.Done
+	}
+	return s.Got
 }
 
 // Sharing is what a row of holdings says.
 type Sharing struct {
-	HandOffs    []time.Duration // from the call of a release until another waiter has the lock
-	Overlaps    int             // holdings that began before the last had ended
-	Least, Most int             // acquisitions of the least and the most served
+	Acquisitions int
+	HandOffs     []time.Duration // from the call of a release until another waiter has the lock
+	Overlaps     int             // holdings that began before the last had ended
+	Least, Most  int             // acquisitions of the least and the most served
 }
 
 // Share sums up the holdings of a number of waiters.
 func Share(spans []Span, waiters int) Sharing {
-	spans = slices.SortedFunc(slices.Values(spans), func(a, b Span) int { return cmp.Compare(a.Got, b.Got) })
+	spans = slices.DeleteFunc(slices.Clone(spans), func(s Span) bool { return s.Got == 0 })
+	slices.SortFunc(spans, func(a, b Span) int { return cmp.Compare(a.Got, b.Got) })
 	served := make([]int, waiters)
-	var s Sharing
+	s := Sharing{Acquisitions: len(spans)}
 	var last Span // the one that ended last
 	for i, span := range spans {
 		served[span.Waiter]++
@@ -69,4 +81,41 @@ func Share(spans []Span, waiters int) Sharing {
 	}
 	s.Least, s.Most = slices.Min(served), slices.Max(served)
 	return s
+}
+
+// Waiting is how one waiter fared beside others.
+type Waiting struct {
+	Times  []time.Duration // of its waits; one that has not ended counts with its length so far
+	Cut    time.Duration   // that one; 0 if there is none
+	Share  float64         // its part of all acquisitions
+	Passed int             // how many of those who asked after it got the lock before it, in the worst of its waits
+}
+
+// Wait sums up what the spans of all say of one waiter.
+func Wait(spans []Span, waiter int) (w Waiting) {
+	var own, all int
+	for _, span := range spans {
+		if span.Got != 0 {
+			all++
+		}
+		if span.Waiter != waiter {
+			continue
+		}
+		waited := time.Duration(span.until() - span.Asked)
+		w.Times = append(w.Times, waited)
+		if span.Got != 0 {
+			own++
+		} else {
+			w.Cut = waited
+		}
+		passed := 0
+		for _, other := range spans {
+			if other.Got != 0 && other.Asked > span.Asked && other.Got < span.until() {
+				passed++
+			}
+		}
+		w.Passed = max(w.Passed, passed)
+	}
+	w.Share = float64(own) / float64(max(1, all))
+	return w
 }

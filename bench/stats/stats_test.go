@@ -40,9 +40,45 @@ func TestShare(t *testing.T) {
 		{Waiter: 0, Got: 45, Done: 90}, // overlaps
 		{Waiter: 1, Got: 60, Done: 70}, // overlaps, too, and ends sooner
 		{Waiter: 1, Got: 80, Done: 99},
+		{Waiter: 2, Asked: 15, Done: 99}, // gave up
 	}, 3)
+	assert.Equal(t, 6, s.Acquisitions)
 	assert.Equal(t, []time.Duration{10}, s.HandOffs)
 	assert.Equal(t, 3, s.Overlaps)
 	assert.Equal(t, 0, s.Least, "the third got none")
 	assert.Equal(t, 4, s.Most)
+}
+
+func TestWait(t *testing.T) {
+	w := stats.Wait([]stats.Span{
+		{Waiter: 1, Asked: 5, Got: 20, Done: 25}, // asked first
+		{Waiter: 0, Asked: 10, Got: 50, Done: 55},
+		{Waiter: 1, Asked: 25, Got: 30, Done: 35}, // passes the first wait
+		{Waiter: 2, Asked: 11, Got: 40, Done: 45}, // so does this
+		{Waiter: 1, Asked: 35, Got: 60, Done: 65}, // comes after it
+		{Waiter: 0, Asked: 75, Got: 80, Done: 85},
+	}, 0)
+	assert.Equal(t, []time.Duration{40, 5}, w.Times)
+	assert.Zero(t, w.Cut)
+	assert.Equal(t, 2.0/6, w.Share)
+	assert.Equal(t, 2, w.Passed)
+}
+
+func TestWaitThatHasNotEndedCountsWithItsLengthSoFar(t *testing.T) {
+	w := stats.Wait([]stats.Span{
+		{Waiter: 0, Asked: 10, Got: 15, Done: 20},
+		{Waiter: 0, Asked: 40, Done: 140},
+		{Waiter: 1, Asked: 20, Got: 25, Done: 30}, // asked first
+		{Waiter: 1, Asked: 50, Got: 60, Done: 70},
+		{Waiter: 1, Asked: 70, Got: 139, Done: 140},
+		{Waiter: 1, Asked: 140, Done: 141}, // gave up, too
+	}, 0)
+	assert.Equal(t, []time.Duration{5, 100}, w.Times)
+	assert.Equal(t, time.Duration(100), w.Cut)
+	assert.Equal(t, 0.25, w.Share)
+	assert.Equal(t, 2, w.Passed)
+}
+
+func TestWaitOfNobody(t *testing.T) {
+	assert.Equal(t, stats.Waiting{}, stats.Wait(nil, 0))
 }
