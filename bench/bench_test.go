@@ -77,7 +77,7 @@ func TestBench(t *testing.T) {
 func TestFairnessMeasuresALoneWaiterAtEveryDistance(t *testing.T) {
 	e := newEnv(t)
 	e.Size.Rivals, e.Size.Lone = []int{2}, 100*time.Millisecond
-	e.Size.Distance = []time.Duration{0, time.Millisecond}
+	e.Size.Distances = []time.Duration{0, 20 * time.Millisecond}
 	i := slices.IndexFunc(scenario.All, func(s scenario.Scenario) bool { return s.Name == "fairness" })
 
 	tables, err := scenario.All[i].Run(e, t.Context())
@@ -85,8 +85,8 @@ func TestFairnessMeasuresALoneWaiterAtEveryDistance(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, tables, 2)
 	for i, want := range []string{
-		"[0 µs 2] [1.00 ms 2]", // all are as far
-		"[1.00 ms 2]",          // the lone waiter is far
+		"[0 µs 2] [20.00 ms 2]", // all are as far
+		"[20.00 ms 2]",          // the lone waiter is far
 	} {
 		var cells []string
 		for _, row := range tables[i].Rows {
@@ -96,7 +96,10 @@ func TestFairnessMeasuresALoneWaiterAtEveryDistance(t *testing.T) {
 			}
 		}
 		require.Equal(t, want, strings.Join(cells, " "))
-		require.Len(t, tables[i].Chart.Points, len(tables[i].Rows)/len(cells), "that of one cell")
+		require.Len(t, tables[i].Chart.Points, len(tables[i].Rows)/strings.Count(want, "["), "that of the last cell")
+		for _, point := range tables[i].Chart.Points {
+			require.GreaterOrEqual(t, point.P99, 2*20.0, "there and back: %s", point.Name)
+		}
 	}
 }
 
@@ -113,7 +116,8 @@ func sizeOf() scenario.Size {
 		HandOffRounds: 2, HandOff: 5 * time.Second,
 		Held: 1_000_000, LongCycles: 50_000, SnapshotCycles: 10_000,
 		Waiters: 1_000, Waiting: 2 * time.Second,
-		Rivals: []int{1, 2, 4, 8}, Distance: []time.Duration{0, 15 * time.Millisecond, 40 * time.Millisecond}, Lone: 10 * time.Second,
+		Rivals: []int{1, 2, 4, 8}, Lone: 10 * time.Second,
+		Distances: []time.Duration{0, 15 * time.Millisecond, 40 * time.Millisecond},
 	}
 	if *quick {
 		size = scenario.Size{
@@ -121,7 +125,8 @@ func sizeOf() scenario.Size {
 			HandOffRounds: 1, HandOff: 300 * time.Millisecond,
 			Held: 10_000, LongCycles: 400, SnapshotCycles: 400,
 			Waiters: 1_000, Waiting: 150 * time.Millisecond,
-			Rivals: []int{4}, Distance: []time.Duration{0, 15 * time.Millisecond}, Lone: 500 * time.Millisecond,
+			Rivals: []int{4}, Lone: 500 * time.Millisecond,
+			Distances: []time.Duration{0, 15 * time.Millisecond},
 		}
 	}
 	for flagged, of := range map[*int]*int{

@@ -24,16 +24,16 @@ func fair() []contender.Contender {
 }
 
 func (e *Env) fairness(ctx context.Context) ([]report.Table, error) {
-	text := fmt.Sprintf("A process with one waiter wants the lock again %v after its release, another process with rivals at once; "+
-		"all hold it for %v. Blocks of %v. The distance is a proxy's, which delays every byte. ≥ is a wait that the end of the block "+
-		"cut short. Passed is how many acquisitions of rivals that asked later came first, in the worst of its waits. The bound is "+
-		"that of p99: 4 × clients × hold and 10 round trips.", loneThink, loneHold, e.Size.Lone)
+	text := fmt.Sprintf("A process with one waiter wants the lock again %v after its release, another process with rivals "+
+		"at once; all hold it for %v. Blocks of %v. The distance is a proxy's, which delays every byte. ≥ is a wait that the "+
+		"end of the block cut short. Passed is how many acquisitions of rivals that asked later came first, in the worst of its "+
+		"waits. The bound is that of p99: 4 × clients × hold and 10 round trips.", loneThink, loneHold, e.Size.Lone)
 	together := report.Table{Title: "A lone waiter beside rivals, all as far away", Text: text}
 	apart := report.Table{
 		Title: "A lone waiter far away, its rivals near",
 		Text:  "The same, but only the waiter goes through the proxy. Round trips are the waiter's.",
 	}
-	for _, each := range e.Size.Distance {
+	for _, each := range e.Size.Distances {
 		if err := e.fairnessAt(ctx, &together, each, each); err != nil {
 			return nil, err
 		}
@@ -49,7 +49,9 @@ func (e *Env) fairness(ctx context.Context) ([]report.Table, error) {
 
 // fairnessAt adds the rows of a distance to a table. The chart is of the last cell.
 func (e *Env) fairnessAt(ctx context.Context, table *report.Table, lone, rivals time.Duration) error {
-	table.Columns = []string{"", "each way", "rivals", "wait median", "p99", "longest", "waits", "share of acquisitions", "passed", "bound"}
+	table.Columns = []string{
+		"", "each way", "rivals", "wait median", "p99", "longest", "waits", "share of acquisitions", "passed", "bound",
+	}
 	for _, n := range e.Size.Rivals {
 		entrants, leave, err := e.enter(ctx, fair())
 		if err != nil {
@@ -66,14 +68,16 @@ func (e *Env) fairnessAt(ctx context.Context, table *report.Table, lone, rivals 
 			return err
 		}
 		for i, en := range entrants {
-			w, bound := waits[en], ""
+			w, row := waits[en], []string{en.Name, show(lone), fmt.Sprint(n)}
+			for _, q := range []float64{0.5, 0.99, 1} {
+				row = append(row, showWait(stats.Quantile(w.Times, q), w.Cut))
+			}
+			bound := ""
 			if en.Name == boundName {
 				bound = showBound(results[i].p99(), n+1, lone)
 			}
-			table.Rows = append(table.Rows, []string{
-				en.Name, show(lone), fmt.Sprint(n), showWait(results[i].median(), w.Cut), showWait(results[i].p99(), w.Cut),
-				showWait(stats.Quantile(w.Times, 1), w.Cut), fmt.Sprint(len(w.Times)), fmt.Sprintf("%.1f %%", 100*w.Share), fmt.Sprint(w.Passed), bound,
-			})
+			table.Rows = append(table.Rows, append(row,
+				fmt.Sprint(len(w.Times)), fmt.Sprintf("%.1f %%", 100*w.Share), fmt.Sprint(w.Passed), bound))
 		}
 		title := fmt.Sprintf("%s (%d rivals, %v each way): wait, median and p99, ms", table.Title, n, lone)
 		table.Chart = chart(title, entrants, results)

@@ -33,7 +33,9 @@ const ready = "ready\n"
 
 // compete runs the waiters of a hot lock, each job in a process of its own, and counts the statements from when all are
 // ready.
-func (e *Env) compete(ctx context.Context, store contender.Store, jobs []job) (spans []stats.Span, statements int, err error) {
+func (e *Env) compete(
+	ctx context.Context, store contender.Store, jobs []job,
+) (spans []stats.Span, statements int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, jobs[0].Length+time.Minute)
 	defer cancel() // ends those that are left
 	program, err := os.Executable()

@@ -30,9 +30,9 @@ type Size struct {
 	Waiters        int           // on one lock
 	Waiting        time.Duration // of these
 
-	Rivals   []int           // of a lone waiter
-	Distance []time.Duration // from the server, each way
-	Lone     time.Duration   // length of a block of the lone waiter
+	Rivals    []int           // of a lone waiter
+	Distances []time.Duration // from the server, each way
+	Lone      time.Duration   // length of a block of the lone waiter
 }
 
 // Env is what scenarios run on.
