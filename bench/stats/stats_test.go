@@ -57,11 +57,12 @@ func TestWait(t *testing.T) {
 		{Waiter: 2, Asked: 11, Got: 40, Done: 45}, // so does this
 		{Waiter: 1, Asked: 35, Got: 60, Done: 65}, // comes after it
 		{Waiter: 0, Asked: 75, Got: 80, Done: 85},
+		{Waiter: 2, Asked: 76, Got: 77, Done: 78}, // passes the second
 	}, 0)
 	assert.Equal(t, []time.Duration{40, 5}, w.Times)
 	assert.Zero(t, w.Cut)
-	assert.Equal(t, 2.0/6, w.Share)
-	assert.Equal(t, 2, w.Passed)
+	assert.Equal(t, 2.0/7, w.Share)
+	assert.Equal(t, 2, w.Passed, "the worst wait's")
 }
 
 func TestWaitThatHasNotEndedCountsWithItsLengthSoFar(t *testing.T) {
