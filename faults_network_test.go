@@ -437,7 +437,7 @@ func TestAPoolThatTheWorkStarves(t *testing.T) {
 		require.NoError(t, err)
 		pool.SetMaxOpenConns(1)
 		mutex := db.Mutex("job", dbmutex.WithTTL(1500*time.Millisecond), dbmutex.WithRenewal())
-		timeout := requireTimeout(t, mutex.Do(func(ctx context.Context) error {
+		timeout := timeoutOf(t, mutex.Do(func(ctx context.Context) error {
 			return db.Connection(func(*gorm.DB) error {
 				requireEnds(t, ctx)
 				require.ErrorIs(t, context.Cause(ctx), dbmutex.ErrTimeout)

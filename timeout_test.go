@@ -19,8 +19,13 @@ import (
 
 const shortLease = 20 * time.Millisecond
 
-// requireTimeout is the error of a lease that ended before its work: lost, or only ran out.
-func requireTimeout(t *testing.T, err error, id string, lost bool) *dbmutex.TimeoutError {
+func requireTimeout(t *testing.T, err error, id string, lost bool) {
+	t.Helper()
+	_ = timeoutOf(t, err, id, lost)
+}
+
+// timeoutOf is the error of a lease that ended before its work: lost, or only ran out.
+func timeoutOf(t *testing.T, err error, id string, lost bool) *dbmutex.TimeoutError {
 	t.Helper()
 	require.ErrorIs(t, err, dbmutex.ErrTimeout)
 	var timeout *dbmutex.TimeoutError
@@ -89,7 +94,7 @@ func TestTheEndIsTold(t *testing.T) {
 			workErr := work(lease.Context())
 			err = lease.Release()
 			if again := lease.Release(); again != err { //nolint:errorlint // the same one
-				return fmt.Errorf("Release said %v, then %w", err, again)
+				return errors.New("a second Release says something else")
 			}
 			return errors.Join(err, workErr)
 		},
@@ -105,7 +110,7 @@ func TestTheEndIsTold(t *testing.T) {
 								fate.work(t, db, ctx)
 								return workErr
 							})
-							timeout := requireTimeout(t, err, "job", fate.lost)
+							timeout := timeoutOf(t, err, "job", fate.lost)
 							require.Positive(t, timeout.Late)
 							require.NoError(t, timeout.Err)
 							require.Equal(t, workErr != nil, errors.Is(err, errWork))
@@ -136,7 +141,7 @@ func TestWhatTheWorkHeardIsNotTheLastWord(t *testing.T) {
 				t.Run(fmt.Sprint(name, ", lost ", lost), func(t *testing.T) {
 					work := func(ctx context.Context) error {
 						requireEnds(t, ctx)
-						guess := requireTimeout(t, context.Cause(ctx), "job", true) // nobody can know yet
+						guess := timeoutOf(t, context.Cause(ctx), "job", true) // nobody can know yet
 						require.ErrorContains(t, guess, "ran out")
 						require.Zero(t, guess.Late)
 						if lost {
@@ -198,7 +203,7 @@ func TestALossBeforeTheDeadlineIsNotLate(t *testing.T) {
 				require.Same(t, err, context.Cause(ctx))
 				return err
 			})
-			require.Zero(t, requireTimeout(t, err, "job", true).Late)
+			require.Zero(t, timeoutOf(t, err, "job", true).Late)
 		}
 	})
 }
@@ -248,7 +253,7 @@ func TestATransactionThatLostItsLeaseSaysSo(t *testing.T) {
 			require.NoError(t, db.Mutex("job").ForceRelease())
 			return workErr
 		})
-		require.Zero(t, requireTimeout(t, err, "job", true).Late)
+		require.Zero(t, timeoutOf(t, err, "job", true).Late)
 		require.Equal(t, workErr != nil, errors.Is(err, errWork))
 		require.Equal(t, 1, strings.Count(err.Error(), dbmutex.ErrTimeout.Error()), "it is told once: %v", err)
 	}
@@ -283,7 +288,7 @@ func TestALeaseThatEndedBeforeItsWorkBegan(t *testing.T) {
 			if lost {
 				require.NoError(t, db.Mutex("job").ForceRelease())
 			}
-			first := requireTimeout(t, lease.Do(unexpected), "job", lost)
+			first := timeoutOf(t, lease.Do(unexpected), "job", lost)
 			require.Positive(t, first.Late)
 			require.Nil(t, row(t, db, "job"))
 			require.Same(t, first, lease.Do(unexpected))
@@ -349,7 +354,7 @@ func TestATimeoutSaysWhatFailed(t *testing.T) {
 			cause = context.Cause(ctx)
 			return broken
 		})
-		timeout := requireTimeout(t, err, "job", false)
+		timeout := timeoutOf(t, err, "job", false)
 		require.ErrorIs(t, err, broken)
 		var refused *sqlError
 		require.ErrorAs(t, timeout, &refused)
@@ -369,14 +374,14 @@ func TestATimeoutSaysWhatFailed(t *testing.T) {
 		require.Error(t, lease.Renew())
 		require.NoError(t, lease.Renew())
 		requireEnds(t, lease.Context())
-		require.NoError(t, requireTimeout(t, lease.Release(), "job", false).Err)
+		require.NoError(t, timeoutOf(t, lease.Release(), "job", false).Err)
 	})
 	t.Run("a release that fails", func(t *testing.T) {
 		onNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
 			lease := acquire(t, proxied, "job", dbmutex.WithTTL(200*time.Millisecond))
 			network.Freeze()
 			requireEnds(t, lease.Context())
-			timeout := requireTimeout(t, lease.Release(), "job", true)
+			timeout := timeoutOf(t, lease.Release(), "job", true)
 			require.Positive(t, timeout.Late)
 			require.ErrorContains(t, timeout.Err, "not done within 5s")
 			require.NotErrorIs(t, timeout, context.DeadlineExceeded)

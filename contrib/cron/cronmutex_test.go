@@ -151,7 +151,7 @@ func TestTheEndOfALeaseIsLogged(t *testing.T) {
 			requireLogged := func(job cron.Job) error {
 				wrapper(t, db, log, dbmutex.WithTTL(shortLease), briefly)(job).Run()
 				err := log.requireError(t)
-				requireTimeout(t, err, lost)
+				_ = requireTimeout(t, err, lost)
 				return err
 			}
 			another := &dbmutex.TimeoutError{LockID: "another", Lost: !lost}
@@ -174,7 +174,7 @@ func TestTheEndOfALeaseIsLogged(t *testing.T) {
 					require.ErrorIs(t, err, own)
 				}
 			}
-			requireLogged(cron.FuncJob(func() {
+			_ = requireLogged(cron.FuncJob(func() {
 				time.Sleep(2 * shortLease)
 				if lost {
 					overlap(t, others)
