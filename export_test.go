@@ -18,7 +18,7 @@ func Receivable(m *Mutex) bool {
 	queues.mu.Lock()
 	defer queues.mu.Unlock()
 	q := queues.queues[m.queue]
-	return q != nil && q.waiters[0].receptive()
+	return q != nil && len(q.waiters) > 0 && q.waiters[0].receptive()
 }
 
 // JoinAsHead makes a waiter that does nothing, and tells what it was handed last.

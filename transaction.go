@@ -137,6 +137,7 @@ func (l *Lease) commit(tx *gorm.DB) error {
 
 func (l *Lease) committed() error {
 	l.become(released)
-	queues.wake(l.mutex.queue)
+	l.tellGone()
+	queues.released(l.mutex.queue)
 	return nil
 }

@@ -15,7 +15,9 @@ package pgnotify
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
+	"errors"
 	"fmt"
 	"time"
 
@@ -27,7 +29,9 @@ import (
 
 func init() { wake.Listen = listen }
 
-func listen(ctx context.Context, pool *sql.DB, channel string, ready func(), notified func(payload string)) error {
+func listen(
+	ctx context.Context, pool *sql.DB, channels []string, ready func(), notified func(channel, payload string),
+) error {
 	config, err := configOf(ctx, pool)
 	if err != nil {
 		return err
@@ -41,7 +45,13 @@ func listen(ctx context.Context, pool *sql.DB, channel string, ready func(), not
 		defer cancel()
 		_ = conn.Close(closing)
 	}()
-	if _, err := conn.Exec(ctx, "LISTEN "+pgx.Identifier{channel}.Sanitize()); err != nil {
+	proof := "dbmutex " + rand.Text()
+	session, err := run(ctx, conn, listenTo(append(channels, proof)))
+	if err != nil {
+		return err
+	}
+	if err := prove(ctx, pool, conn, proof, notified); err != nil {
+		unlisten(ctx, conn, session)
 		return err
 	}
 	ready()
@@ -50,8 +60,61 @@ func listen(ctx context.Context, pool *sql.DB, channel string, ready func(), not
 		if err != nil {
 			return err
 		}
-		notified(notification.Payload)
+		notified(notification.Channel, notification.Payload)
 	}
+}
+
+// proofLimit is how long a notification may take.
+const proofLimit = 2 * time.Second
+
+// errUnproven is what a pooler in transaction mode gives, which answers LISTEN and passes no notification on.
+var errUnproven = errors.New("pgnotify: notifications do not reach this session")
+
+// prove notifies the connection through the pool, and waits until it hears. A notification of its own would reach it in any
+// case, with the answer.
+func prove(ctx context.Context, pool *sql.DB, conn *pgx.Conn, channel string, notified func(channel, payload string)) error {
+	ctx, cancel := context.WithTimeout(ctx, proofLimit)
+	defer cancel()
+	if _, err := pool.ExecContext(ctx, "NOTIFY "+pgx.Identifier{channel}.Sanitize()); err != nil {
+		return err
+	}
+	for {
+		notification, err := conn.WaitForNotification(ctx)
+		switch {
+		case err != nil:
+			return errors.Join(errUnproven, err)
+		case notification.Channel == channel:
+			return nil
+		}
+		notified(notification.Channel, notification.Payload)
+	}
+}
+
+func listenTo(channels []string) (statements string) {
+	for _, channel := range channels {
+		statements += "LISTEN " + pgx.Identifier{channel}.Sanitize() + "; "
+	}
+	return statements
+}
+
+// unlisten ends LISTEN in a session that is a pooler's, and so may be a stranger's next.
+func unlisten(ctx context.Context, conn *pgx.Conn, session string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	for range 10 {
+		if reached, err := run(ctx, conn, "UNLISTEN *; "); err != nil || reached == session {
+			return
+		}
+	}
+}
+
+// run runs statements in one session, and tells which that was.
+func run(ctx context.Context, conn *pgx.Conn, statements string) (session string, err error) {
+	results, err := conn.PgConn().Exec(ctx, statements+"SELECT pg_backend_pid()").ReadAll()
+	if err != nil {
+		return "", err
+	}
+	return string(results[len(results)-1].Rows[0][0]), nil
 }
 
 // configOf is how the pool connects.

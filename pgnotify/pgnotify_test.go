@@ -23,7 +23,7 @@ func TestListenHearsOfReleases(t *testing.T) {
 	defer cancel()
 	ready, heard, ended := make(chan struct{}), make(chan string, 10), make(chan error, 1)
 	go func() {
-		ended <- listen(ctx, pool, "dbmutex", func() { close(ready) }, func(id string) { heard <- id })
+		ended <- listen(ctx, pool, []string{"dbmutex"}, func() { close(ready) }, func(_, id string) { heard <- id })
 	}()
 	<-ready
 	work := func(context.Context) error { return nil }
@@ -42,6 +42,6 @@ func TestListenHearsOfReleases(t *testing.T) {
 func TestListenNeedsPgx(t *testing.T) {
 	pool, err := testdb.SQLite(t).Open(t).DB()
 	require.NoError(t, err)
-	err = listen(context.Background(), pool, "dbmutex", nil, nil)
+	err = listen(context.Background(), pool, []string{"dbmutex"}, nil, nil)
 	require.ErrorContains(t, err, "not pgx")
 }
