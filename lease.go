@@ -327,6 +327,7 @@ func (l *Lease) giveBack(limit time.Time) (found, doubt bool, err error) {
 	}
 	doubt, err = m.settle(l.parent, limit, func(t target) (err error) {
 		found, err = m.dialect.release(t, r)
+		r.knocked = nil
 		return err
 	})
 	if knocked {
