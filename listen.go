@@ -28,7 +28,7 @@ func (a *waiting) listen(q *queue) {
 		ctx, stop := context.WithCancel(context.Background())
 		l = &listener{stop: stop}
 		a.listeners[pool] = l
-		go a.keepListening(ctx, pool, l)
+		go a.keepListening(ctx, pool, l, wake.Listen)
 	}
 	l.queues++
 	q.listener = l
@@ -47,7 +47,7 @@ func (a *waiting) unlisten(q *queue) {
 	}
 }
 
-func (a *waiting) keepListening(ctx context.Context, pool *sql.DB, l *listener) {
+func (a *waiting) keepListening(ctx context.Context, pool *sql.DB, l *listener, listen wake.Listener) {
 	pause := pollLast
 	hears := func(now bool) {
 		a.mu.Lock()
@@ -67,7 +67,7 @@ func (a *waiting) keepListening(ctx context.Context, pool *sql.DB, l *listener) 
 		}
 	}
 	for ctx.Err() == nil {
-		_ = wake.Listen(ctx, pool, []string{notifyChannel, turnChannel}, ready, notified)
+		_ = listen(ctx, pool, []string{notifyChannel, turnChannel}, ready, notified)
 		hears(false)
 		_ = sleep(ctx, pause) // the poll goes on meanwhile
 		pause = min(2*pause, time.Minute)

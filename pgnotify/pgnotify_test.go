@@ -2,6 +2,7 @@ package pgnotify
 
 import (
 	"context"
+	"database/sql"
 	"testing"
 	"time"
 
@@ -44,4 +45,20 @@ func TestListenNeedsPgx(t *testing.T) {
 	require.NoError(t, err)
 	err = listen(context.Background(), pool, []string{"dbmutex"}, nil, nil)
 	require.ErrorContains(t, err, "not pgx")
+}
+
+func TestAPoolerInTransactionModeIsFoundOut(t *testing.T) {
+	cluster := testdb.NewCluster(t)
+	pool, err := sql.Open("pgx", cluster.PgBouncer(t)+" default_query_exec_mode=exec")
+	require.NoError(t, err)
+	defer func() { require.NoError(t, pool.Close()) }()
+	ready := func() { t.Error("it takes itself for one that hears") }
+	err = listen(context.Background(), pool, []string{"dbmutex"}, ready, func(string, string) {})
+	require.ErrorIs(t, err, errUnproven)
+
+	for range 10 {
+		var channels int
+		require.NoError(t, pool.QueryRow(`SELECT count(*) FROM pg_listening_channels()`).Scan(&channels))
+		require.Zero(t, channels, "a stranger's session listens")
+	}
 }
