@@ -347,6 +347,14 @@ func (l *Lease) reserve(to turn, limit time.Time) (found, doubt bool, err error)
 	return found, doubt, err
 }
 
+// pass gives a lease that nobody has used to a waiter of another process.
+func (l *Lease) pass(to turn) {
+	l.become(released)
+	if found, _, err := l.reserve(to, time.Now().Add(settleLimit)); err != nil || !found {
+		_ = l.mutex.discard(l.proof) // GORM has logged the error
+	}
+}
+
 // handOn makes the lease's row the next lease's. It returns nil where the row had gone.
 func (l *Lease) handOn(next *waiter, limit time.Time) (lease *Lease, doubt bool, err error) {
 	m := l.mutex

@@ -324,7 +324,7 @@ func (a *waiting) next(l *Lease, open bool) (*waiter, *turn) {
 // turn takes the first waiter of another process that is known, if it is its turn. The same message tells of this queue's
 // head, and that nobody waits for the lease that ends.
 func (q *queue) turn(l *Lease, now time.Time) *turn {
-	i := slices.IndexFunc(q.others, func(o *stranger) bool { return !o.over && !o.outdated(now) })
+	i := q.first(now)
 	if i < 0 || q.inTurn < min(localRuns, len(q.waiters)+1) {
 		return nil
 	}
@@ -341,6 +341,26 @@ func (q *queue) turn(l *Lease, now time.Time) *turn {
 	}
 	t.message = m.text()
 	return t
+}
+
+// first is the index of the waiter of another process that was heard of first, or -1.
+func (q *queue) first(now time.Time) int {
+	return slices.IndexFunc(q.others, func(o *stranger) bool { return !o.over && !o.outdated(now) })
+}
+
+// pass is the waiter of another process that a waiter lets go first which has just acquired the lease, if it is its turn: the
+// release before was one that gives the mutex to nobody. The waiter then waits for another lease.
+func (a *waiting) pass(q *queue, w *waiter, l *Lease) *turn {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	now := time.Now()
+	if !q.local || w.turn || q.first(now) < 0 || q.inTurn < min(localRuns, len(q.waiters)) {
+		return nil
+	}
+	l.told = !w.told.IsZero()
+	w.request, w.asking = w.mutex.request(), false
+	q.inTurn = localRuns
+	return q.turn(l, now)
 }
 
 func (q *queue) message() message {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
+	"gorm.io/gorm"
 
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/internal/children"
@@ -76,6 +77,40 @@ func TestAWaiterOfAnotherProcessIsPassedAHandfulOfTimesPerRival(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+// The end of a transaction gives the mutex to nobody, so who acquires it next does.
+func TestAWaiterHasItsTurnAmongTransactions(t *testing.T) {
+	d := testdb.Postgres(t)
+	db := open(t, d)
+	ctx, stop := context.WithCancel(context.Background())
+	var runs atomic.Int64
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				err := db.WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Transaction(func(*gorm.DB) error {
+					runs.Add(1)
+					time.Sleep(20 * time.Millisecond)
+					return nil
+				})
+				if err != nil && ctx.Err() == nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	defer wg.Wait()
+	defer stop()
+	waiter := open(t, d).WithContext(limited(t)).Mutex("job", dbmutex.WithWait(dbmutex.Forever))
+	require.NoError(t, waiter.Transaction(func(*gorm.DB) error { return nil })) // they have heard of each other
+	for range 5 {
+		before := runs.Load()
+		require.NoError(t, waiter.Transaction(func(*gorm.DB) error {
+			require.LessOrEqual(t, runs.Load()-before, int64(20))
+			return nil
+		}))
 	}
 }
 

@@ -90,6 +90,13 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 		request.kept = turn
 		var seen answer
 		lease, seen, err = m.try(request)
+		if err == nil && !expired {
+			if to := queues.pass(q, w, lease); to != nil {
+				lease.pass(*to)
+				lease, pause, inTheWay = nil, pollLast, to.Lease
+				continue
+			}
+		}
 		if !errors.Is(err, ErrNotAcquired) {
 			return lease, err
 		}
