@@ -41,6 +41,9 @@ var tasks = map[string]children.Task{
 		}
 		return nil
 	}),
+	"wait": withDB(func(db *dbmutex.DB, _ io.Reader) error {
+		return db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(nothing)
+	}),
 	"hold": withDB(func(db *dbmutex.DB, stdin io.Reader) error {
 		err := db.Mutex("job", dbmutex.WithTTL(shortTTL), dbmutex.WithRenewal()).Do(func(ctx context.Context) error {
 			fmt.Println("holds")

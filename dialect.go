@@ -43,8 +43,17 @@ type dialect interface {
 // notifying is a dialect whose releases other processes can hear of, on notifyChannel. Others need the gaps between leases,
 // so that a mutex is handed on here alone.
 type notifying interface {
-	// handOn is a release and the next lease's acquire in one, with its token; 0 where the row is neither's.
-	handOn(t target, p proof, next request) (token int64, err error)
+	// handOn is a release and the next lease's acquire in one, with its token; 0 where the row is not the lease's, nor the
+	// next one's while an earlier try may have made it so.
+	handOn(t target, p proof, next request, again bool) (token int64, err error)
+	// reserve is a release that keeps the mutex for a waiter of another process for a while.
+	reserve(t target, p proof, to turn, async bool) (found bool, err error)
+	// tell sends a message, and leaves a mark at the mutex's row that shows in release.knocked.
+	tell(t target, lockID, message string) error
+	// withdraw sends a message and removes what is kept for a waiter.
+	withdraw(t target, p proof, message string) error
+	// tableID tells tables apart, for all processes; 0 while it is not known.
+	tableID() uint32
 }
 
 // proof is what owns a row.
@@ -68,6 +77,7 @@ type request struct {
 	proof
 	holder string
 	ttl    *time.Duration
+	kept   bool // the mutex is kept for it already, as far as is known
 }
 
 // release is a lease that is given back.
@@ -76,6 +86,8 @@ type release struct {
 	minHold time.Duration // > 0: leave the row, ownerless, until this long after its acquisition
 	async   bool          // a crash of the server may undo it
 	notify  bool          // tell the waiters of other processes
+	message string        // and this, if it is not ""
+	knocked *bool         // if it is not nil: set where a waiter of another process has told of itself
 }
 
 // answer is the outcome of an acquire: a token, or the lease in the way.
@@ -96,8 +108,12 @@ const (
 	fateAborted
 )
 
-// notifyChannel is where a release tells the waiters of other processes; the payload is the lock id.
-const notifyChannel = "dbmutex"
+// notifyChannel is where a release tells the waiters of other processes; the payload is the lock id. turnChannel is for
+// messages.
+const (
+	notifyChannel = "dbmutex"
+	turnChannel   = "dbmutex turns"
+)
 
 // looks is how often an acquire looks at a row that changes under it, or that somebody pins, before it calls it held.
 const looks = 3

@@ -19,12 +19,20 @@ type postgres struct {
 	table                            string
 	takeOverSQL, handOnSQL, renewSQL string
 	guardSQL, holderSQL, leaseIDSQL  string
+	tellSQL, withdrawSQL             string
+	reserveSQL                       map[bool]string // by whether a crash may undo it
 	releaseSQL, leaveSQL             map[ending]string
-	acquireSQL                       atomic.Pointer[string] // nil until the sequence is known
+	known                            atomic.Pointer[lookedUp] // nil until it was looked up
+}
+
+// lookedUp is what the server says of the table.
+type lookedUp struct {
+	acquireSQL string // with the sequence of its id
+	id         uint32
 }
 
 // ending is what else the statement that ends a lease does.
-type ending struct{ async, notify, inTransaction bool }
+type ending struct{ async, notify, message, unmarked, inTransaction bool }
 
 const (
 	// An acknowledged lease survives a crash even where the database commits asynchronously; stronger settings stay.
@@ -45,11 +53,11 @@ UPDATE ` + table + ` AS m
 SET id = DEFAULT, creation_time = clock_timestamp(), expires_at = ` + expires("$3") + `, holder = $4, lease_id = $2
 FROM stale WHERE m.id = stale.id RETURNING m.id, ` + durable,
 
-		// The next lease's own row is there when the reply to an earlier try was lost. Its token is drawn in time: whoever
+		// The next lease's own row is $6 where the reply to an earlier try was lost. Its token is drawn in time: whoever
 		// else wins the row ends this lease first. It waits for guards, as a release does.
 		handOnSQL: `UPDATE ` + table + `
 SET id = DEFAULT, creation_time = clock_timestamp(), expires_at = ` + expires("$3") + `, holder = $4, lease_id = $2
-WHERE lock_id = $1 AND lease_id IN ($2, $5) RETURNING id, ` + durable,
+WHERE lock_id = $1 AND lease_id IN ($5, $6) RETURNING id, ` + durable,
 		renewSQL:   `UPDATE ` + table + ` SET expires_at = ` + expires("$3") + owned + ` RETURNING ` + durable,
 		guardSQL:   `SELECT 1 FROM ` + table + owned + ` FOR KEY SHARE`,
 		holderSQL:  `SELECT id, lock_id, creation_time, expires_at, holder, lease_id FROM ` + table + ` WHERE lock_id = $1 AND (expires_at IS NULL OR expires_at > clock_timestamp())`,
@@ -62,19 +70,43 @@ WHERE lock_id = $1 AND lease_id IN ($2, $5) RETURNING id, ` + durable,
 	// RETURNING, so that no row need be sent; without the CASE the planner would evaluate it for other rows, and before the
 	// others.
 	const async = `set_config('synchronous_commit', 'off', true) = 'off'`
-	const notify = `pg_notify('` + notifyChannel + `', lock_id) IS NOT NULL`
-	for end, rest := range map[ending]string{
-		{}:                          ` RETURNING ` + durable,
-		{async: true}:               ` AND CASE WHEN lease_id = $2 THEN ` + async + ` END`,
-		{async: true, notify: true}: ` AND CASE WHEN lease_id = $2 THEN ` + async + ` AND ` + notify + ` END`,
+	const notify = async + ` AND pg_catalog.pg_notify('` + notifyChannel + `', lock_id::text) IS NOT NULL`
+	message := func(parameter string) string {
+		return `pg_catalog.pg_notify('` + turnChannel + `', ` + parameter + `::text) IS NOT NULL`
+	}
+	only := func(condition string) string { return ` AND CASE WHEN lease_id = $2 THEN ` + condition + ` END` }
+	for end, rest := range map[ending]func(parameter string) string{
+		{}:                          func(string) string { return ` RETURNING ` + durable },
+		{async: true}:               func(string) string { return only(async) },
+		{async: true, notify: true}: func(string) string { return only(notify) },
+		{async: true, notify: true, message: true}: func(parameter string) string {
+			return only(notify + ` AND ` + message(parameter))
+		},
+		// A lock on the row leaves its transaction's number there, as xmax, also when it has ended.
+		{async: true, notify: true, unmarked: true}: func(string) string { return ` AND xmax = 0` + only(notify) },
 		// By its number a transaction can be asked for later.
-		{inTransaction: true}: ` RETURNING pg_current_xact_id()::text`,
+		{inTransaction: true}: func(string) string { return ` RETURNING pg_current_xact_id()::text` },
 	} {
-		p.releaseSQL[end] = `DELETE FROM ` + table + owned + rest
+		p.releaseSQL[end] = `DELETE FROM ` + table + owned + rest(`$3`)
 		// The new lease_id makes the row ownerless, so that a late renewal cannot revive it; the new id waits for guards.
 		p.leaveSQL[end] = `UPDATE ` + table + ` SET id = DEFAULT, lease_id = $3, expires_at = creation_time + $4::bigint * interval '1 microsecond'` +
-			owned + rest
+			owned + rest(`$5`)
 	}
+	// It waits for guards, as a release does. The waiter's own acquire makes the row its lease. Nothing here matches a row
+	// that is the waiter's already: it may have more time by then than this would give it.
+	reserve := `UPDATE ` + table + ` SET id = DEFAULT, creation_time = clock_timestamp(), expires_at = ` + expires("$4") + `,
+	holder = $5, lease_id = $3` + owned
+	p.reserveSQL = map[bool]string{
+		true:  reserve + only(async+` AND `+message(`$6`)),
+		false: reserve + only(message(`$6`)) + ` RETURNING ` + durable,
+	}
+	// The lock is the mark.
+	p.tellSQL = `WITH marked AS MATERIALIZED (
+	SELECT FROM ` + table + ` WHERE lock_id = $1 AND ` + async + ` FOR KEY SHARE SKIP LOCKED)
+SELECT count(*), pg_catalog.pg_notify('` + turnChannel + `', $2::text)::text FROM marked`
+	p.withdrawSQL = `WITH ended AS (DELETE FROM ` + table + owned + only(async) + ` RETURNING lock_id)
+SELECT pg_catalog.pg_notify('` + notifyChannel + `', lock_id::text)::text FROM ended
+UNION ALL SELECT pg_catalog.pg_notify('` + turnChannel + `', $3::text)::text`
 	return p
 }
 
@@ -90,16 +122,17 @@ func expires(parameter string) string {
 // lock the row before it looked at it. The token is drawn in RETURNING, after the row is won: the id that the INSERT
 // draws for itself may be smaller than that of a lease that came before.
 func (p *postgres) acquireStatement(t target) (string, error) {
-	if known := p.acquireSQL.Load(); known != nil {
-		return *known, nil
+	if known := p.known.Load(); known != nil {
+		return known.acquireSQL, nil
 	}
 	// A table that the search path finds has its sequence found so, too: the path may differ between connections.
-	query := `SELECT pg_get_serial_sequence($1, 'id')::regclass::text`
+	query := `SELECT pg_get_serial_sequence($1, 'id')::regclass::text, $1::text::regclass::oid::bigint`
 	if strings.Contains(p.table, `"."`) {
-		query = `SELECT pg_get_serial_sequence($1, 'id')`
+		query = `SELECT pg_get_serial_sequence($1, 'id'), $1::text::regclass::oid::bigint`
 	}
 	var sequence sql.NullString
-	if _, err := t.queryOne(query, []any{p.table}, &sequence); err != nil {
+	var id uint32
+	if _, err := t.queryOne(query, []any{p.table}, &sequence, &id); err != nil {
 		return "", err
 	}
 	if !sequence.Valid {
@@ -116,7 +149,7 @@ made AS (
 	ON CONFLICT (lock_id) DO NOTHING
 	RETURNING nextval('` + strings.ReplaceAll(sequence.String, "'", "''") + `'::regclass) AS token, ` + durable + `)
 SELECT token, '' FROM made UNION ALL SELECT 0, lease FROM other`
-	p.acquireSQL.Store(&query)
+	p.known.Store(&lookedUp{query, id})
 	return query, nil
 }
 
@@ -130,16 +163,24 @@ func (p *postgres) acquire(t target, r request) (a answer, err error) {
 	if err != nil {
 		return answer{}, err
 	}
-	for range looks {
-		var row struct { // one allocation rather than two
-			token int64
-			other string
+	var row struct { // one allocation rather than two
+		token int64
+		other string
+	}
+	takeOver := func() (found bool, err error) {
+		return t.queryOne(p.takeOverSQL, r.args(microseconds(r.ttl), r.holder), &row.token, new(sql.NullString))
+	}
+	if r.kept {
+		if found, err := takeOver(); err != nil || found {
+			return answer{token: row.token}, err
 		}
+	}
+	for range looks {
 		found, err := t.queryOne(query, r.args(microseconds(r.ttl), r.holder), &row.token, &row.other)
 		switch {
 		case err != nil:
 			if p.missing(err) { // or made again since, with another sequence
-				p.acquireSQL.Store(nil)
+				p.known.Store(nil)
 			}
 			return answer{}, err
 		case row.token != 0:
@@ -153,8 +194,7 @@ func (p *postgres) acquire(t target, r request) (a answer, err error) {
 		if a.held.LeaseID != r.leaseID && (a.held.ExpiresAt == nil || a.left > 0) {
 			return a, nil
 		}
-		found, err = t.queryOne(p.takeOverSQL, r.args(microseconds(r.ttl), r.holder), &row.token, new(sql.NullString))
-		if err != nil {
+		if found, err = takeOver(); err != nil {
 			return answer{}, err
 		}
 		if found {
@@ -200,14 +240,56 @@ func (p *postgres) renew(t target, own proof, ttl *time.Duration) (bool, error) 
 }
 
 func (p *postgres) release(t target, r release) (bool, error) {
-	query, args := p.endSQL(r.proof, r.minHold, ending{async: r.async, notify: r.async && r.notify})
-	return t.exec(query, args)
+	end := ending{async: r.async, notify: r.async && r.notify}
+	end.message = end.notify && r.message != ""
+	if end.notify && r.knocked != nil && !end.message {
+		end.unmarked = true
+		query, args := p.endSQL(r.proof, r.minHold, end)
+		if found, err := t.exec(query, args); err != nil || found {
+			return found, err
+		}
+		end.unmarked = false
+	}
+	query, args := p.endSQL(r.proof, r.minHold, end)
+	if end.message {
+		args = append(args, r.message)
+	}
+	found, err := t.exec(query, args)
+	if r.knocked != nil {
+		*r.knocked = found
+	}
+	return found, err
 }
 
-func (p *postgres) handOn(t target, own proof, next request) (token int64, err error) {
-	_, err = t.queryOne(p.handOnSQL, next.args(microseconds(next.ttl), next.holder, own.leaseID),
+func (p *postgres) handOn(t target, own proof, next request, again bool) (token int64, err error) {
+	other := own.leaseID
+	if again {
+		other = next.leaseID
+	}
+	_, err = t.queryOne(p.handOnSQL, next.args(microseconds(next.ttl), next.holder, own.leaseID, other),
 		&token, new(sql.NullString))
 	return token, err
+}
+
+func (p *postgres) reserve(t target, own proof, to turn, async bool) (found bool, err error) {
+	return t.exec(p.reserveSQL[async], own.args(to.Lease, to.Reserve, to.Holder, to.message))
+}
+
+func (p *postgres) tell(t target, lockID, message string) error {
+	_, err := t.exec(p.tellSQL, []any{lockID, message})
+	return err
+}
+
+func (p *postgres) withdraw(t target, own proof, message string) error {
+	_, err := t.exec(p.withdrawSQL, own.args(message))
+	return err
+}
+
+func (p *postgres) tableID() uint32 {
+	if known := p.known.Load(); known != nil {
+		return known.id
+	}
+	return 0
 }
 
 func (p *postgres) releaseIn(tx target, own proof, minHold time.Duration) (found bool, transaction string, err error) {

@@ -1,6 +1,9 @@
 package dbmutex
 
-import "testing"
+import (
+	"testing"
+	"time"
+)
 
 // Waiters is how many waiters this process has for a mutex.
 func Waiters(m *Mutex) int {
@@ -18,7 +21,7 @@ func Receivable(m *Mutex) bool {
 	queues.mu.Lock()
 	defer queues.mu.Unlock()
 	q := queues.queues[m.queue]
-	return q != nil && q.waiters[0].receptive()
+	return q != nil && len(q.waiters) > 0 && q.waiters[0].receptive()
 }
 
 // JoinAsHead makes a waiter that does nothing, and tells what it was handed last.
@@ -34,3 +37,35 @@ func JoinAsHead(t testing.TB, m *Mutex) (lease func() *Lease) {
 		return w.lease
 	}
 }
+
+// Strangers is how many waiters of other processes this process knows of, that have not had their turn.
+func Strangers(m *Mutex) (n int) {
+	queues.mu.Lock()
+	defer queues.mu.Unlock()
+	if q := queues.queues[m.queue]; q != nil {
+		for _, o := range q.others {
+			if !o.over {
+				n++
+			}
+		}
+	}
+	return n
+}
+
+// Hears is whether this process hears of releases and waiters in other processes.
+func Hears(m *Mutex) bool {
+	queues.mu.Lock()
+	defer queues.mu.Unlock()
+	q := queues.queues[m.queue]
+	return q != nil && q.hears()
+}
+
+// Reserve ends a lease and keeps the mutex for another.
+func Reserve(l *Lease, other string) (found bool, err error) {
+	to := turn{candidate{other, "the waiter", time.Minute.Microseconds()}, "{}"}
+	found, _, err = l.reserve(to, time.Now().Add(settleLimit))
+	return found, err
+}
+
+// Withdraw gives up what is kept for a lease.
+func Withdraw(m *Mutex, lease string) { m.withdraw(newProof(m.id, lease)) }

@@ -26,6 +26,7 @@ type Lease struct {
 	stopKeep func()      // ends the renewals; nil = there are none
 
 	inTransaction bool // Mutex.Transaction's
+	told          bool // other processes take it for a waiter's still
 
 	verb  sync.Mutex // held by the one Renew or Release that runs
 	doubt bool       // guarded by verb: a release may have had its effect without an answer
@@ -324,12 +325,16 @@ func (l *Lease) release(ended time.Time) error {
 	var found, doubt bool
 	var err error
 	inDoubt := true // also where a panic ends it
-	if next := l.receiver(); next != nil {
+	next, turn := l.receiver()
+	switch {
+	case next != nil:
 		var handed *Lease
 		defer func() { queues.hand(next, handed, inDoubt) }()
 		handed, doubt, err = l.handOn(next, limit)
 		found = handed != nil
-	} else {
+	case turn != nil:
+		found, doubt, err = l.reserve(*turn, limit)
+	default:
 		found, doubt, err = l.giveBack(limit)
 	}
 	inDoubt = doubt && err != nil
@@ -349,7 +354,7 @@ func (l *Lease) release(ended time.Time) error {
 		l.mu.Unlock()
 		var outcome error
 		if late > 0 {
-			outcome = l.timeout(false, late, nil)
+			outcome = l.timeout(next != nil && doubt, late, nil) // the row may be the next one's, by its own acquire
 		}
 		l.become(released, outcome)
 	case err == nil && l.doubt && late == 0: // a missing row may be the work of a try whose answer was lost
@@ -357,7 +362,10 @@ func (l *Lease) release(ended time.Time) error {
 	default:
 		l.missed(late, err)
 	}
-	if l.current() == released {
+	if !found {
+		l.tellGone()
+	}
+	if l.current() == released && turn == nil {
 		queues.wake(m.queue)
 	}
 	return l.result()
@@ -370,28 +378,68 @@ func (l *Lease) result() error {
 	return l.outcome
 }
 
+// tellGone tells other processes, where the statement that ended the lease did not, that nobody waits for it.
+func (l *Lease) tellGone() {
+	if l.told {
+		l.mutex.tell(l.mutex.gone(l.proof))
+	}
+}
+
 // giveBack ends the lease's row, and says whether it was there.
 func (l *Lease) giveBack(limit time.Time) (found, doubt bool, err error) {
 	m := l.mutex
+	r := release{
+		proof:   l.proof,
+		minHold: l.minHold(),
+		async:   m.settings.TTL != nil, // else a crash could leave the lease for good
+		notify:  m.settings.TTL != nil && wake.Listen != nil,
+	}
+	var knocked bool
+	if queues.unaware(m.queue) {
+		r.knocked = &knocked
+	}
+	if l.told {
+		r.message = m.gone(l.proof)
+	}
 	doubt, err = m.settle(l.parent, limit, func(t target) (err error) {
-		found, err = m.dialect.release(t, release{
-			proof:   l.proof,
-			minHold: l.minHold(),
-			async:   m.settings.TTL != nil, // else a crash could leave the lease for good
-			notify:  m.settings.TTL != nil && wake.Listen != nil,
-		})
+		found, err = m.dialect.release(t, r)
+		r.knocked = nil
+		return err
+	})
+	if knocked {
+		queues.knocked(m.queue, m.dialect)
+	}
+	return found, doubt, err
+}
+
+// reserve ends the lease's row for a waiter of another process. A try whose answer was lost leaves a row that is not the
+// lease's, and must stay as it is.
+func (l *Lease) reserve(to turn, limit time.Time) (found, doubt bool, err error) {
+	m := l.mutex
+	doubt, err = m.settle(l.parent, limit, func(t target) (err error) {
+		found, err = m.dialect.(notifying).reserve(t, l.proof, to, m.settings.TTL != nil)
 		return err
 	})
 	return found, doubt, err
+}
+
+// pass gives a lease that nobody has used to a waiter of another process.
+func (l *Lease) pass(to turn) {
+	l.become(released, nil)
+	if found, _, err := l.reserve(to, time.Now().Add(settleLimit)); err != nil || !found {
+		_ = l.mutex.discard(l.proof) // GORM has logged the error
+	}
 }
 
 // handOn makes the lease's row the next lease's. It returns nil where the row had gone.
 func (l *Lease) handOn(next *waiter, limit time.Time) (lease *Lease, doubt bool, err error) {
 	m := l.mutex
 	var a answer
+	again := false
 	doubt, err = m.settle(l.parent, limit, func(t target) (err error) {
 		a.start = time.Now()
-		a.token, err = m.dialect.(notifying).handOn(t, l.proof, next.request)
+		a.token, err = m.dialect.(notifying).handOn(t, l.proof, next.request, again)
+		again = true
 		return err
 	})
 	if err == nil && a.token != 0 {
@@ -400,12 +448,9 @@ func (l *Lease) handOn(next *waiter, limit time.Time) (lease *Lease, doubt bool,
 	return lease, doubt, err
 }
 
-// receiver is the waiter that gets the mutex from this lease's release, if any.
-func (l *Lease) receiver() *waiter {
-	if l.minHold() > 0 || l.releasedBy() != nil {
-		return nil
-	}
-	return queues.receiver(l.mutex.queue)
+// receiver is the waiter that gets the mutex from this lease's release, of this process or of another one, if any.
+func (l *Lease) receiver() (*waiter, *turn) {
+	return queues.next(l, l.minHold() == 0 && l.releasedBy() == nil)
 }
 
 // minHold is how long after its acquisition the mutex stays taken, or 0 where that time is over.

@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
+	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"time"
 
 	"gorm.io/gorm"
@@ -197,7 +199,7 @@ func (m *Mutex) acquire() (*Lease, error) {
 
 // request is for a new lease.
 func (m *Mutex) request() request {
-	return request{proof: newProof(m.id, newLeaseID()), holder: m.settings.Holder, ttl: m.settings.TTL}
+	return request{proof: newProof(m.id, m.queue.newLeaseID()), holder: m.settings.Holder, ttl: m.settings.TTL}
 }
 
 // try asks the database for a lease once. Where it is held the error is a *HeldError, and the answer says by which lease.
@@ -324,3 +326,24 @@ func (m *Mutex) notReleased(ctx context.Context, limit time.Time, verb string, e
 }
 
 func newLeaseID() string { return rand.Text() }
+
+// markLength is how many letters of a lease's id tell its pool.
+const markLength = 8
+
+var markSeed = maphash.MakeSeed()
+
+// newLeaseID is the pool's mark and 90 bits at random.
+func (k queueKey) newLeaseID() string {
+	id := make([]byte, 26)
+	binary.LittleEndian.PutUint64(id, maphash.Comparable(markSeed, k.pool))
+	_, _ = rand.Read(id[markLength:]) // it cannot fail
+	for i, b := range id {
+		id[i] = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"[b%32]
+	}
+	return string(id)
+}
+
+// owns says whether a lease is of the same pool of this process.
+func (k queueKey) owns(leaseID string) bool {
+	return len(leaseID) > markLength && leaseID[:markLength] == k.newLeaseID()[:markLength]
+}

@@ -182,6 +182,7 @@ func (l *Lease) commit(tx *gorm.DB, ended time.Time, giveBack func(error)) error
 
 func (l *Lease) committed() error {
 	l.become(released, nil)
-	queues.wake(l.mutex.queue)
+	l.tellGone()
+	queues.released(l.mutex.queue)
 	return nil
 }

@@ -2,14 +2,9 @@ package dbmutex
 
 import (
 	"context"
-	"database/sql"
 	"errors"
 	"math/rand/v2"
-	"slices"
-	"sync"
 	"time"
-
-	"github.com/gorm-dbmutex/dbmutex/internal/wake"
 )
 
 const (
@@ -22,68 +17,9 @@ const (
 	// which it is free are short.
 	pollBusy = 20 * time.Millisecond
 
-	// A process that hands a mutex on to its own next waiter wins every race for it. So it stands back for yieldFor, to
-	// let others go first, after localRuns runs of its own where somebody else has held the mutex within lately, and once
-	// in that time in any case.
-	localRuns = 4
-	yieldFor  = 8 * time.Millisecond
-	lately    = time.Second
+	// tellLimit is how long a waiter may take to tell other processes of itself, or that it has gone.
+	tellLimit = time.Second
 )
-
-// queueKey is a mutex, as this process's waiters see it.
-type queueKey struct {
-	pool      any
-	table, id string
-	notifies  bool // releases in other processes can be heard of
-}
-
-// hears says whether releases in other processes wake this process's waiters.
-func (k queueKey) hears() bool { return k.notifies && wake.Listen != nil }
-
-// queue is this process's waiters for one mutex, first come first served. Its head alone asks the database. Where releases
-// are heard of in other processes, a releaser of this process hands it the mutex without its asking.
-type queue struct {
-	waiters []*waiter
-	held    *HeldError // what a head saw last
-	holder  *Lease     // the lease that a waiter acquired last
-	taken   bool       // the last head acquired, so that the next has nothing to ask yet
-	runs    int        // how often the mutex came to this process since it last stood back
-	local   bool       // a waiter of this process had it last, as far as is known
-	foreign time.Time  // when a head last saw it held by somebody else
-	yielded time.Time  // when this process last stood back
-}
-
-// waiter is one acquire in a queue. All its tries are for the same lease, so that it knows as its own what a releaser
-// handed it while the answer was lost.
-type waiter struct {
-	mutex   *Mutex
-	request request
-	head    chan struct{} // closed when it becomes the head
-	wake    chan struct{} // holds an element when it is worth asking, or a lease has come
-
-	// Guarded by waiting.mu:
-	listening bool
-	asking    bool   // it is at the database itself
-	promised  bool   // a releaser is handing it the mutex
-	lease     *Lease // what it has been handed
-	doubt     bool   // a releaser may have handed it the mutex, but has no answer
-	gone      bool   // it waits no more
-}
-
-// waiting has this process's queues, and what listens for them.
-type waiting struct {
-	mu        sync.Mutex
-	queues    map[queueKey]*queue
-	listeners map[*sql.DB]*listener
-}
-
-// listener is a connection that hears of releases in other processes, kept while anybody waits.
-type listener struct {
-	waiters int
-	stop    context.CancelFunc
-}
-
-var queues = &waiting{queues: map[queueKey]*queue{}, listeners: map[*sql.DB]*listener{}}
 
 // wait acquires the mutex, waiting for it as the settings say.
 func (m *Mutex) wait() (lease *Lease, err error) {
@@ -99,16 +35,21 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 	}
 	w, q := queues.join(m.queue, m)
 	defer func() {
-		late, doubt := queues.leave(m.queue, w, lease)
+		late, doubt, told := queues.leave(m.queue, w, lease)
 		switch {
+		case late != nil && lease != nil: // it found the lease by itself
+			late.become(released, nil)
 		case late != nil:
 			late.undo()
 		case doubt && lease == nil:
 			_ = m.discard(w.request.proof)
 		}
+		if told {
+			m.withdraw(w.request.proof)
+		}
 	}()
 
-	pause, inTheWay, expired := time.Duration(-1), "", false
+	pause, inTheWay, expired := time.Duration(0), "", false
 	select {
 	case <-w.head: // and so it asks once, however short its wait
 		pause = queues.firstPause(q)
@@ -117,7 +58,7 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 		case woken:
 			pause = queues.firstPause(q)
 		case timedOut:
-			if handed, promised := queues.stir(w); handed == nil && !promised {
+			if handed, promised, _ := queues.stir(w, true); handed == nil && !promised {
 				return nil, m.stillHeld(q)
 			}
 			expired = true
@@ -132,30 +73,55 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 			return nil, m.failed(m.ctx, "wait for", m.ctx.Err())
 		}
 		expired = expired || reason == timedOut
-		handed, promised := queues.stir(w)
+		handed, promised, turn := queues.stir(w, expired)
 		switch {
 		case handed != nil:
 			return handed, nil
-		case promised: // it is on its way, for as long as a release may take
+		case promised && !expired: // it is on its way
 			pause = -1
 			continue
+		case turn:
+			poll = pollFirst
 		case reason == woken:
 			poll = pollFirst
 			expired = await(m.ctx, timeout, nil, queues.yield(q)) == timedOut || expired
 		}
+		request, asked := w.request, time.Now()
+		request.kept = turn
 		var seen answer
-		lease, seen, err = m.try(w.request)
-		if !errors.Is(err, ErrNotAcquired) || expired {
+		lease, seen, err = m.try(request)
+		if err == nil && !expired {
+			if to := queues.pass(q, w, lease); to != nil {
+				lease.pass(*to)
+				lease, pause, inTheWay = nil, pollLast, to.Lease
+				continue
+			}
+		}
+		if !errors.Is(err, ErrNotAcquired) {
 			return lease, err
 		}
-		queues.saw(m.queue, w, q, seen, err)
+		if expired {
+			if handed, _, _ := queues.stir(w, true); handed != nil {
+				return handed, nil
+			}
+			return nil, err
+		}
+		trip := time.Since(asked)
+		hears, news := queues.saw(w, q, seen, err, trip)
+		if news != "" {
+			m.tell(news)
+		}
 		if seen.held != nil && seen.held.LeaseID != inTheWay {
-			if inTheWay != "" && !m.queue.hears() {
+			slowest = pollLast
+			if inTheWay != "" && !hears {
 				slowest = pollBusy
 			}
 			poll, inTheWay = pollFirst, seen.held.LeaseID
 		}
 		pause = poll/2 + rand.N(poll)
+		if news != "" && hears {
+			pause = max(pause, trip) // the answer may be on its way
+		}
 		if seen.left > 0 {
 			pause = min(pause, seen.left+time.Millisecond)
 		}
@@ -210,211 +176,25 @@ func await(ctx context.Context, timeout <-chan time.Time, signal <-chan struct{}
 	}
 }
 
-// join puts a waiter at a queue's end.
-func (a *waiting) join(key queueKey, m *Mutex) (*waiter, *queue) {
-	w := &waiter{mutex: m, request: m.request(), head: make(chan struct{}), wake: make(chan struct{}, 1)}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	q := a.queues[key]
-	if q == nil {
-		q = &queue{yielded: time.Now()}
-		a.queues[key] = q
-	}
-	q.waiters = append(q.waiters, w)
-	if q.waiters[0] == w {
-		w.asking = true
-		close(w.head)
-	} else {
-		a.listen(key, w)
-	}
-	return w, q
+// tell sends a message to other processes. They go without where it fails.
+func (m *Mutex) tell(message string) {
+	m.briefly(func(t target) error { return m.dialect.(notifying).tell(t, m.id, message) })
 }
 
-// leave takes a waiter out of its queue and makes the next one the head. It returns a lease that came too late, or whether
-// there may be one.
-func (a *waiting) leave(key queueKey, w *waiter, acquired *Lease) (late *Lease, doubt bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	q := a.queues[key]
-	i := slices.Index(q.waiters, w)
-	q.waiters = slices.Delete(q.waiters, i, i+1)
-	w.gone = true
-	if acquired != nil {
-		q.held, q.holder, q.local = nil, acquired, true
-		q.runs++
-	} else {
-		late = w.lease
-	}
-	switch {
-	case len(q.waiters) == 0:
-		delete(a.queues, key)
-	case i == 0:
-		q.taken = acquired != nil
-		close(q.waiters[0].head)
-	}
-	a.unlisten(key, w)
-	return late, w.doubt
+// withdraw tells them that a waiter has gone, and gives back what they keep for it.
+func (m *Mutex) withdraw(p proof) {
+	m.briefly(func(t target) error { return m.dialect.(notifying).withdraw(t, p, m.gone(p)) })
+	queues.wake(m.queue)
 }
 
-// wake tells a queue's head that the mutex may be free.
-func (a *waiting) wake(key queueKey) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if q := a.queues[key]; q != nil {
-		q.waiters[0].signal()
-	}
+// gone is the message that nobody waits for a lease any more.
+func (m *Mutex) gone(p proof) string {
+	return message{Table: m.dialect.(notifying).tableID(), ID: m.id, Gone: p.leaseID}.text()
 }
 
-func (w *waiter) signal() {
-	select {
-	case w.wake <- struct{}{}:
-	default: // it has been told already
-	}
-}
-
-// receiver is the waiter that a releaser can hand the mutex to, if any: a head that is not at the database itself and has
-// not been handed it already, unless it is time to let other processes go first. Without a TTL a lease whose waiter has
-// gone could be left for good.
-func (a *waiting) receiver(key queueKey) *waiter {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	q := a.queues[key]
-	if q == nil || !key.hears() || q.standsBack(time.Now()) {
-		return nil
-	}
-	w := q.waiters[0]
-	if !w.receptive() {
-		return nil
-	}
-	w.promised = true
-	return w
-}
-
-func (w *waiter) receptive() bool {
-	return !w.asking && !w.promised && w.lease == nil && w.request.ttl != nil
-}
-
-// hand keeps the promise to a receiver, or takes it back where there is no lease; in doubt there may be one in the database.
-// What comes too late is undone.
-func (a *waiting) hand(w *waiter, lease *Lease, doubt bool) {
-	a.mu.Lock()
-	w.promised = false
-	late := w.gone
-	if !late {
-		w.lease, w.doubt = lease, w.doubt || doubt
-		w.signal()
-	}
-	a.mu.Unlock()
-	switch {
-	case late && lease != nil:
-		lease.undo()
-	case late && doubt:
-		_ = w.mutex.discard(w.request.proof)
-	}
-}
-
-// stir tells a waiter that is about to ask what a releaser has for it.
-func (a *waiting) stir(w *waiter) (lease *Lease, promised bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	w.asking = w.lease == nil && !w.promised
-	return w.lease, w.promised
-}
-
-// firstPause is how long a new head lets pass before it asks. Where its predecessor has just acquired, that one's release
-// reaches it by itself.
-func (a *waiting) firstPause(q *queue) time.Duration {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if !q.taken {
-		return 0
-	}
-	pause := pollLast
-	if deadline, expires := q.holder.ExpiresAt(); expires {
-		pause = min(pause, time.Until(deadline)+time.Millisecond)
-	}
-	return max(pause, time.Millisecond)
-}
-
-// saw keeps what a head learned of the holder. It waits again.
-func (a *waiting) saw(key queueKey, w *waiter, q *queue, seen answer, err error) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.listen(key, w)
-	w.asking = false
-	errors.As(err, &q.held)
-	if seen.held != nil && (q.holder == nil || seen.held.LeaseID != q.holder.proof.leaseID) {
-		q.foreign, q.runs, q.local = time.Now(), 0, false
-	}
-}
-
-// lastHeld is what a queue's heads saw last, if anything.
-func (a *waiting) lastHeld(q *queue) *HeldError {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return q.held
-}
-
-// yield is for how long a head that was woken lets other processes go first.
-func (a *waiting) yield(q *queue) time.Duration {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	now := time.Now()
-	if !q.standsBack(now) {
-		return 0
-	}
-	q.runs, q.yielded = 0, now
-	return yieldFor
-}
-
-// standsBack says whether it is time to let other processes go first.
-func (q *queue) standsBack(now time.Time) bool {
-	return q.local && (now.Sub(q.yielded) >= lately || q.runs >= localRuns && now.Sub(q.foreign) <= lately)
-}
-
-// listen opens the listener with the first waiter on a pool that has to wait, unlisten closes it with the last.
-func (a *waiting) listen(key queueKey, w *waiter) {
-	pool, ok := key.pool.(*sql.DB)
-	if !ok || !key.hears() || w.listening {
-		return
-	}
-	w.listening = true
-	if l := a.listeners[pool]; l != nil {
-		l.waiters++
-		return
-	}
-	ctx, stop := context.WithCancel(context.Background())
-	a.listeners[pool] = &listener{waiters: 1, stop: stop}
-	go func() {
-		pause := pollLast
-		ready := func() { pause = pollLast; a.notified(pool, nil) }
-		for ctx.Err() == nil {
-			_ = wake.Listen(ctx, pool, notifyChannel, ready, func(id string) { a.notified(pool, &id) })
-			_ = sleep(ctx, pause) // the poll goes on meanwhile
-			pause = min(2*pause, time.Minute)
-		}
-	}()
-}
-
-func (a *waiting) unlisten(key queueKey, w *waiter) {
-	if !w.listening {
-		return
-	}
-	pool := key.pool.(*sql.DB)
-	l := a.listeners[pool]
-	if l.waiters--; l.waiters == 0 {
-		l.stop()
-		delete(a.listeners, pool)
-	}
-}
-
-// notified wakes the heads of the queues for an id, or of all.
-func (a *waiting) notified(pool *sql.DB, id *string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for key, q := range a.queues {
-		if key.pool == pool && key.notifies && (id == nil || *id == key.id) {
-			q.waiters[0].signal()
-		}
-	}
+// briefly tries a statement once that nothing depends on, also where the handle's context is done. GORM logs its error.
+func (m *Mutex) briefly(try func(target) error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), tellLimit)
+	defer cancel()
+	_ = m.tryOnce(ctx, try)
 }

@@ -4,18 +4,23 @@
 //
 //	import _ "github.com/gorm-dbmutex/dbmutex/pgnotify"
 //
-// Waiters of the releasing process then get the mutex from each other with one statement, but now and then, so that others
-// have their turn.
+// Waiters of the releasing process then get the mutex from each other with one statement. A waiter of another process tells
+// of itself, and has its turn after four runs, or fewer where the releasing process has fewer clients: the mutex is then kept
+// for it, for a second or more, and HeldError and Mutex.Holder name it meanwhile. Import the package in all processes
+// that use a mutex, so that nobody starves.
 //
-// While anybody waits, the process keeps one connection of its own, beside the pool and like the pool's, that runs LISTEN
-// (https://www.postgresql.org/docs/current/sql-notify.html). Where that is not to be had, as with PgBouncer in
-// transaction mode or a driver other than pgx, waiters ask the database, and everything else is the same. Releases of
-// leases that never expire, Mutex.ForceRelease, and the releases of Mutex.Transaction and Lease.ReleaseIn do not notify.
+// While anybody waits, and for some seconds after, the process keeps one connection of its own, beside the pool and like the
+// pool's, that runs LISTEN (https://www.postgresql.org/docs/current/sql-notify.html). Where that is not to be had, as with
+// PgBouncer in transaction mode, which is found out by a trial, or with a driver other than pgx, waiters ask the database, and
+// everything else is the same. Releases of leases that never expire, Mutex.ForceRelease, and the releases of Mutex.Transaction
+// and Lease.ReleaseIn do not notify.
 package pgnotify
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
+	"errors"
 	"fmt"
 	"time"
 
@@ -27,7 +32,9 @@ import (
 
 func init() { wake.Listen = listen }
 
-func listen(ctx context.Context, pool *sql.DB, channel string, ready func(), notified func(payload string)) error {
+func listen(
+	ctx context.Context, pool *sql.DB, channels []string, ready func(), notified func(channel, payload string),
+) error {
 	config, err := configOf(ctx, pool)
 	if err != nil {
 		return err
@@ -41,7 +48,13 @@ func listen(ctx context.Context, pool *sql.DB, channel string, ready func(), not
 		defer cancel()
 		_ = conn.Close(closing)
 	}()
-	if _, err := conn.Exec(ctx, "LISTEN "+pgx.Identifier{channel}.Sanitize()); err != nil {
+	proof := "dbmutex " + rand.Text()
+	session, err := run(ctx, conn, listenTo(append(channels, proof)))
+	if err != nil {
+		return err
+	}
+	if err := prove(ctx, pool, conn, proof, notified); err != nil {
+		unlisten(ctx, conn, session)
 		return err
 	}
 	ready()
@@ -50,8 +63,61 @@ func listen(ctx context.Context, pool *sql.DB, channel string, ready func(), not
 		if err != nil {
 			return err
 		}
-		notified(notification.Payload)
+		notified(notification.Channel, notification.Payload)
 	}
+}
+
+// proofLimit is how long a notification may take.
+const proofLimit = 2 * time.Second
+
+// errUnproven is what a pooler in transaction mode gives, which answers LISTEN and passes no notification on.
+var errUnproven = errors.New("pgnotify: notifications do not reach this session")
+
+// prove notifies the connection through the pool, and waits until it hears. A notification of its own would reach it in any
+// case, with the answer.
+func prove(ctx context.Context, pool *sql.DB, conn *pgx.Conn, channel string, notified func(channel, payload string)) error {
+	ctx, cancel := context.WithTimeout(ctx, proofLimit)
+	defer cancel()
+	if _, err := pool.ExecContext(ctx, "NOTIFY "+pgx.Identifier{channel}.Sanitize()); err != nil {
+		return err
+	}
+	for {
+		notification, err := conn.WaitForNotification(ctx)
+		switch {
+		case err != nil:
+			return errors.Join(errUnproven, err)
+		case notification.Channel == channel:
+			return nil
+		}
+		notified(notification.Channel, notification.Payload)
+	}
+}
+
+func listenTo(channels []string) (statements string) {
+	for _, channel := range channels {
+		statements += "LISTEN " + pgx.Identifier{channel}.Sanitize() + "; "
+	}
+	return statements
+}
+
+// unlisten ends LISTEN in a session that is a pooler's, and so may be a stranger's next.
+func unlisten(ctx context.Context, conn *pgx.Conn, session string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	for range 10 {
+		if reached, err := run(ctx, conn, "UNLISTEN *; "); err != nil || reached == session {
+			return
+		}
+	}
+}
+
+// run runs statements in one session, and tells which that was.
+func run(ctx context.Context, conn *pgx.Conn, statements string) (session string, err error) {
+	results, err := conn.PgConn().Exec(ctx, statements+"SELECT pg_backend_pid()").ReadAll()
+	if err != nil {
+		return "", err
+	}
+	return string(results[len(results)-1].Rows[0][0]), nil
 }
 
 // configOf is how the pool connects.

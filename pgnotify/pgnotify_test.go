@@ -2,6 +2,7 @@ package pgnotify
 
 import (
 	"context"
+	"database/sql"
 	"testing"
 	"time"
 
@@ -23,7 +24,7 @@ func TestListenHearsOfReleases(t *testing.T) {
 	defer cancel()
 	ready, heard, ended := make(chan struct{}), make(chan string, 10), make(chan error, 1)
 	go func() {
-		ended <- listen(ctx, pool, "dbmutex", func() { close(ready) }, func(id string) { heard <- id })
+		ended <- listen(ctx, pool, []string{"dbmutex"}, func() { close(ready) }, func(_, id string) { heard <- id })
 	}()
 	<-ready
 	work := func(context.Context) error { return nil }
@@ -42,6 +43,22 @@ func TestListenHearsOfReleases(t *testing.T) {
 func TestListenNeedsPgx(t *testing.T) {
 	pool, err := testdb.SQLite(t).Open(t).DB()
 	require.NoError(t, err)
-	err = listen(context.Background(), pool, "dbmutex", nil, nil)
+	err = listen(context.Background(), pool, []string{"dbmutex"}, nil, nil)
 	require.ErrorContains(t, err, "not pgx")
+}
+
+func TestAPoolerInTransactionModeIsFoundOut(t *testing.T) {
+	cluster := testdb.NewCluster(t)
+	pool, err := sql.Open("pgx", cluster.PgBouncer(t)+" default_query_exec_mode=exec")
+	require.NoError(t, err)
+	defer func() { require.NoError(t, pool.Close()) }()
+	ready := func() { t.Error("it takes itself for one that hears") }
+	err = listen(context.Background(), pool, []string{"dbmutex"}, ready, func(string, string) {})
+	require.ErrorIs(t, err, errUnproven)
+
+	for range 10 {
+		var channels int
+		require.NoError(t, pool.QueryRow(`SELECT count(*) FROM pg_listening_channels()`).Scan(&channels))
+		require.Zero(t, channels, "a stranger's session listens")
+	}
 }

@@ -80,6 +80,8 @@ func (c *client) once() {
 	u.ctx = ctx
 	u.name = fmt.Sprintf("%d.%d", c.number, c.n)
 	switch p := c.rand.Float64(); {
+	case c.Habits.Loop && c.number%c.Clients < 2:
+		u.loop()
 	case c.Habits.Rush && c.maybe(0.9):
 		u.rush()
 	case c.Habits.Force && p < 0.03:
@@ -140,6 +142,7 @@ func (u *usage) begin(v verb) *operation {
 	switch v {
 	case acquire:
 		o.Wait, o.TTL, o.MinHold = u.wait != 0, int64(u.ttl), int64(u.minHold)
+		o.Tells = o.Wait && u.Listen && u.Database == "postgres"
 	case transaction:
 		o.Attempt = fmt.Sprintf("%d.%d", u.number, u.n)
 	}
@@ -300,6 +303,17 @@ func (u *usage) rush() {
 	if lease := u.acquire(); lease != nil {
 		u.release(lease)
 	}
+}
+
+// loop waits for the first mutex, holds it for a moment and soon comes again.
+func (u *usage) loop() {
+	u.id, u.ttl, u.wait = u.Mutexes[0], longestTTL, dbmutex.Forever
+	u.mutex = u.db.WithContext(u.ctx).Mutex(u.id, dbmutex.WithHolder(u.name), dbmutex.WithTTL(u.ttl), dbmutex.WithWait(u.wait))
+	if lease := u.acquire(); lease != nil {
+		time.Sleep(u.upTo(20 * time.Millisecond))
+		u.release(lease)
+	}
+	time.Sleep(u.upTo(5 * time.Millisecond))
 }
 
 // hold lets time pass with a lease: mostly less than its TTL.

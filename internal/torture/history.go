@@ -52,6 +52,7 @@ type operation struct {
 	Lease   string  `json:"lease,omitempty"`   // its holder's text in the table, one for each acquire
 	Attempt string  `json:"attempt,omitempty"` // the row that a transaction inserts
 	Wait    bool    `json:"wait,omitempty"`    // an acquire that waits may tell of a holder of some time ago
+	Tells   bool    `json:"tells,omitempty"`   // one that tells other processes of itself, so that they may keep the mutex for it
 	TTL     int64   `json:"ttl,omitempty"`     // 0: it does not end
 	Since   int64   `json:"since,omitempty"`   // not later than the lease's creation; 0: only Call is known
 	MinHold int64   `json:"minHold,omitempty"`
@@ -80,6 +81,7 @@ func (o *operation) String() string {
 		{"ttl", o.TTL != 0, time.Duration(o.TTL)},
 		{"minhold", o.MinHold != 0, time.Duration(o.MinHold)},
 		{"wait", o.Wait, true},
+		{"tells", o.Tells, true},
 		{"answers lost", o.Lost != 0, o.Lost},
 		{"attempt", o.Attempt != "", o.Attempt},
 		{"error", o.Error != "", o.Error},

@@ -17,6 +17,10 @@ const (
 
 	// undoWindow is for how long before a crash of the server a commit that did not wait for the disk may have been lost.
 	undoWindow = int64(5 * time.Second)
+
+	// keepWindow is for how long after its end an acquire that told other processes of itself may seem to hold the mutex:
+	// they believe it for 5 seconds, and may then keep the mutex for as long.
+	keepWindow = int64(10 * time.Second)
 )
 
 // interval is a span of time, both ends in it.
@@ -236,7 +240,14 @@ func (r *record) visible(s state, o *operation) bool {
 	if l.number == s.lease && (s.phase != freed || l.back <= o.Return) {
 		return true
 	}
-	return slices.ContainsFunc(r.doubts, func(d doubt) bool { return d.lease == o.Seen && d.from <= o.Return })
+	return r.kept(s, l, o) ||
+		slices.ContainsFunc(r.doubts, func(d doubt) bool { return d.lease == o.Seen && d.from <= o.Return })
+}
+
+// kept says whether a release may have kept the mutex for a waiter when a row of it was seen.
+func (r *record) kept(s state, l *lease, o *operation) bool {
+	released := s.lease != 0 && (s.phase == freed || r.numbers[s.lease].releasable <= o.Return)
+	return l.acquire.Tells && released && l.acquire.Call <= o.Return && o.Call-keepWindow <= l.acquire.end()
 }
 
 // takeable is from when on another may acquire.

@@ -37,6 +37,7 @@ func until(moment int64) func(*operation) { return func(o *operation) { o.Expire
 func minHold(d int64) func(*operation)    { return func(o *operation) { o.MinHold = d * ms } }
 func lasts(d int64) func(*operation)      { return func(o *operation) { o.TTL = d * ms } }
 func waits(o *operation)                  { o.Wait = true }
+func tells(o *operation)                  { o.Wait, o.Tells = true, true }
 func unanswered(o *operation)             { o.Lost++ }
 func cutOff(o *operation)                 { o.Return = 0 }
 
@@ -89,6 +90,27 @@ func TestJudgeOrder(t *testing.T) {
 		"held by itself, of which it did not hear before it ran out": {verdict: porcupine.Ok, history: []*operation{
 			at(0, 110, acquire, "a", held, sees("a"), unanswered, lasts(100))}},
 
+		"kept for one that never gets it, and free again": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1), at(5, 30, acquire, "b", held, sees("a"), tells), at(10, 12, release, "a", ok),
+			at(9000, 9001, look, "", held, sees("b")), gets(9002, 9003, "c", 2), at(9004, 9005, release, "c", ok)}},
+		"kept by a release of unknown outcome": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1), at(5, 0, acquire, "b", unknown, tells, cutOff), at(10, 12, release, "a", unknown),
+			tries(13, 14, "c", "b")}},
+
+		"kept before anything was released": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), tries(6, 8, "c", "b"), at(5, 30, acquire, "b", held, sees("a"), tells),
+			at(10, 12, release, "a", ok)}},
+		"kept for a waiter that had not asked yet": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), at(10, 12, release, "a", ok), tries(13, 14, "c", "b"), gets(15, 20, "b", 2, tells)}},
+		"kept for one that tells nobody of itself": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), at(5, 30, acquire, "b", held, sees("a"), waits), at(10, 12, release, "a", ok),
+			tries(13, 14, "c", "b")}},
+		"kept for too long": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), at(5, 30, acquire, "b", held, sees("a"), tells), at(10, 12, release, "a", ok),
+			tries(10031, 10032, "c", "b")}},
+		"kept while another holds it": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), at(5, 60, acquire, "b", held, sees("a"), tells), at(10, 12, release, "a", ok),
+			gets(15, 20, "c", 2), tries(30, 31, "d", "b")}},
 		"two holders at once": {verdict: porcupine.Illegal, history: []*operation{
 			gets(0, 2, "a", 1), gets(10, 12, "b", 2)}},
 		"two holders at once, of whom one said it goes on": {verdict: porcupine.Illegal, history: []*operation{

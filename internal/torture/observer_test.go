@@ -72,6 +72,9 @@ func (b *observer) look() error {
 	return nil
 }
 
+// longestWait is longer than a lease lasts, and than the mutex is kept for a waiter that has gone.
+const longestWait = 8 * time.Second
+
 // conclude sees what is left, and has every mutex once: whatever is left must have run out soon.
 func (b *observer) conclude(t *testing.T) {
 	require.NoError(t, b.look())
@@ -85,7 +88,7 @@ func (b *observer) conclude(t *testing.T) {
 		}
 		o := b.begin(acquire, id)
 		o.Lease, o.Wait = "parent", true
-		lease, err := b.db.Mutex(id, dbmutex.WithHolder(o.Lease), dbmutex.WithWait(longestTTL+3*time.Second)).Acquire()
+		lease, err := b.db.Mutex(id, dbmutex.WithHolder(o.Lease), dbmutex.WithWait(longestWait)).Acquire()
 		if err != nil {
 			t.Errorf("%s: after the last lease's TTL: %v", id, err)
 			continue

@@ -49,7 +49,7 @@ type job struct {
 }
 
 // habits are what clients do besides the usual.
-type habits struct{ Cancel, Panic, Force, Forever, Rush bool }
+type habits struct{ Cancel, Panic, Force, Forever, Rush, Loop bool }
 
 func TestMain(m *testing.M) {
 	if text := os.Getenv(jobVariable); text != "" {

@@ -6,6 +6,10 @@ import (
 	"database/sql"
 )
 
-// Listen listens for notifications on a connection of its own, like those of the pool, until ctx is done or the connection
-// fails; nil where nothing can. It calls ready once it listens and notified with the payload of each. Package pgnotify sets it.
-var Listen func(ctx context.Context, pool *sql.DB, channel string, ready func(), notified func(payload string)) error
+// Listener listens for notifications on a connection of its own, like those of the pool, until ctx is done or the connection
+// fails. It calls ready once it has proof that notifications reach it, and notified for each.
+type Listener func(
+	ctx context.Context, pool *sql.DB, channels []string, ready func(), notified func(channel, payload string)) error
+
+// Listen is the driver's; nil where nothing can listen. Package pgnotify sets it.
+var Listen Listener

@@ -1,0 +1,332 @@
+package dbmutex_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/stretchr/testify/require"
+	"gorm.io/gorm"
+
+	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/children"
+	"github.com/gorm-dbmutex/dbmutex/internal/pgproxy"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+	"github.com/gorm-dbmutex/dbmutex/internal/wake"
+)
+
+// loop has clients that take the mutex again and again until the test ends, and counts how often they had it.
+func loop(t *testing.T, db *dbmutex.DB, clients int, hold, think time.Duration, opts ...dbmutex.Option) *atomic.Int64 {
+	ctx, stop := context.WithCancel(context.Background())
+	var runs atomic.Int64
+	var wg sync.WaitGroup
+	mutex := db.WithContext(ctx).Mutex("job", append([]dbmutex.Option{dbmutex.WithWait(dbmutex.Forever)}, opts...)...)
+	for range clients {
+		wg.Go(func() {
+			for {
+				lease, err := mutex.Acquire()
+				if ctx.Err() != nil {
+					_ = lease.Release()
+					return
+				}
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				runs.Add(1)
+				time.Sleep(hold)
+				if err := lease.Release(); err != nil {
+					t.Error(err)
+				}
+				time.Sleep(think)
+			}
+		})
+	}
+	t.Cleanup(func() { stop(); wg.Wait() })
+	return &runs
+}
+
+func TestAWaiterOfAnotherProcessIsPassedAHandfulOfTimesPerRival(t *testing.T) {
+	t.Parallel()
+	const handful = 6
+	for _, delay := range []time.Duration{0, 40 * time.Millisecond} {
+		for _, rivals := range []int{1, 2, 4, 8} {
+			t.Run(fmt.Sprintf("%d rivals, %v away", rivals, delay), func(t *testing.T) {
+				d := testdb.Postgres(t)
+				db := open(t, d)
+				network := pgproxy.New(t, d.DSN)
+				waiter := openDSN(t, network.DSN()).WithContext(limited(t))
+				requireFree(t, waiter, "warm")
+				network.Drag(delay)
+				runs := loop(t, db, rivals, 20*time.Millisecond+3*delay, time.Millisecond)
+				mutex := waiter.Mutex("job", dbmutex.WithWait(dbmutex.Forever))
+				require.NoError(t, mutex.Do(nothing)) // they have heard of each other
+				for range 5 {
+					before := runs.Load()
+					lease, err := mutex.Acquire()
+					require.NoError(t, err)
+					require.LessOrEqual(t, runs.Load()-before, int64(handful*rivals))
+					require.NoError(t, lease.Release())
+				}
+			})
+		}
+	}
+}
+
+// The end of a transaction gives the mutex to nobody, so who acquires it next does.
+func TestAWaiterHasItsTurnAmongTransactions(t *testing.T) {
+	d := testdb.Postgres(t)
+	db := open(t, d)
+	ctx, stop := context.WithCancel(context.Background())
+	var runs atomic.Int64
+	var wg sync.WaitGroup
+	for range 3 {
+		wg.Go(func() {
+			for ctx.Err() == nil {
+				err := db.WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Transaction(func(*gorm.DB) error {
+					runs.Add(1)
+					time.Sleep(20 * time.Millisecond)
+					return nil
+				})
+				if err != nil && ctx.Err() == nil {
+					t.Error(err)
+				}
+			}
+		})
+	}
+	defer wg.Wait()
+	defer stop()
+	waiter := open(t, d).WithContext(limited(t)).Mutex("job", dbmutex.WithWait(dbmutex.Forever))
+	require.NoError(t, waiter.Transaction(func(*gorm.DB) error { return nil })) // they have heard of each other
+	for range 5 {
+		before := runs.Load()
+		require.NoError(t, waiter.Transaction(func(*gorm.DB) error {
+			require.LessOrEqual(t, runs.Load()-before, int64(20))
+			return nil
+		}))
+	}
+}
+
+// Two that take turns leave the mutex free for moments only, and nobody is heard of.
+func TestAWaiterThatPollsHasItsTurn(t *testing.T) {
+	listen := wake.Listen
+	wake.Listen = nil
+	t.Cleanup(func() { wake.Listen = listen })
+	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
+		for _, rivals := range []int{1, 2} {
+			t.Run(fmt.Sprint(rivals), func(t *testing.T) {
+				runs := loop(t, db, rivals, 200*time.Millisecond, time.Millisecond)
+				waiter := open(t, d).WithContext(limited(t))
+				for range 2 {
+					before := runs.Load()
+					require.NoError(t, waiter.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(nothing))
+					require.LessOrEqual(t, runs.Load()-before, int64(25))
+				}
+			})
+		}
+	})
+}
+
+// told is what processes tell each other, as far as the test wants to know.
+type told struct {
+	ID, Turn, Gone string
+	Wait           struct{ Lease, Holder string }
+}
+
+// overhear gives what is told of waiters on a server.
+func overhear(t *testing.T, d *testdb.Database) (next func() told) {
+	conn, err := pgx.Connect(limited(t), d.DSN)
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	_, err = conn.Exec(limited(t), `LISTEN "dbmutex turns"`)
+	require.NoError(t, err)
+	return func() (m told) {
+		for {
+			notification, err := conn.WaitForNotification(limited(t))
+			require.NoError(t, err)
+			if json.Unmarshal([]byte(notification.Payload), &m) == nil && m.ID == "job" {
+				return m
+			}
+		}
+	}
+}
+
+func TestAWaiterThatIsKilledCostsOneReservation(t *testing.T) {
+	d := testdb.Postgres(t)
+	db := open(t, d).WithContext(limited(t))
+	next := overhear(t, d)
+	runs := loop(t, db, 2, 100*time.Millisecond, 0)
+	require.Eventually(t, func() bool { return dbmutex.Hears(db.Mutex("job")) }, time.Minute, time.Millisecond)
+	child := children.Start(t, d, "wait")
+	dead := ""
+	for dead == "" {
+		dead = next().Wait.Lease
+	}
+	child.Kill(t)
+	for next().Turn != dead {
+	}
+	before := runs.Load()
+	lease, err := open(t, d).WithContext(limited(t)).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
+	require.NoError(t, err)
+	require.NoError(t, lease.Release())
+	for runs.Load() < before+10 {
+		time.Sleep(time.Millisecond)
+	}
+	require.NoError(t, db.Exec(`SELECT pg_notify('dbmutex turns', '{"id":"job","gone":"the end"}')`).Error)
+	for m := next(); m.Gone != "the end"; m = next() {
+		require.NotEqual(t, dead, m.Turn)
+	}
+}
+
+func TestAWaiterThatLeavesTellsOfIt(t *testing.T) {
+	d := testdb.Postgres(t)
+	db, other := open(t, d), open(t, d)
+	next := overhear(t, d)
+	lease := acquire(t, db, "job")
+	waiting(t, db.WithContext(limited(t)))
+	require.Eventually(t, func() bool { return dbmutex.Hears(db.Mutex("job")) }, time.Minute, time.Millisecond)
+	ctx, cancel := context.WithCancel(context.Background())
+	left := make(chan error)
+	go func() {
+		_, err := other.WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
+		left <- err
+	}()
+	m := next()
+	require.Eventually(t, func() bool { return dbmutex.Strangers(db.Mutex("job")) == 1 }, time.Minute, time.Millisecond)
+	cancel()
+	require.ErrorIs(t, <-left, context.Canceled)
+	gone := next()
+	for gone.Wait.Lease != "" { // it may have told of itself again
+		gone = next()
+	}
+	require.Equal(t, m.Wait.Lease, gone.Gone)
+	require.Eventually(t, func() bool { return dbmutex.Strangers(db.Mutex("job")) == 0 }, time.Minute, time.Millisecond)
+	require.NoError(t, lease.Release())
+}
+
+func TestWhatIsKeptForAWaiterIsGivenBackWhenItLeaves(t *testing.T) {
+	db := open(t, testdb.Postgres(t))
+	lease := acquire(t, db, "job")
+	found, err := dbmutex.Reserve(lease, "the waiter's")
+	require.NoError(t, err)
+	require.True(t, found)
+	require.Equal(t, "the waiter's", row(t, db, "job").LeaseID)
+	require.Equal(t, "the waiter", row(t, db, "job").Holder)
+	dbmutex.Withdraw(db.Mutex("job"), "another's")
+	requireHeld(t, db, "job")
+	dbmutex.Withdraw(db.Mutex("job"), "the waiter's")
+	require.Nil(t, row(t, db, "job"))
+}
+
+// By the time of the second try the waiter has made the row its lease.
+func TestALostAnswerDoesNotTouchWhatIsKeptForAWaiter(t *testing.T) {
+	for name, opts := range map[string][]dbmutex.Option{"TTL": nil, "no TTL": {dbmutex.WithoutTTL()}} {
+		t.Run(name, func(t *testing.T) {
+			db, pool := openFaulty(t)
+			lease := acquire(t, db, "job", opts...)
+			pool.setLose(func(statement string) error {
+				if strings.HasPrefix(statement, `UPDATE "db_mutexes" SET id = DEFAULT`) {
+					pool.lose = nil
+					_, err := pool.DB.Exec(`UPDATE db_mutexes SET id = DEFAULT, expires_at = NULL WHERE lease_id = 'the waiter''s'`)
+					require.NoError(t, err)
+					return io.ErrUnexpectedEOF
+				}
+				return nil
+			})
+			found, err := dbmutex.Reserve(lease, "the waiter's")
+			require.NoError(t, err)
+			require.False(t, found)
+			require.Nil(t, row(t, db, "job").ExpiresAt)
+		})
+	}
+}
+
+func TestAReservationIsMadeWhereverItBreaks(t *testing.T) {
+	t.Parallel()
+	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
+		lease := acquire(t, proxied, "job")
+		arm(func() {})
+		_, err := dbmutex.Reserve(lease, "the waiter's")
+		require.NoError(t, err)
+		require.Equal(t, "the waiter's", row(t, direct, "job").LeaseID)
+		require.NoError(t, direct.Mutex("job").ForceRelease())
+	})
+}
+
+func TestWaitersOfTheSameIDInAnotherSchemaAreOthers(t *testing.T) {
+	here, there := testdb.Postgres(t), testdb.Postgres(t)
+	next := overhear(t, here)
+	known := map[string]*dbmutex.DB{}
+	for name, d := range map[string]*testdb.Database{"here": here, "there": there} {
+		db := open(t, d).WithContext(limited(t))
+		acquire(t, db, "job")
+		ctx, cancel := context.WithCancel(limited(t))
+		t.Cleanup(cancel)
+		waiting(t, db.WithContext(ctx))
+		require.Eventually(t, func() bool { return dbmutex.Hears(db.Mutex("job")) }, time.Minute, time.Millisecond)
+		known[name] = db
+	}
+	ctx, cancel := context.WithCancel(limited(t))
+	defer cancel()
+	left := make(chan struct{})
+	go func() {
+		defer close(left)
+		_, _ = open(t, there).WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
+	}()
+	require.NotEmpty(t, next().Wait.Lease)
+	require.Eventually(t, func() bool { return dbmutex.Strangers(known["there"].Mutex("job")) == 1 }, time.Minute, time.Millisecond)
+	require.Zero(t, dbmutex.Strangers(known["here"].Mutex("job")))
+	cancel()
+	<-left
+}
+
+// listening is how many sessions of a test's own server listen.
+func listening(t *testing.T, db *dbmutex.DB) (n int) {
+	require.NoError(t, db.Raw(`SELECT count(*) FROM pg_stat_activity WHERE query LIKE 'LISTEN%'`).Scan(&n).Error)
+	return n
+}
+
+func TestTheListenerOutlivesShortWaits(t *testing.T) {
+	t.Parallel()
+	onCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
+		acquire(t, db, "job")
+		sessions := map[int]bool{}
+		for range 300 {
+			_, err := db.Mutex("job", dbmutex.WithWait(5*time.Millisecond)).Acquire()
+			require.ErrorIs(t, err, dbmutex.ErrNotAcquired)
+			var ids []int
+			require.NoError(t, db.Raw(`SELECT pid FROM pg_stat_activity WHERE query LIKE 'LISTEN%'`).Scan(&ids).Error)
+			for _, id := range ids {
+				sessions[id] = true
+			}
+		}
+		require.LessOrEqual(t, len(sessions), 3)
+		require.Eventually(t, func() bool { return listening(t, db) == 0 }, time.Minute, 10*time.Millisecond)
+	})
+}
+
+func TestTheListenerEndsWithThePool(t *testing.T) {
+	t.Parallel()
+	onCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
+		other := openDSN(t, c.DSN())
+		acquire(t, db, "job")
+		ctx, cancel := context.WithCancel(limited(t))
+		defer cancel()
+		_, failed := waiting(t, other.WithContext(ctx))
+		require.Eventually(t, func() bool { return listening(t, db) == 1 }, time.Minute, time.Millisecond)
+		pool, err := other.DB()
+		require.NoError(t, err)
+		require.NoError(t, pool.Close())
+		require.Error(t, <-failed)
+		closed := time.Now()
+		require.Eventually(t, func() bool { return listening(t, db) == 0 }, time.Minute, time.Millisecond)
+		require.Less(t, time.Since(closed), 2*time.Second, "it does not linger")
+	})
+}
