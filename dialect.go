@@ -77,7 +77,8 @@ type request struct {
 	proof
 	holder string
 	ttl    *time.Duration
-	kept   bool // the mutex is kept for it already, as far as is known
+	kept   bool   // the mutex is kept for it already, as far as is known
+	ticket string // what it is kept under; "" for one that nobody can keep it for
 }
 
 // release is a lease that is given back.

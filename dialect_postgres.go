@@ -1,6 +1,7 @@
 package dbmutex
 
 import (
+	"cmp"
 	"context"
 	"database/sql"
 	"encoding/json"
@@ -48,7 +49,7 @@ func newPostgres(table string) *postgres {
 		// reply to an earlier try was lost.
 		takeOverSQL: `WITH stale AS MATERIALIZED (
 	SELECT id FROM ` + table + `
-	WHERE lock_id = $1 AND (expires_at <= clock_timestamp() OR lease_id = $2) FOR UPDATE SKIP LOCKED)
+	WHERE lock_id = $1 AND (expires_at <= clock_timestamp() OR lease_id IN ($2, $5)) FOR UPDATE SKIP LOCKED)
 UPDATE ` + table + ` AS m
 SET id = DEFAULT, creation_time = clock_timestamp(), expires_at = ` + expires("$3") + `, holder = $4, lease_id = $2
 FROM stale WHERE m.id = stale.id RETURNING m.id, ` + durable,
@@ -168,7 +169,8 @@ func (p *postgres) acquire(t target, r request) (a answer, err error) {
 		other string
 	}
 	takeOver := func() (found bool, err error) {
-		return t.queryOne(p.takeOverSQL, r.args(microseconds(r.ttl), r.holder), &row.token, new(sql.NullString))
+		return t.queryOne(p.takeOverSQL, r.args(microseconds(r.ttl), r.holder, cmp.Or(r.ticket, r.leaseID)),
+			&row.token, new(sql.NullString))
 	}
 	if r.kept {
 		if found, err := takeOver(); err != nil || found {
@@ -191,7 +193,7 @@ func (p *postgres) acquire(t target, r request) (a answer, err error) {
 		if a, err = heldBy(r.lockID, row.other); err != nil {
 			return answer{}, err
 		}
-		if a.held.LeaseID != r.leaseID && (a.held.ExpiresAt == nil || a.left > 0) {
+		if a.held.LeaseID != r.leaseID && a.held.LeaseID != r.ticket && (a.held.ExpiresAt == nil || a.left > 0) {
 			return a, nil
 		}
 		if found, err = takeOver(); err != nil {
@@ -272,7 +274,7 @@ func (p *postgres) handOn(t target, own proof, next request, again bool) (token 
 }
 
 func (p *postgres) reserve(t target, own proof, to turn, async bool) (found bool, err error) {
-	return t.exec(p.reserveSQL[async], own.args(to.Lease, to.Reserve, to.Holder, to.message))
+	return t.exec(p.reserveSQL[async], own.args(to.Ticket, to.Reserve, to.Holder, to.message))
 }
 
 func (p *postgres) tell(t target, lockID, message string) error {

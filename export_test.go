@@ -60,12 +60,12 @@ func Hears(m *Mutex) bool {
 	return q != nil && q.hears()
 }
 
-// Reserve ends a lease and keeps the mutex for another.
-func Reserve(l *Lease, other string) (found bool, err error) {
-	to := turn{candidate{other, "the waiter", time.Minute.Microseconds()}, "{}"}
+// Reserve ends a lease and keeps the mutex under a ticket.
+func Reserve(l *Lease, ticket string) (found bool, err error) {
+	to := turn{candidate{ticket, "the waiter", time.Minute.Microseconds()}, "{}"}
 	found, _, err = l.reserve(to, time.Now().Add(settleLimit))
 	return found, err
 }
 
-// Withdraw gives up what is kept for a lease.
-func Withdraw(m *Mutex, lease string) { m.withdraw(newProof(m.id, lease)) }
+// Withdraw gives up what is kept under a ticket.
+func Withdraw(m *Mutex, ticket string) { m.withdraw(ticket) }

@@ -25,8 +25,8 @@ type Lease struct {
 	timer    *time.Timer // ends ctx at the deadline; nil = never
 	stopKeep func()      // ends the renewals; nil = there are none
 
-	inTransaction bool // Mutex.Transaction's
-	told          bool // other processes take it for a waiter's still
+	inTransaction bool   // Mutex.Transaction's
+	ticket        string // under which other processes take it for a waiter still; "" where they do not
 
 	verb  sync.Mutex // held by the one Renew or Release that runs
 	doubt bool       // guarded by verb: a release may have had its effect without an answer
@@ -380,8 +380,8 @@ func (l *Lease) result() error {
 
 // tellGone tells other processes, where the statement that ended the lease did not, that nobody waits for it.
 func (l *Lease) tellGone() {
-	if l.told {
-		l.mutex.tell(l.mutex.gone(l.proof))
+	if l.ticket != "" {
+		l.mutex.tell(l.mutex.gone(l.ticket))
 	}
 }
 
@@ -398,8 +398,8 @@ func (l *Lease) giveBack(limit time.Time) (found, doubt bool, err error) {
 	if queues.unaware(m.queue) {
 		r.knocked = &knocked
 	}
-	if l.told {
-		r.message = m.gone(l.proof)
+	if l.ticket != "" {
+		r.message = m.gone(l.ticket)
 	}
 	doubt, err = m.settle(l.parent, limit, func(t target) (err error) {
 		found, err = m.dialect.release(t, r)

@@ -202,6 +202,15 @@ func (m *Mutex) request() request {
 	return request{proof: newProof(m.id, m.queue.newLeaseID()), holder: m.settings.Holder, ttl: m.settings.TTL}
 }
 
+// waitersRequest is for a lease that other processes may keep the mutex for.
+func (m *Mutex) waitersRequest() request {
+	r := m.request()
+	if m.queue.listens() {
+		r.ticket = m.queue.newLeaseID()
+	}
+	return r
+}
+
 // try asks the database for a lease once. Where it is held the error is a *HeldError, and the answer says by which lease.
 func (m *Mutex) try(r request) (lease *Lease, seen answer, err error) {
 	if err := m.ctx.Err(); err != nil {

@@ -99,7 +99,7 @@ func (o *stranger) outdated(now time.Time) bool {
 
 // candidate is a waiter, as it tells of itself.
 type candidate struct {
-	Lease   string `json:"lease"`
+	Ticket  string `json:"ticket"` // what the mutex is to be kept under for it; never a lease's id, so that it brings none back
 	Holder  string `json:"holder"`
 	Reserve int64  `json:"reserve"` // for how long it needs the mutex to be kept for it, in microseconds
 }
@@ -109,9 +109,9 @@ type message struct {
 	Table uint32     `json:"table"` // the same id in another table is another mutex
 	ID    string     `json:"id"`
 	From  uint64     `json:"from"`           // the queue that it comes from
-	Turn  string     `json:"turn,omitempty"` // the lease that the mutex is kept for
-	Gone  string     `json:"gone,omitempty"` // one that nobody waits for any more
-	Wait  *candidate `json:"wait,omitempty"` // one that somebody waits for
+	Turn  string     `json:"turn,omitempty"` // the ticket that the mutex is kept under
+	Gone  string     `json:"gone,omitempty"` // that of a waiter which waits no more
+	Wait  *candidate `json:"wait,omitempty"` // one that waits
 }
 
 // turn is another process's waiter to keep the mutex for, and what to tell of it.
@@ -217,7 +217,7 @@ func (a *waiting) listened() (pools []*sql.DB) {
 
 // join puts a waiter at a queue's end.
 func (a *waiting) join(key queueKey, m *Mutex) (*waiter, *queue) {
-	w := &waiter{mutex: m, request: m.request(), head: make(chan struct{}), wake: make(chan struct{}, 1)}
+	w := &waiter{mutex: m, request: m.waitersRequest(), head: make(chan struct{}), wake: make(chan struct{}, 1)}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	q := a.queue(key, m.dialect)
@@ -245,7 +245,10 @@ func (a *waiting) leave(key queueKey, w *waiter, acquired *Lease) (late *Lease, 
 	told = !w.told.IsZero() && !w.promised // else hand does what is to do
 	if acquired != nil {
 		q.held, q.holder, q.local = nil, acquired, true
-		acquired.told, told = !w.told.IsZero() && !w.turn, false
+		if told && !w.turn {
+			acquired.ticket = w.request.ticket
+		}
+		told = false
 	}
 	if w.lease != acquired {
 		late = w.lease
@@ -314,7 +317,7 @@ func (a *waiting) next(l *Lease, open bool) (*waiter, *turn) {
 	if t := q.turn(l, now); t != nil {
 		return nil, t
 	}
-	if len(q.waiters) == 0 || l.told || q.standsBack(now) || !q.waiters[0].receptive() {
+	if len(q.waiters) == 0 || l.ticket != "" || q.standsBack(now) || !q.waiters[0].receptive() {
 		return nil, nil
 	}
 	q.waiters[0].promised = true
@@ -332,12 +335,9 @@ func (q *queue) turn(l *Lease, now time.Time) *turn {
 	t := &turn{candidate: q.others[i].candidate}
 	q.others[i].heard, q.others[i].over = now, true
 	q.runs, q.inTurn, q.local, q.foreign, q.yielded = 0, 0, false, now, now
-	m.Turn = t.Lease
-	if l.told {
-		m.Gone = l.proof.leaseID
-	}
+	m.Turn, m.Gone = t.Ticket, l.ticket
 	if len(q.waiters) > 0 && q.waiters[0].idle() {
-		m.Wait = q.announce(q.waiters[0], t.Lease, now)
+		m.Wait = q.announce(q.waiters[0], t.Ticket, now)
 	}
 	t.message = m.text()
 	return t
@@ -357,8 +357,10 @@ func (a *waiting) pass(q *queue, w *waiter, l *Lease) *turn {
 	if !q.local || w.turn || q.first(now) < 0 || q.inTurn < min(localRuns, len(q.waiters)) {
 		return nil
 	}
-	l.told = !w.told.IsZero()
-	w.request, w.asking = w.mutex.request(), false
+	if !w.told.IsZero() {
+		l.ticket = w.request.ticket
+	}
+	w.request, w.asking = w.mutex.waitersRequest(), false
 	q.inTurn = localRuns
 	return q.turn(l, now)
 }
@@ -377,7 +379,7 @@ func (q *queue) announce(w *waiter, inTheWay string, now time.Time) *candidate {
 	w.told, w.passedBy = now, inTheWay
 	holder := []rune(w.request.holder)
 	return &candidate{
-		Lease:   w.request.leaseID,
+		Ticket:  w.request.ticket,
 		Holder:  string(holder[:min(len(holder), holderLimit)]),
 		Reserve: min(reserveLeast+reserveTrips*q.trip, reserveMost).Microseconds(),
 	}
@@ -387,13 +389,14 @@ func (q *queue) announce(w *waiter, inTheWay string, now time.Time) *candidate {
 func (q *queue) hear(m message) {
 	now := time.Now()
 	q.others = slices.DeleteFunc(q.others, func(o *stranger) bool { return o.outdated(now) })
-	for _, lease := range []string{m.Turn, m.Gone} {
-		if lease != "" {
-			o := q.stranger(lease)
+	for _, ticket := range []string{m.Turn, m.Gone} {
+		if ticket != "" {
+			o := q.stranger(ticket)
 			o.heard, o.over = now, true
 		}
 	}
-	if i := slices.IndexFunc(q.waiters, func(w *waiter) bool { return w.request.leaseID == m.Turn }); i >= 0 {
+	own := func(w *waiter) bool { return m.Turn != "" && w.request.ticket == m.Turn }
+	if i := slices.IndexFunc(q.waiters, own); i >= 0 {
 		q.waiters[i].turn = true
 		q.waiters[i].signal()
 	}
@@ -401,17 +404,17 @@ func (q *queue) hear(m message) {
 		return
 	}
 	q.used = now
-	if o := q.stranger(m.Wait.Lease); !o.over {
+	if o := q.stranger(m.Wait.Ticket); !o.over {
 		o.candidate, o.heard = *m.Wait, now
 	}
 }
 
-// stranger is the one with a lease; it is made where there is none.
-func (q *queue) stranger(lease string) *stranger {
-	i := slices.IndexFunc(q.others, func(o *stranger) bool { return o.Lease == lease })
+// stranger is the one with a ticket; it is made where there is none.
+func (q *queue) stranger(ticket string) *stranger {
+	i := slices.IndexFunc(q.others, func(o *stranger) bool { return o.Ticket == ticket })
 	if i < 0 {
 		i = len(q.others)
-		q.others = append(q.others, &stranger{candidate: candidate{Lease: lease}})
+		q.others = append(q.others, &stranger{candidate: candidate{Ticket: ticket}})
 	}
 	return q.others[i]
 }
@@ -462,7 +465,7 @@ func (a *waiting) hand(w *waiter, lease *Lease, doubt bool) {
 		_ = w.mutex.discard(w.request.proof)
 	}
 	if told && !acquired {
-		w.mutex.withdraw(w.request.proof)
+		w.mutex.withdraw(w.request.ticket)
 	}
 }
 
@@ -504,7 +507,7 @@ func (a *waiting) saw(w *waiter, q *queue, seen answer, err error, trip time.Dur
 	if seen.held != nil && !q.key.owns(seen.held.LeaseID) {
 		now := time.Now()
 		q.foreign, q.runs, q.local = now, 0, false
-		if q.key.listens() && w.tells(seen.held.LeaseID, now) {
+		if q.key.listens() && w.request.ticket != "" && w.tells(seen.held.LeaseID, now) {
 			m := q.message()
 			m.Wait = q.announce(w, seen.held.LeaseID, now)
 			news = m.text()

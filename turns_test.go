@@ -137,7 +137,7 @@ func TestAWaiterThatPollsHasItsTurn(t *testing.T) {
 // told is what processes tell each other, as far as the test wants to know.
 type told struct {
 	ID, Turn, Gone string
-	Wait           struct{ Lease, Holder string }
+	Wait           struct{ Ticket, Holder string }
 }
 
 // overhear gives what is told of waiters on a server.
@@ -167,7 +167,7 @@ func TestAWaiterThatIsKilledCostsOneReservation(t *testing.T) {
 	child := children.Start(t, d, "wait")
 	dead := ""
 	for dead == "" {
-		dead = next().Wait.Lease
+		dead = next().Wait.Ticket
 	}
 	child.Kill(t)
 	for next().Turn != dead {
@@ -203,10 +203,10 @@ func TestAWaiterThatLeavesTellsOfIt(t *testing.T) {
 	cancel()
 	require.ErrorIs(t, <-left, context.Canceled)
 	gone := next()
-	for gone.Wait.Lease != "" { // it may have told of itself again
+	for gone.Wait.Ticket != "" { // it may have told of itself again
 		gone = next()
 	}
-	require.Equal(t, m.Wait.Lease, gone.Gone)
+	require.Equal(t, m.Wait.Ticket, gone.Gone)
 	require.Eventually(t, func() bool { return dbmutex.Strangers(db.Mutex("job")) == 0 }, time.Minute, time.Millisecond)
 	require.NoError(t, lease.Release())
 }
@@ -248,6 +248,26 @@ func TestALostAnswerDoesNotTouchWhatIsKeptForAWaiter(t *testing.T) {
 	}
 }
 
+// What is kept for a waiter does not bring back the lease that it had before, and lost.
+func TestALostLeaseStaysLostWhateverIsKeptForItsWaiter(t *testing.T) {
+	d := testdb.Postgres(t)
+	db, other := open(t, d).WithContext(limited(t)), open(t, d)
+	next := overhear(t, d)
+	first := acquire(t, other, "job")
+	acquired, failed := waiting(t, db)
+	ticket := next().Wait.Ticket
+	require.NoError(t, first.Release())
+	lease := <-acquired
+	require.NoError(t, <-failed)
+	expire(t, db, "job")
+	found, err := dbmutex.Reserve(acquire(t, other, "job"), ticket) // by one who has not heard that it waits no more
+	require.NoError(t, err)
+	require.True(t, found)
+	require.ErrorIs(t, db.Gorm.Transaction(lease.Guard), dbmutex.ErrTimeout)
+	requireTimeout(t, lease.Renew(), "job", true)
+	requireTimeout(t, lease.Release(), "job", true)
+}
+
 func TestAReservationIsMadeWhereverItBreaks(t *testing.T) {
 	t.Parallel()
 	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
@@ -280,7 +300,7 @@ func TestWaitersOfTheSameIDInAnotherSchemaAreOthers(t *testing.T) {
 		defer close(left)
 		_, _ = open(t, there).WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
 	}()
-	require.NotEmpty(t, next().Wait.Lease)
+	require.NotEmpty(t, next().Wait.Ticket)
 	require.Eventually(t, func() bool { return dbmutex.Strangers(known["there"].Mutex("job")) == 1 }, time.Minute, time.Millisecond)
 	require.Zero(t, dbmutex.Strangers(known["here"].Mutex("job")))
 	cancel()

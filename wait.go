@@ -45,7 +45,7 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 			_ = m.discard(w.request.proof)
 		}
 		if told {
-			m.withdraw(w.request.proof)
+			m.withdraw(w.request.ticket)
 		}
 	}()
 
@@ -93,7 +93,7 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 		if err == nil && !expired {
 			if to := queues.pass(q, w, lease); to != nil {
 				lease.pass(*to)
-				lease, pause, inTheWay = nil, pollLast, to.Lease
+				lease, pause, inTheWay = nil, pollLast, to.Ticket
 				continue
 			}
 		}
@@ -182,14 +182,16 @@ func (m *Mutex) tell(message string) {
 }
 
 // withdraw tells them that a waiter has gone, and gives back what they keep for it.
-func (m *Mutex) withdraw(p proof) {
-	m.briefly(func(t target) error { return m.dialect.(notifying).withdraw(t, p, m.gone(p)) })
+func (m *Mutex) withdraw(ticket string) {
+	m.briefly(func(t target) error {
+		return m.dialect.(notifying).withdraw(t, newProof(m.id, ticket), m.gone(ticket))
+	})
 	queues.wake(m.queue)
 }
 
-// gone is the message that nobody waits for a lease any more.
-func (m *Mutex) gone(p proof) string {
-	return message{Table: m.dialect.(notifying).tableID(), ID: m.id, Gone: p.leaseID}.text()
+// gone is the message that a waiter waits no more.
+func (m *Mutex) gone(ticket string) string {
+	return message{Table: m.dialect.(notifying).tableID(), ID: m.id, Gone: ticket}.text()
 }
 
 // briefly tries a statement once that nothing depends on, also where the handle's context is done. GORM logs its error.
