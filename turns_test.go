@@ -92,7 +92,7 @@ func TestAWaiterHasItsTurnAmongTransactions(t *testing.T) {
 			for ctx.Err() == nil {
 				err := db.WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Transaction(func(*gorm.DB) error {
 					runs.Add(1)
-					time.Sleep(20 * time.Millisecond)
+					time.Sleep(100 * time.Millisecond)
 					return nil
 				})
 				if err != nil && ctx.Err() == nil {
@@ -103,14 +103,18 @@ func TestAWaiterHasItsTurnAmongTransactions(t *testing.T) {
 	}
 	defer wg.Wait()
 	defer stop()
-	waiter := open(t, d).WithContext(limited(t)).Mutex("job", dbmutex.WithWait(dbmutex.Forever))
-	require.NoError(t, waiter.Transaction(func(*gorm.DB) error { return nil })) // they have heard of each other
-	for range 5 {
+	network := pgproxy.New(t, d.DSN)
+	far := openDSN(t, network.DSN()).WithContext(limited(t))
+	requireFree(t, far, "warm")
+	network.Drag(20 * time.Millisecond)
+	waiter := far.Mutex("job", dbmutex.WithWait(dbmutex.Forever))
+	require.NoError(t, waiter.Do(nothing)) // they have heard of each other
+	for range 3 {
 		before := runs.Load()
-		require.NoError(t, waiter.Transaction(func(*gorm.DB) error {
-			require.LessOrEqual(t, runs.Load()-before, int64(20))
-			return nil
-		}))
+		lease, err := waiter.Acquire()
+		require.NoError(t, err)
+		require.LessOrEqual(t, runs.Load()-before, int64(25))
+		require.NoError(t, lease.Release())
 	}
 }
 
@@ -122,12 +126,12 @@ func TestAWaiterThatPollsHasItsTurn(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		for _, rivals := range []int{1, 2} {
 			t.Run(fmt.Sprint(rivals), func(t *testing.T) {
-				runs := loop(t, db, rivals, 200*time.Millisecond, time.Millisecond)
+				runs := loop(t, db, rivals, 200*time.Millisecond, 0)
 				waiter := open(t, d).WithContext(limited(t))
 				for range 2 {
 					before := runs.Load()
 					require.NoError(t, waiter.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(nothing))
-					require.LessOrEqual(t, runs.Load()-before, int64(25))
+					require.LessOrEqual(t, runs.Load()-before, int64(15))
 				}
 			})
 		}
@@ -318,7 +322,8 @@ func TestTheListenerOutlivesShortWaits(t *testing.T) {
 	onCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
 		acquire(t, db, "job")
 		sessions := map[int]bool{}
-		for range 300 {
+		for range 50 {
+			time.Sleep(50 * time.Millisecond)
 			_, err := db.Mutex("job", dbmutex.WithWait(5*time.Millisecond)).Acquire()
 			require.ErrorIs(t, err, dbmutex.ErrNotAcquired)
 			var ids []int

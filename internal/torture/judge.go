@@ -35,6 +35,7 @@ type record struct {
 	forced  []interval // when a ForceRelease may have had its effect
 	anyTime int64      // from when on one may at any time, as its answer was lost; never: from never on
 	doubts  []doubt
+	passers []doubt // acquires that may have had the mutex and have passed it on, to wait again
 }
 
 // lease is what is known of a lease without regard to the order of things.
@@ -50,8 +51,8 @@ type lease struct {
 // was lost. A statement that nobody waits for any more may still run on the server, and one that is tried again may have
 // had an effect that ran out before it had its second.
 type doubt struct {
-	lease string
-	from  int64
+	lease    string
+	from, to int64
 }
 
 func newRecord(history []*operation, crashes []interval) *record {
@@ -61,8 +62,11 @@ func newRecord(history []*operation, crashes []interval) *record {
 		case acquire:
 			l := &lease{number: len(r.numbers), acquire: o, releasable: never, back: never}
 			r.leases[o.Lease], r.numbers = l, append(r.numbers, l)
+			if o.Tells {
+				r.passers = append(r.passers, doubt{o.Lease, o.Call, o.end()})
+			}
 			if o.Outcome == unknown || o.Lost > 0 {
-				r.doubts = append(r.doubts, doubt{o.Lease, o.Call})
+				r.doubts = append(r.doubts, doubt{o.Lease, o.Call, never})
 			}
 		case force:
 			if o.Outcome == ok && o.Lost == 0 {
@@ -97,7 +101,7 @@ func newRecord(history []*operation, crashes []interval) *record {
 func (r *record) handedOn(o *operation) {
 	for name, l := range r.leases {
 		if l.acquire.Wait && l.acquire.Call <= o.end() && l.acquire.end() >= o.Call {
-			r.doubts = append(r.doubts, doubt{name, o.Call})
+			r.doubts = append(r.doubts, doubt{name, o.Call, never})
 		}
 	}
 }
@@ -240,7 +244,10 @@ func (r *record) visible(s state, o *operation) bool {
 	if l.number == s.lease && (s.phase != freed || l.back <= o.Return) {
 		return true
 	}
-	return r.kept(s, l, o) ||
+	passing := r.takeable(s) <= o.Return+slack && slices.ContainsFunc(r.passers, func(d doubt) bool {
+		return d.lease == o.Seen && d.from <= o.Return && d.to >= o.Call
+	})
+	return passing || r.kept(s, l, o) ||
 		slices.ContainsFunc(r.doubts, func(d doubt) bool { return d.lease == o.Seen && d.from <= o.Return })
 }
 
@@ -266,9 +273,9 @@ func (r *record) vanished(s state, o *operation) (bool, any) {
 		if s.phase == resting { // a release at the end of that time leaves no row
 			from = min(from, s.until)
 		}
-		for _, d := range r.doubts { // it may have taken over and gone again
-			if r.leases[d.lease].number != s.lease {
-				from = min(from, max(s.until, d.from))
+		for _, d := range slices.Concat(r.doubts, r.passers) { // it may have taken over and gone again
+			if then := max(s.until, d.from); then <= d.to && r.leases[d.lease].number != s.lease {
+				from = min(from, then)
 			}
 		}
 	}

@@ -97,6 +97,12 @@ func TestJudgeOrder(t *testing.T) {
 			gets(0, 2, "a", 1), at(5, 0, acquire, "b", unknown, tells, cutOff), at(10, 12, release, "a", unknown),
 			tries(13, 14, "c", "b")}},
 
+		"a take-over by a waiter that passed the mutex on": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1), at(90, 150, acquire, "b", held, sees("c"), tells), at(110, 120, release, "a", lost),
+			at(125, 126, look, "", held, sees("b"))}},
+
+		"a take-over by a waiter that had gone by then": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), at(20, 90, acquire, "b", held, sees("a"), tells), at(110, 120, release, "a", lost)}},
 		"kept before anything was released": {verdict: porcupine.Illegal, history: []*operation{
 			gets(0, 2, "a", 1), tries(6, 8, "c", "b"), at(5, 30, acquire, "b", held, sees("a"), tells),
 			at(10, 12, release, "a", ok)}},
