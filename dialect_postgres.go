@@ -242,10 +242,8 @@ func (p *postgres) renew(t target, own proof, ttl *time.Duration) (bool, error) 
 }
 
 func (p *postgres) release(t target, r release) (bool, error) {
-	end := ending{async: r.async, notify: r.async && r.notify}
-	end.message = end.notify && r.message != ""
-	if end.notify && r.knocked != nil && !end.message {
-		end.unmarked = true
+	end := ending{async: r.async, notify: r.notify, message: r.message != "", unmarked: r.knocked != nil}
+	if end.unmarked {
 		query, args := p.endSQL(r.proof, r.minHold, end)
 		if found, err := t.exec(query, args); err != nil || found {
 			return found, err

@@ -395,11 +395,12 @@ func (l *Lease) giveBack(limit time.Time) (found, doubt bool, err error) {
 		notify:  m.settings.TTL != nil && wake.Listen != nil,
 	}
 	var knocked bool
-	if queues.unaware(m.queue) {
-		r.knocked = &knocked
-	}
-	if l.ticket != "" {
+	switch {
+	case !r.notify: // it tells nobody anything
+	case l.ticket != "":
 		r.message = m.gone(l.ticket)
+	case queues.unaware(m.queue):
+		r.knocked = &knocked
 	}
 	doubt, err = m.settle(l.parent, limit, func(t target) (err error) {
 		found, err = m.dialect.release(t, r)
@@ -408,6 +409,9 @@ func (l *Lease) giveBack(limit time.Time) (found, doubt bool, err error) {
 	})
 	if knocked {
 		queues.knocked(m.queue, m.dialect)
+	}
+	if found && r.message == "" {
+		l.tellGone()
 	}
 	return found, doubt, err
 }

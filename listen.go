@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"errors"
 	"time"
 
 	"github.com/gorm-dbmutex/dbmutex/internal/wake"
@@ -110,6 +111,5 @@ func (a *waiting) told(pool *sql.DB, payload string) {
 func isClosed(pool *sql.DB) bool {
 	done, cancel := context.WithCancel(context.Background())
 	cancel()
-	err := pool.PingContext(done)
-	return err != nil && isPoolClosed(err)
+	return !errors.Is(pool.PingContext(done), context.Canceled)
 }

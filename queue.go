@@ -14,9 +14,10 @@ import (
 
 const (
 	// A process that hands a mutex on to its own next waiter wins every race for it. So after localRuns runs, or as many as
-	// it has clients if they are fewer, it gives the mutex to a waiter of another process that it has heard of. Where it
-	// hears of none, for want of a listener, it leaves the mutex free for yieldLong, which is longer than others pause
-	// between two questions, if somebody else has held it within lately, and once in that time in any case.
+	// it has clients if they are fewer, it gives the mutex to a waiter of another process that it has heard of.
+	//
+	// A process that cannot hear leaves the mutex free for yieldLong, which is longer than others pause between two
+	// questions: once within lately, and after localRuns runs where somebody else has held it within lately.
 	localRuns = 4
 	yieldLong = 32 * time.Millisecond
 	lately    = time.Second
@@ -71,8 +72,7 @@ type queue struct {
 	listener *listener     // nil: it does not listen
 	used     time.Time     // it stays for a while after this
 	held     *HeldError    // what a head saw last
-	holder   *Lease        // the lease that a waiter acquired last
-	taken    bool          // the last head acquired, so that the next has nothing to ask yet
+	holder   *Lease        // the lease that the last head acquired; nil if it did not
 	runs     int           // how often this process released the mutex since it last stood back
 	inTurn   int           // how often since it last kept the mutex for another process's waiter
 	local    bool          // this process had it last, as far as is known
@@ -223,7 +223,7 @@ func (a *waiting) join(key queueKey, m *Mutex) (*waiter, *queue) {
 	q := a.queue(key, m.dialect)
 	q.waiters = append(q.waiters, w)
 	if q.waiters[0] == w {
-		q.taken = false
+		q.holder = nil
 		w.asking = true
 		close(w.head)
 	} else {
@@ -242,20 +242,22 @@ func (a *waiting) leave(key queueKey, w *waiter, acquired *Lease) (late *Lease, 
 	q.waiters = slices.Delete(q.waiters, i, i+1)
 	q.used = time.Now()
 	w.gone, w.acquired = true, acquired != nil
-	told = !w.told.IsZero() && !w.promised // else hand does what is to do
 	if acquired != nil {
-		q.held, q.holder, q.local = nil, acquired, true
-		if told && !w.turn {
+		q.held, q.local = nil, true
+		if !w.told.IsZero() && !w.turn {
 			acquired.ticket = w.request.ticket
 		}
-		told = false
+	} else {
+		told = !w.told.IsZero() && !w.promised // else hand does what is to do
 	}
 	if w.lease != acquired {
 		late = w.lease
 	}
-	if i == 0 && len(q.waiters) > 0 {
-		q.taken = acquired != nil
-		close(q.waiters[0].head)
+	if i == 0 {
+		q.holder = acquired
+		if len(q.waiters) > 0 {
+			close(q.waiters[0].head)
+		}
 	}
 	return late, w.doubt, told
 }
@@ -300,7 +302,7 @@ func (q *queue) ran(now time.Time) {
 }
 
 // next is who gets the mutex from a lease's release, if anybody: a waiter of another process whose turn it is, or the head of
-// this process's queue. Only an open one, which leaves nothing behind, can be given to somebody.
+// this process's queue. It is nobody unless the release is open: it leaves no row behind, as MinHold and ReleaseIn do.
 func (a *waiting) next(l *Lease, open bool) (*waiter, *turn) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -314,8 +316,8 @@ func (a *waiting) next(l *Lease, open bool) (*waiter, *turn) {
 	if !open || !key.listens() {
 		return nil, nil
 	}
-	if t := q.turn(l, now); t != nil {
-		return nil, t
+	if q.due(len(q.waiters)+1, now) {
+		return nil, q.give(l, now)
 	}
 	if len(q.waiters) == 0 || l.ticket != "" || q.standsBack(now) || !q.waiters[0].receptive() {
 		return nil, nil
@@ -324,14 +326,15 @@ func (a *waiting) next(l *Lease, open bool) (*waiter, *turn) {
 	return q.waiters[0], nil
 }
 
-// turn takes the first waiter of another process that is known, if it is its turn. The same message tells of this queue's
-// head, and that nobody waits for the lease that ends.
-func (q *queue) turn(l *Lease, now time.Time) *turn {
-	i := q.first(now)
-	if i < 0 || q.inTurn < min(localRuns, len(q.waiters)+1) {
-		return nil
-	}
-	m := q.message()
+// due says whether it is the turn of a waiter of another process, where this one has so many clients.
+func (q *queue) due(clients int, now time.Time) bool {
+	return q.first(now) >= 0 && q.inTurn >= min(localRuns, clients)
+}
+
+// give takes the waiter of another process that was heard of first. The same message tells of this queue's head, and that
+// nobody waits for the lease that ends.
+func (q *queue) give(l *Lease, now time.Time) *turn {
+	i, m := q.first(now), q.message()
 	t := &turn{candidate: q.others[i].candidate}
 	q.others[i].heard, q.others[i].over = now, true
 	q.runs, q.inTurn, q.local, q.foreign, q.yielded = 0, 0, false, now, now
@@ -354,15 +357,14 @@ func (a *waiting) pass(q *queue, w *waiter, l *Lease) *turn {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	now := time.Now()
-	if !q.local || w.turn || q.first(now) < 0 || q.inTurn < min(localRuns, len(q.waiters)) {
+	if !q.local || w.turn || !q.due(len(q.waiters), now) {
 		return nil
 	}
 	if !w.told.IsZero() {
 		l.ticket = w.request.ticket
 	}
 	w.request, w.asking = w.mutex.waitersRequest(), false
-	q.inTurn = localRuns
-	return q.turn(l, now)
+	return q.give(l, now)
 }
 
 func (q *queue) message() message {
@@ -454,17 +456,23 @@ func (a *waiting) hand(w *waiter, lease *Lease, doubt bool) {
 		w.signal()
 	}
 	a.mu.Unlock()
+	if gone {
+		w.settle(lease, doubt, acquired, told && !acquired)
+	}
+}
+
+// settle undoes what came too late for a waiter that has gone: a lease, unless the waiter has acquired that lease by itself,
+// or one that may have been made. It then tells other processes that the waiter waits no more, if they are to hear it.
+func (w *waiter) settle(late *Lease, doubt, acquired, tells bool) {
 	switch {
-	case acquired && lease != nil:
-		lease.become(released, nil)
-	case acquired, !gone:
-		return
-	case lease != nil:
-		lease.undo()
-	case doubt:
+	case late != nil && acquired:
+		late.become(released, nil)
+	case late != nil:
+		late.undo()
+	case doubt && !acquired:
 		_ = w.mutex.discard(w.request.proof)
 	}
-	if told && !acquired {
+	if tells {
 		w.mutex.withdraw(w.request.ticket)
 	}
 }
@@ -483,7 +491,7 @@ func (a *waiting) stir(w *waiter, hurry bool) (lease *Lease, promised, turn bool
 func (a *waiting) firstPause(q *queue) time.Duration {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if !q.taken {
+	if q.holder == nil {
 		if q.deaf() {
 			return q.yield(time.Now())
 		}

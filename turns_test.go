@@ -355,3 +355,40 @@ func TestTheListenerEndsWithThePool(t *testing.T) {
 		require.Less(t, time.Since(closed), 2*time.Second, "it does not linger")
 	})
 }
+
+func TestAReleaseWithoutATTLStartsNoListener(t *testing.T) {
+	onCluster(t, func(t *testing.T, _ *testdb.Cluster, db *dbmutex.DB) {
+		require.NoError(t, db.Mutex("job", dbmutex.WithoutTTL()).Do(nothing))
+		for range 50 {
+			require.Zero(t, listening(t, db))
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
+}
+
+func TestTheEndOfALeaseWithoutATTLIsTold(t *testing.T) {
+	for name, opts := range map[string][]dbmutex.Option{"TTL": nil, "no TTL": {dbmutex.WithoutTTL()}} {
+		t.Run(name, func(t *testing.T) {
+			d := testdb.Postgres(t)
+			db, other := open(t, d), open(t, d)
+			next := overhear(t, d)
+			lease := acquire(t, db, "job")
+			got := make(chan *dbmutex.Lease)
+			go func() {
+				l, _ := other.WithContext(limited(t)).Mutex("job", append(opts, dbmutex.WithWait(dbmutex.Forever))...).Acquire()
+				got <- l
+			}()
+			m := next()
+			require.NoError(t, lease.Release())
+			require.NoError(t, (<-got).Release())
+			require.NoError(t, db.Exec(`SELECT pg_notify('dbmutex turns', '{"id":"job","gone":"the end"}')`).Error)
+			for {
+				n := next()
+				require.NotEqual(t, "the end", n.Gone, "nobody was told")
+				if n.Gone == m.Wait.Ticket {
+					return
+				}
+			}
+		})
+	}
+}

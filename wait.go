@@ -36,17 +36,7 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 	w, q := queues.join(m.queue, m)
 	defer func() {
 		late, doubt, told := queues.leave(m.queue, w, lease)
-		switch {
-		case late != nil && lease != nil: // it found the lease by itself
-			late.become(released, nil)
-		case late != nil:
-			late.undo()
-		case doubt && lease == nil:
-			_ = m.discard(w.request.proof)
-		}
-		if told {
-			m.withdraw(w.request.ticket)
-		}
+		w.settle(late, doubt, lease != nil, told)
 	}()
 
 	pause, inTheWay, expired := time.Duration(0), "", false
