@@ -7,7 +7,8 @@ import (
 )
 
 // The errors of this package, for errors.Is. A database's own failure comes as the driver's error, wrapped; a context
-// that is done as context.Canceled or context.DeadlineExceeded. None of these three matches another.
+// that is done as context.Canceled or context.DeadlineExceeded. None of these three matches another. But work's own error is
+// joined with ErrTimeout, so look for ErrTimeout first.
 var (
 	// ErrNotAcquired says that somebody else holds the mutex; the work did not run. The error that matches it is a
 	// *HeldError, which names the holder. It is django-db-mutex's DBMutexError.
@@ -32,7 +33,7 @@ var (
 	// character in it. No SQL ran.
 	ErrInvalidLockID = errors.New("dbmutex: invalid lock id")
 
-	// ErrInvalidSettings says which setting or argument cannot be. No SQL ran.
+	// ErrInvalidSettings says which setting or argument is not allowed. No SQL ran.
 	ErrInvalidSettings = errors.New("dbmutex: invalid settings")
 )
 
@@ -40,14 +41,14 @@ var (
 	errNilFunc = fmt.Errorf("%w: the function is nil", ErrInvalidSettings)
 	errNoLease = fmt.Errorf("%w: the lease is not from Acquire", ErrInvalidSettings)
 
-	errReleased = errors.New("it had been released")
+	errReleased = errors.New("had been released")
 )
 
 // HeldError is the error of a mutex that is held by someone else; it matches ErrNotAcquired. Where the lease changed
 // hands while it was looked at, only LockID is set.
 type HeldError struct {
 	LockID    string     // the mutex
-	Holder    string     // who holds it, as told by the holder's settings: host/pid unless set
+	Holder    string     // who holds it, or whose turn is next (see pgnotify), by its settings: host/pid unless set
 	Since     time.Time  // when it was acquired, by the database's clock
 	ExpiresAt *time.Time // when the lease ends unless it is renewed, by the database's clock; nil = never
 }
@@ -69,17 +70,17 @@ func (e *HeldError) Error() string {
 // Is makes errors.Is(err, ErrNotAcquired) true.
 func (e *HeldError) Is(target error) bool { return target == ErrNotAcquired }
 
-// TimeoutError is the error of a lease that ended before its work did; it matches ErrTimeout. A lease ran out when its
-// deadline has passed: nobody need have taken the mutex since. It was lost when its row is gone or another's: somebody else
-// may have held the mutex meanwhile.
+// TimeoutError is the error of a lease that ended before its work did; it matches ErrTimeout. It tells two cases apart:
+//   - The lease only ran out: its deadline had passed, but its row was still there. Certainly nobody else held the mutex.
+//   - The lease was lost: its row was gone or another's, or nobody could ask. Somebody else may have held the mutex.
 //
 // Do, Decorate, DoValue, Transaction, Lease.Do and Lease.Release have asked the database. The cause of a context that ended
-// at its deadline, and the error of a Renew after it, have not: nobody can know yet, so Lost is true.
+// at its deadline, and the error of a Renew after it, have not: Lost is true there, to be safe. Find it with errors.As, as
+// it may be joined with the work's own error; the first that errors.As finds is the last word.
 type TimeoutError struct {
 	// LockID names the mutex.
 	LockID string
-	// Lost says that the row was gone, or could not be asked for, so that somebody else may have held the mutex meanwhile.
-	// Where it is false, certainly nobody did.
+	// Lost is false for a lease that only ran out. It is true for one that was lost, and for one that had been released.
 	Lost bool
 	// Late is how long after the lease's deadline the work ended, or would have begun. It is 0 where the lease was lost
 	// before its deadline, and in the cause of a context.
@@ -91,23 +92,22 @@ type TimeoutError struct {
 	unasked bool // the deadline has passed, and the row was not asked for
 }
 
-// Error says whether the lease was lost or only ran out, how late the work was, and what failed.
+// Error says whether the lease was lost or only ran out, or that nobody has asked, how late the work was, and what failed.
 func (e *TimeoutError) Error() string {
-	late := e.Late.Round(time.Microsecond)
-	var how string
-	switch {
-	case e.Lost && !e.unasked && e.Late > 0:
-		how = fmt.Sprintf("was lost, and the work was %v late; somebody else may have held the mutex meanwhile", late)
-	case e.Lost && !e.unasked:
-		how = "was lost; somebody else may have held the mutex meanwhile"
-	case e.Lost && e.Late > 0:
-		how = fmt.Sprintf("ran out %v earlier; somebody else may have held the mutex since", late)
-	case e.Lost:
-		how = "ran out; somebody else may hold the mutex by now"
-	default:
-		how = fmt.Sprintf("ran out %v earlier; nobody else held the mutex meanwhile", late)
+	if errors.Is(e.Err, errReleased) {
+		return fmt.Sprintf("%v: that of %q %v", ErrTimeout, e.LockID, e.Err)
 	}
-	text := fmt.Sprintf("%v: that of %q %s", ErrTimeout, e.LockID, how)
+	how, who := "was lost", "somebody else may have held the mutex meanwhile"
+	switch {
+	case !e.Lost:
+		how, who = "ran out", "nobody else held the mutex meanwhile"
+	case e.unasked:
+		how, who = "reached its deadline", "its row was not asked for, so "+who
+	}
+	if e.Late > 0 {
+		how += fmt.Sprintf(", and the work was %v late", max(e.Late.Round(time.Microsecond), time.Microsecond))
+	}
+	text := fmt.Sprintf("%v: that of %q %s; %s", ErrTimeout, e.LockID, how, who)
 	if e.Err != nil {
 		text += ": " + e.Err.Error()
 	}

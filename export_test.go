@@ -52,6 +52,19 @@ func Strangers(m *Mutex) (n int) {
 	return n
 }
 
+// Linger changes how long queues stay, for a test that runs alone.
+func Linger(t testing.TB, d time.Duration) {
+	queues.mu.Lock()
+	defer queues.mu.Unlock()
+	before := linger
+	linger = d
+	t.Cleanup(func() {
+		queues.mu.Lock()
+		defer queues.mu.Unlock()
+		linger = before
+	})
+}
+
 // Hears is whether this process hears of releases and waiters in other processes.
 func Hears(m *Mutex) bool {
 	queues.mu.Lock()

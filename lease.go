@@ -101,9 +101,9 @@ func (l *Lease) LockID() string { return l.proof.lockID }
 func (l *Lease) Token() int64 { return l.token }
 
 // Context ends when the handle's context does; when the lease does, at its deadline, even while the database hangs, or as
-// soon as a renewal finds it gone; or when the lease is released. Where the lease ended, context.Cause gives a
-// *TimeoutError; at the deadline nobody can know yet whether the lease will be lost. Where it was released the cause is
-// context.Canceled.
+// soon as a renewal finds it lost; or when the lease is released. Its Err is context.Canceled then, and it has no Deadline:
+// see ExpiresAt. Where the lease ended first, context.Cause gives a *TimeoutError. At the deadline nobody has asked yet
+// whether the lease was lost, so its Lost is true. Where the lease was released the cause is context.Canceled.
 func (l *Lease) Context() context.Context { return l.ctx }
 
 // ExpiresAt is when the lease ends unless it is renewed, by this process's clock and not later than by the database's;
@@ -295,9 +295,9 @@ func (l *Lease) keep() {
 // Release gives the mutex back, also when the handle's context is done, and ends the lease's context. It tries for up to 5
 // seconds, after a Renew that is under way.
 //
-// It returns nil if the lease was still held, and however late it is if a transaction with ReleaseIn has committed. Where it
-// is called after the lease has ended it returns ErrTimeout: the *TimeoutError says whether the lease was lost, or only ran
-// out; then the mutex is free all the same. Further calls return the same.
+// It returns nil if it was called in time and the row was there, or if a transaction with ReleaseIn has committed, however
+// late it is called. After the lease has ended it returns ErrTimeout. The *TimeoutError says whether the lease was lost, or
+// only ran out; it frees the mutex in that case, too. Calling it again returns the same.
 //
 // Any other error is the database's: the lease may last until its TTL, and Release may be called again. Where the deadline
 // has passed as well, that error is in a *TimeoutError with Lost, as the row could not be asked for.
@@ -544,7 +544,8 @@ func (l *Lease) Guard(tx *gorm.DB) error {
 // commit; call Release all the same (Do does), which then has nothing left to do, or releases if the transaction rolled
 // back. It fails as Guard does. In Mutex.Transaction, which does this by itself, it gives ErrInvalidSettings.
 //
-// The lease's context goes on after the commit until Release or, as its row is gone, a renewal.
+// The lease's context goes on after the commit until Release or, as its row is gone, a renewal. A transaction under that
+// context cannot commit after the deadline: begin it on a handle with another one if it should.
 //
 // Call it on the transaction itself, not in a nested one: that may roll back to its savepoint while the whole commits.
 // On SQLite, which keeps no record of transactions, a lease that is gone after ReleaseIn counts as released by it.

@@ -36,8 +36,8 @@ type Mutex struct {
 // rollback of the caller's could undo them. Work that keeps the pool's only connection cannot acquire.
 //
 // A transaction that somebody left open on such a connection, by a raw BEGIN or by a COMMIT that failed, is rolled back, and
-// GORM's logger gets a warning. (pgx closes such a connection by itself, without a warning.) The pool must be an *sql.DB for
-// that, perhaps with GORM's prepared statements, or on SQLite any that can begin transactions.
+// GORM's logger gets a warning. (pgx closes such a connection by itself, without a warning.) This needs a pool that is an
+// *sql.DB; GORM may prepare its statements. On SQLite any pool that can begin transactions is enough.
 func (db *DB) Mutex(id string, opts ...Option) *Mutex {
 	m := &Mutex{id: id}
 	m.err = m.bind(db, opts)
@@ -96,8 +96,8 @@ func (m *Mutex) bind(db *DB, opts []Option) error {
 }
 
 // Do acquires the mutex, runs fn and releases. fn gets the lease's context, with the lease for LeaseFrom. It ends when the
-// handle's does, or when the lease does, with a cause that matches ErrTimeout. That cause is a guess (see TimeoutError): the
-// error of Do is the last word. Work that must run to its end in any case uses context.WithoutCancel.
+// handle's does, or when the lease does, with a cause that matches ErrTimeout. At the deadline that cause cannot know whether
+// the lease was lost (see TimeoutError): the error of Do is the last word. Work that must run to its end in any case uses context.WithoutCancel.
 //
 // Where fn did not run, the error matches ErrNotAcquired (somebody else holds the mutex, after Settings.Wait), or the
 // context's error, or it wraps the database's.
@@ -105,7 +105,7 @@ func (m *Mutex) bind(db *DB, opts []Option) error {
 // Where fn ran, Do returns what fn returned, unless the lease ended before fn did: then the error always matches ErrTimeout,
 // joined with fn's own. The *TimeoutError in it says whether the lease was lost, so that somebody else may have overlapped
 // with fn, or only ran out. A failed release is joined with fn's error, too. A panic or runtime.Goexit in fn releases and
-// goes on. Where fn released the lease itself, in time or by a ReleaseIn that committed, there is no timeout.
+// goes on; GORM's logger gets what Do would have returned. Where fn released the lease itself, in time or by a ReleaseIn that committed, there is no timeout.
 //
 // With Settings.SkipHeld, Do returns nil and logs a warning where the mutex is held.
 func (m *Mutex) Do(fn func(ctx context.Context) error) error {
@@ -273,8 +273,9 @@ func (m *Mutex) discard(p proof) error {
 	return nil
 }
 
-// Holder returns the lease that holds the mutex now, or nil, nil where it is free. What it says may be over when it
-// returns. It returns the context's or the database's error.
+// Holder returns the lease that holds the mutex now, or nil, nil where it is free. With pgnotify it may be a waiter's, for
+// which the mutex is kept for a moment. What it says may be over when it returns. It returns the context's or the database's
+// error.
 func (m *Mutex) Holder() (*DBMutex, error) {
 	if err := m.check(); err != nil {
 		return nil, err
@@ -294,8 +295,8 @@ func (m *Mutex) lookUp(ctx context.Context, verb string) (row *DBMutex, err erro
 }
 
 // ForceRelease ends the lease that holds the mutex now, whosever it is, for operators, as after the crash of a holder whose
-// lease never expires. The holder learns of it as of a loss: by its next renewal, or at the end of its work. A free mutex is no
-// error. While a transaction pins the lease with Lease.Guard it waits, for 5 seconds at the most, and then says so.
+// lease never expires. The holder learns of it as of a loss: by its next renewal, or at the end of its work. A free mutex is
+// no error. While a transaction pins the lease with Lease.Guard it waits, for 5 seconds at the most, and then says so.
 func (m *Mutex) ForceRelease() error {
 	if err := m.check(); err != nil {
 		return err

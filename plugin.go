@@ -12,10 +12,11 @@
 //
 // # What is not guaranteed
 //
-// A lease that runs out does not stop the work: Do's context ends, and work that does not look at it goes on, perhaps
-// beside the next holder's. Do then returns ErrTimeout, and says whether the lease was lost, so that another holder may have
+// A lease that runs out does not stop the work: Do's context ends, and work that does not look at it goes on, perhaps beside
+// the next holder's. Do then returns ErrTimeout, and says whether the lease was lost, so that another holder may have
 // overlapped, or only ran out. For effects inside the database use Mutex.Transaction or Lease.Guard, which commit only while
-// the lease is held. For effects outside of it have the other side refuse stale fencing tokens (Lease.Token; see Martin Kleppmann, "How to do distributed locking", 2016).
+// the lease is held. For effects outside of it have the other side refuse stale fencing tokens (Lease.Token; see Martin
+// Kleppmann, "How to do distributed locking", 2016).
 //
 // A SQLite file belongs to one machine, whose clock is the database's. With synchronous=NORMAL or OFF a power cut can undo
 // the last leases, and fencing tokens with them.

@@ -39,10 +39,12 @@ const (
 	// holderLimit is how many characters of its holder's name a waiter tells: a notification has less than 8000 bytes.
 	holderLimit = 256
 
-	// A queue stays for linger after its last use, with what it knows. sweepPause is between two looks at what may go.
-	linger     = 3 * time.Second
+	// sweepPause is between two looks at queues that may go.
 	sweepPause = 150 * time.Millisecond
 )
+
+// linger is for how long a queue stays after its last use, with what it knows. Tests change it, under waiting.mu.
+var linger = 3 * time.Second
 
 // queueKey is a mutex, as this process's waiters see it.
 type queueKey struct {
@@ -61,8 +63,8 @@ type poolID struct {
 }
 
 // queue is this process's waiters for one mutex, first come first served, and what is known of those of other processes. Its
-// head alone asks the database. Where releases are heard of in other processes, a releaser of this process hands it the mutex
-// without its asking.
+// head alone asks the database. Where releases are heard of in other processes, a releaser of this process hands it the
+// mutex without its asking.
 type queue struct {
 	key      queueKey
 	dialect  dialect
@@ -232,8 +234,8 @@ func (a *waiting) join(key queueKey, m *Mutex) (*waiter, *queue) {
 	return w, q
 }
 
-// leave takes a waiter out of its queue and makes the next one the head. It returns a lease that came too late, whether there
-// may be one, and whether other processes are to hear that the waiter has gone.
+// leave takes a waiter out of its queue and makes the next one the head. It returns a lease that came too late, whether
+// there may be one, and whether other processes are to hear that the waiter has gone.
 func (a *waiting) leave(key queueKey, w *waiter, acquired *Lease) (late *Lease, doubt, told bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -301,8 +303,8 @@ func (q *queue) ran(now time.Time) {
 	q.local, q.freed, q.used = true, now, now
 }
 
-// next is who gets the mutex from a lease's release, if anybody: a waiter of another process whose turn it is, or the head of
-// this process's queue. It is nobody unless the release is open: it leaves no row behind, as MinHold and ReleaseIn do.
+// next is who gets the mutex from a lease's release, if anybody: a waiter of another process whose turn it is, or the head
+// of this process's queue. It is nobody unless the release is open: it leaves no row behind, as MinHold and ReleaseIn do.
 func (a *waiting) next(l *Lease, open bool) (*waiter, *turn) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -351,8 +353,8 @@ func (q *queue) first(now time.Time) int {
 	return slices.IndexFunc(q.others, func(o *stranger) bool { return !o.over && !o.outdated(now) })
 }
 
-// pass is the waiter of another process that a waiter lets go first which has just acquired the lease, if it is its turn: the
-// release before was one that gives the mutex to nobody. The waiter then waits for another lease.
+// pass is the waiter of another process that a waiter lets go first which has just acquired the lease, if it is its turn:
+// the release before was one that gives the mutex to nobody. The waiter then waits for another lease.
 func (a *waiting) pass(q *queue, w *waiter, l *Lease) *turn {
 	a.mu.Lock()
 	defer a.mu.Unlock()

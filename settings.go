@@ -29,12 +29,13 @@ type Settings struct {
 	TTL *time.Duration
 
 	// Wait is how long to wait for a mutex that is held: 0, the default, not at all; Forever until the context is
-	// done. It bounds the wait for the mutex alone, neither a statement that hangs nor the work. On SQLite a free mutex is
-	// also waited for, up to 5 seconds, while another connection writes to the file.
+	// done. It bounds the wait for the mutex alone, neither a statement that hangs nor the work. A waiter that gives up may
+	// need a second more to say who holds the mutex, or to tell other processes that it waits no more. On SQLite a free mutex
+	// is also waited for, up to 5 seconds, while another connection writes to the file.
 	Wait time.Duration
 
 	// Renew keeps the lease alive while the work runs, with a renewal every TTL/3. It needs a database connection now
-	// and then: work that keeps the pool's only one loses its lease. Defaults to false. No effect without a TTL.
+	// and then: where the work keeps the pool's only one, the lease runs out. Defaults to false. No effect without a TTL.
 	Renew bool
 
 	// MinHold keeps the mutex taken for at least this long from its acquisition, even if the work ends sooner, for

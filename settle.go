@@ -18,10 +18,10 @@ const settleLimit = 5 * time.Second
 // discardLimit is how long an acquire whose context is done goes on to remove a lease with a TTL that it may have made.
 const discardLimit = 2 * time.Second
 
-// settle runs a statement outside of any transaction, again where it failed in a way that another try can mend. Every try must have the same
-// lease id, so that what an earlier one did shows. It reports doubt: whether any try may have had an effect that it did
-// not report. One with a deadline is patient: until then it also goes on where the database cannot be reached or a time
-// limit ended the statement, and no try takes more than half of what is left.
+// settle runs a statement outside of any transaction, again where it failed in a way that another try can mend. Every try
+// must have the same lease id, so that what an earlier one did shows. It reports doubt: whether any try may have had an
+// effect that it did not report. One with a deadline is patient: until then it also goes on where the database cannot be
+// reached or a time limit ended the statement, and no try takes more than half of what is left.
 func (m *Mutex) settle(ctx context.Context, deadline time.Time, try func(target) error) (doubt bool, err error) {
 	patient, giveUp := !deadline.IsZero(), time.Now().Add(settleLimit)
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {

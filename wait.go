@@ -9,12 +9,12 @@ import (
 
 const (
 	// The head of a queue asks the database after pollFirst, then after twice as long, up to pollLast, or when the lease
-	// that is in its way runs out. A mutex that changes hands meanwhile is a busy one: it begins again.
+	// that is in its way runs out. Where the holder changes it begins with pollFirst again.
 	pollFirst = 5 * time.Millisecond
 	pollLast  = 250 * time.Millisecond
 
-	// pollBusy is pollLast where releases are not heard of and the mutex has changed hands during the wait: the gaps in
-	// which it is free are short.
+	// pollBusy is pollLast where the mutex has changed hands during the wait, and this was not heard of: the gaps in which it
+	// is free are short.
 	pollBusy = 20 * time.Millisecond
 
 	// tellLimit is how long a waiter may take to tell other processes of itself, or that it has gone.
@@ -103,7 +103,7 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 		}
 		if seen.held != nil && seen.held.LeaseID != inTheWay {
 			slowest = pollLast
-			if inTheWay != "" && !hears {
+			if inTheWay != "" && (!hears || reason == due) { // releases are not heard of
 				slowest = pollBusy
 			}
 			poll, inTheWay = pollFirst, seen.held.LeaseID

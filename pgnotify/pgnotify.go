@@ -5,15 +5,16 @@
 //	import _ "github.com/gorm-dbmutex/dbmutex/pgnotify"
 //
 // Waiters of the releasing process then get the mutex from each other with one statement. A waiter of another process tells
-// of itself, and has its turn after four runs, or fewer where the releasing process has fewer clients: the mutex is then kept
-// for it, for a second or more, and HeldError and Mutex.Holder name it meanwhile. Import the package in all processes
+// of itself, and has its turn after four runs, or fewer where the releasing process has fewer clients: the mutex is then
+// kept for it, for a second or more, and HeldError and Mutex.Holder name it meanwhile. Import the package in all processes
 // that use a mutex, so that nobody starves.
 //
-// While anybody waits, and for some seconds after, the process keeps one connection of its own, beside the pool and like the
-// pool's, that runs LISTEN (https://www.postgresql.org/docs/current/sql-notify.html). Where that is not to be had, as with
-// PgBouncer in transaction mode, which is found out by a trial, or with a driver other than pgx, waiters ask the database, and
-// everything else is the same. Releases of leases that never expire, Mutex.ForceRelease, and the releases of Mutex.Transaction
-// and Lease.ReleaseIn do not notify.
+// While anybody waits on a pool, and for some seconds after, the process keeps one connection beside the pool and like the
+// pool's. It runs LISTEN (https://www.postgresql.org/docs/current/sql-notify.html). A process that only releases keeps one,
+// too, once it has seen that somebody waits elsewhere. Where LISTEN is not to be had, as with a driver other than pgx, or
+// with PgBouncer in transaction mode, which is found out by a trial, waiters ask the database again and again, and
+// everything else is the same. Releases of leases that never expire, Mutex.ForceRelease, and the releases of
+// Mutex.Transaction and Lease.ReleaseIn do not notify.
 package pgnotify
 
 import (

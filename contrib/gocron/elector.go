@@ -122,7 +122,10 @@ func (e *Elector) IsLeader(context.Context) error {
 		if deadline, _ := e.lease.ExpiresAt(); err == nil && time.Now().Before(deadline) {
 			return nil
 		}
-		err = cmp.Or[error](err, &dbmutex.TimeoutError{LockID: e.lease.LockID(), Lost: true})
+		if err == nil { // the end of the context is due
+			<-e.lease.Context().Done()
+			err = context.Cause(e.lease.Context())
+		}
 	}
 	if err == nil { // the first campaign has not ended
 		return ErrNotLeader

@@ -369,7 +369,7 @@ func rolledBack(db *dbmutex.DB) error {
 	}
 
 	var next *dbmutex.Lease
-	how := "its lease ran out, and the next worker took the mutex over"
+	how := "its lease ended, and the next worker took the mutex over"
 	disturbed := db.Mutex("billing", dbmutex.WithTTL(300*time.Millisecond)).Transaction(func(tx *gorm.DB) (err error) {
 		if err := book(tx); err != nil {
 			return err

@@ -31,19 +31,19 @@ func checkStory(t *testing.T, out string, status int) {
 		t.Errorf("the exit status is %d", status)
 	}
 	for pattern, times := range map[string]int{
-		`(?m)^Process \d+ runs nightly-report`:                                                             1,
-		`(?m)^Process \d+ does not: \S+/\d+ holds it since \d+:\d+`:                                        3,
-		`(?m)^1 of 4 ran it.*free: true`:                                                                   1,
-		`context ended after .*s\. The work went on all the same, and was .*s late\.`:                      1,
-		`only ran out\. Do returned ErrTimeout, with Lost: false\. It says: dbmutex: .* ran out .* nobody`: 1,
-		`the next worker got the mutex while the work went on: token \d+, after \d+`:                       1,
-		`was lost\. Do returned ErrTimeout, with Lost: true\. It says: dbmutex: .* was lost`:               1,
-		`\S+/\d+ holds reindex since .*expires: false`:                                                     1,
-		`by force\. It is free: true`:                                                                      1,
-		`from Release that the lease was lost: true`:                                                       1,
-		`total is 100\. A transaction made it 75; then its lease`:                                          1,
-		`Transaction returned ErrTimeout: true\. It was rolled back: true, the total is 100\.`:             1,
-		`undisturbed, committed: true\. The total is 75\.`:                                                 1,
+		`(?m)^Process \d+ runs nightly-report`:                                                            1,
+		`(?m)^Process \d+ does not: \S+/\d+ holds it since \d+:\d+`:                                       3,
+		`(?m)^1 of 4 ran it.*free: true`:                                                                  1,
+		`context ended after .*s\. The work went on all the same, and was .*s late\.`:                     1,
+		`only ran out\. Do returned ErrTimeout, with Lost: false\. It says: dbmutex: .* ran out.* nobody`: 1,
+		`the next worker got the mutex while the work went on: token \d+, after \d+`:                      1,
+		`was lost\. Do returned ErrTimeout, with Lost: true\. It says: dbmutex: .* was lost`:              1,
+		`\S+/\d+ holds reindex since .*expires: false`:                                                    1,
+		`by force\. It is free: true`:                                                                     1,
+		`from Release that the lease was lost: true`:                                                      1,
+		`total is 100\. A transaction made it 75; then its lease`:                                         1,
+		`Transaction returned ErrTimeout: true\. It was rolled back: true, the total is 100\.`:            1,
+		`undisturbed, committed: true\. The total is 75\.`:                                                1,
 	} {
 		if got := len(regexp.MustCompile(pattern).FindAllString(out, -1)); got != times {
 			t.Errorf("%q is there %d times, not %d", pattern, got, times)

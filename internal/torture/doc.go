@@ -6,10 +6,10 @@
 //
 // It runs rounds. In each, several processes with several clients use a few mutexes in every way that there is, while
 // workers are killed or stopped for a while and, on PostgreSQL, answers, requests and connections are lost, the network
-// freezes, backends are terminated or stopped and the server crashes; on SQLite, under one of two drivers, others lock the file. Contexts end and
-// work panics. Every client writes down each operation when it begins and when it has ended, on a clock that all share,
-// and the parent adds what it reads in the lock's table. At the round's end nothing runs any more, so that nothing
-// that was left open can still have an effect, and the parent has each mutex once more.
+// freezes, backends are terminated or stopped and the server crashes; on SQLite, under one of two drivers, others lock the
+// file. Contexts end and work panics. Every client writes down each operation when it begins and when it has ended, on a
+// clock that all share, and the parent adds what it reads in the lock's table. At the round's end nothing runs any more, so
+// that nothing that was left open can still have an effect, and the parent has each mutex once more.
 //
 // # What is judged
 //

@@ -96,7 +96,10 @@ func newRound(number int, total *tally) *round {
 	r.gap = 100*time.Millisecond + r.upTo(300*time.Millisecond)
 	r.job = job{
 		Mutexes: r.mutexes, Clients: clients,
-		Habits: habits{Cancel: r.maybe(0.5), Panic: r.maybe(0.5), Force: r.maybe(0.4), Forever: r.maybe(0.3), Rush: r.maybe(0.25), Loop: r.maybe(0.3)},
+		Habits: habits{
+			Cancel: r.maybe(0.5), Panic: r.maybe(0.5), Force: r.maybe(0.4), Forever: r.maybe(0.3), Rush: r.maybe(0.25),
+			Loop: r.maybe(0.3),
+		},
 	}
 	return r
 }
