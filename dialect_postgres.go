@@ -83,8 +83,8 @@ WHERE lock_id = $1 AND lease_id IN ($5, $6) RETURNING id, ` + durable,
 		{async: true, notify: true, message: true}: func(parameter string) string {
 			return only(notify + ` AND ` + message(parameter))
 		},
-		// A lock on the row leaves its transaction's number there, as xmax, also when it has ended.
-		{async: true, notify: true, unmarked: true}: func(string) string { return ` AND xmax = 0` + only(notify) },
+		// A lock on the row leaves its transaction's number there, as xmax, also when it has ended. A take-over leaves its own.
+		{async: true, notify: true, unmarked: true}: func(string) string { return ` AND (xmax = 0 OR xmax = xmin)` + only(notify) },
 		// By its number a transaction can be asked for later.
 		{inTransaction: true}: func(string) string { return ` RETURNING pg_current_xact_id()::text` },
 	} {

@@ -81,4 +81,4 @@ func Reserve(l *Lease, ticket string) (found bool, err error) {
 }
 
 // Withdraw gives up what is kept under a ticket.
-func Withdraw(m *Mutex, ticket string) { m.withdraw(ticket) }
+func Withdraw(m *Mutex, ticket string) { m.withdraw(ticket, 0) }

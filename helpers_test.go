@@ -125,11 +125,19 @@ func (l *logs) logger(level logger.LogLevel) logger.Interface {
 	return logger.New(log.New(io.Writer(l), "", 0), logger.Config{LogLevel: level, SlowThreshold: time.Hour})
 }
 
-// faultyPool runs statements on a real pool and then, where lose says so, loses the answer.
+// faultyPool runs statements on a real pool, unless refuse gives an error, and then, where lose says so, loses the answer.
 type faultyPool struct {
 	*sql.DB
-	mu   sync.Mutex
-	lose func(statement string) error
+	mu     sync.Mutex
+	refuse func(statement string) error // to be set before the pool is used
+	lose   func(statement string) error
+}
+
+func (p *faultyPool) refused(statement string) error {
+	if p.refuse == nil {
+		return nil
+	}
+	return p.refuse(statement)
 }
 
 func (p *faultyPool) setLose(lose func(statement string) error) {
@@ -150,6 +158,9 @@ func (p *faultyPool) lost(statement string) error {
 func (p *faultyPool) GetDBConn() (*sql.DB, error) { return p.DB, nil }
 
 func (p *faultyPool) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
+	if refused := p.refused(query); refused != nil {
+		return nil, refused
+	}
 	res, err := p.DB.ExecContext(ctx, query, args...)
 	if lost := p.lost(query); lost != nil {
 		return nil, lost
@@ -158,6 +169,9 @@ func (p *faultyPool) ExecContext(ctx context.Context, query string, args ...any)
 }
 
 func (p *faultyPool) QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error) {
+	if refused := p.refused(query); refused != nil {
+		return nil, refused
+	}
 	rows, err := p.DB.QueryContext(ctx, query, args...)
 	if lost := p.lost(query); lost != nil {
 		if err == nil {

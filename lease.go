@@ -239,16 +239,16 @@ func (l *Lease) over() error {
 func (l *Lease) extend(start time.Time, transaction *string) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.failure = nil
 	if l.transaction == transaction {
 		l.transaction = nil // the row was there, so that one had rolled back
 	}
 	if l.timer == nil {
 		return nil
 	}
-	if !l.timer.Stop() {
-		return context.Cause(l.ctx) // which has just ended
+	if !l.timer.Stop() { // the context is just ending
+		return &TimeoutError{LockID: l.proof.lockID, Lost: true, lease: l, unasked: true}
 	}
-	l.failure = nil
 	l.deadline = start.Add(*l.mutex.settings.TTL)
 	l.timer.Reset(time.Until(l.deadline))
 	return nil
@@ -334,6 +334,9 @@ func (l *Lease) release(ended time.Time) error {
 		found = handed != nil
 	case turn != nil:
 		found, doubt, err = l.reserve(*turn, limit)
+		if err != nil && m.dialect.classify(err) == refused {
+			found, doubt, err = l.giveBack(limit)
+		}
 	default:
 		found, doubt, err = l.giveBack(limit)
 	}
@@ -381,7 +384,8 @@ func (l *Lease) result() error {
 // tellGone tells other processes, where the statement that ended the lease did not, that nobody waits for it.
 func (l *Lease) tellGone() {
 	if l.ticket != "" {
-		l.mutex.tell(l.mutex.gone(l.ticket))
+		m := l.mutex
+		m.briefly(l.parent, tellLimit, func(t target) error { return m.dialect.(notifying).tell(t, m.id, m.gone(l.ticket)) })
 	}
 }
 
@@ -402,11 +406,16 @@ func (l *Lease) giveBack(limit time.Time) (found, doubt bool, err error) {
 	case queues.unaware(m.queue):
 		r.knocked = &knocked
 	}
-	doubt, err = m.settle(l.parent, limit, func(t target) (err error) {
+	release := func(t target) (err error) {
 		found, err = m.dialect.release(t, r)
 		r.knocked = nil
 		return err
-	})
+	}
+	doubt, err = m.settle(l.parent, limit, release)
+	if err != nil && r.notify && m.dialect.classify(err) == refused { // perhaps the notification was
+		r.notify, r.message = false, ""
+		doubt, err = m.settle(l.parent, limit, release)
+	}
 	if knocked {
 		queues.knocked(m.queue, m.dialect)
 	}
@@ -443,7 +452,7 @@ func (l *Lease) handOn(next *waiter, limit time.Time) (lease *Lease, doubt bool,
 	doubt, err = m.settle(l.parent, limit, func(t target) (err error) {
 		a.start = time.Now()
 		a.token, err = m.dialect.(notifying).handOn(t, l.proof, next.request, again)
-		again = true
+		again = again || err != nil && m.dialect.classify(err) == unknown
 		return err
 	})
 	if err == nil && a.token != 0 {

@@ -81,12 +81,14 @@ func (a *waiting) notified(pool *sql.DB, id *string) {
 	defer a.mu.Unlock()
 	if id != nil {
 		for _, q := range a.byID[poolID{pool, *id}] {
+			q.heard++
 			q.signal()
 		}
 		return
 	}
 	for key, q := range a.queues {
 		if key.pool == pool && key.notifies {
+			q.heard++
 			q.signal()
 		}
 	}

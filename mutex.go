@@ -337,14 +337,17 @@ func (m *Mutex) notReleased(ctx context.Context, limit time.Time, verb string, e
 
 func newLeaseID() string { return rand.Text() }
 
-// markLength is how many letters of a lease's id tell its pool.
-const markLength = 8
+// A lease's id has leaseIDLength letters, of which the first markLength tell its pool.
+const (
+	leaseIDLength = 26
+	markLength    = 8
+)
 
 var markSeed = maphash.MakeSeed()
 
 // newLeaseID is the pool's mark and 90 bits at random.
 func (k queueKey) newLeaseID() string {
-	id := make([]byte, 26)
+	id := make([]byte, leaseIDLength)
 	binary.LittleEndian.PutUint64(id, maphash.Comparable(markSeed, k.pool))
 	_, _ = rand.Read(id[markLength:]) // it cannot fail
 	for i, b := range id {
@@ -354,6 +357,9 @@ func (k queueKey) newLeaseID() string {
 }
 
 // owns says whether a lease is of the same pool of this process.
-func (k queueKey) owns(leaseID string) bool {
-	return len(leaseID) > markLength && leaseID[:markLength] == k.newLeaseID()[:markLength]
+func (k queueKey) owns(leaseID string) bool { return samePool(leaseID, k.newLeaseID()) }
+
+// samePool says whether two ids, each a lease's or a ticket, are of the same pool of one process.
+func samePool(id, other string) bool {
+	return len(id) == leaseIDLength && len(other) == leaseIDLength && id[:markLength] == other[:markLength]
 }

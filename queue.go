@@ -6,6 +6,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -25,8 +26,10 @@ const (
 	// yieldShort is yieldLong where waiters of other processes are heard of: it is for those who tell of nothing.
 	yieldShort = 8 * time.Millisecond
 
-	// A waiter tells other processes of itself again after remindAfter, and when it was passed, but not within remindPause.
-	// It is believed for believed.
+	// A waiter tells other processes of itself when it has asked tellAt times, and again after remindAfter. It also does when
+	// it was passed by a process that has told of nobody, and so may not have listened: after remindPause, then after twice
+	// as long. It is believed for believed.
+	tellAt      = 2
 	remindAfter = 2 * time.Second
 	remindPause = 50 * time.Millisecond
 	believed    = 5 * time.Second
@@ -80,6 +83,7 @@ type queue struct {
 	local    bool          // this process had it last, as far as is known
 	freed    time.Time     // when this process last released it
 	foreign  time.Time     // when a head last saw it held by somebody else
+	heard    int           // how often it was heard that the mutex changes hands
 	yielded  time.Time     // when this process last let others go first
 	trip     time.Duration // how long a question took last
 }
@@ -131,15 +135,19 @@ type waiter struct {
 	wake    chan struct{} // holds an element when it is worth asking, or a lease has come
 
 	// Guarded by waiting.mu:
-	asking   bool      // it is at the database itself
-	promised bool      // a releaser is handing it the mutex
-	lease    *Lease    // what it has been handed
-	doubt    bool      // a releaser may have handed it the mutex, but has no answer
-	gone     bool      // it waits no more
-	acquired bool      // and has the mutex
-	turn     bool      // another process keeps the mutex for it
-	told     time.Time // when it last told other processes of itself
-	passedBy string    // the lease that was in its way then
+	asking   bool          // it is at the database itself
+	promised bool          // a releaser is handing it the mutex
+	lease    *Lease        // what it has been handed
+	doubt    bool          // a releaser may have handed it the mutex, but has no answer
+	gone     bool          // it waits no more
+	acquired bool          // and has the mutex
+	turn     bool          // another process keeps the mutex for it
+	asks     int           // how often it has asked for its request
+	trip     time.Duration // how long it took last
+	heard    int           // queue.heard when it last asked
+	tells    int           // how often it told other processes of itself
+	told     time.Time     // when it last did
+	passedBy string        // the lease that was in its way then
 }
 
 // waiting has this process's queues, and what listens for them.
@@ -365,7 +373,7 @@ func (a *waiting) pass(q *queue, w *waiter, l *Lease) *turn {
 	if !w.told.IsZero() {
 		l.ticket = w.request.ticket
 	}
-	w.request, w.asking = w.mutex.waitersRequest(), false
+	w.request, w.asking, w.asks, w.tells = w.mutex.waitersRequest(), false, 0, 0
 	return q.give(l, now)
 }
 
@@ -381,6 +389,7 @@ func (m message) text() string {
 // announce is what a waiter tells of itself when a lease is in its way.
 func (q *queue) announce(w *waiter, inTheWay string, now time.Time) *candidate {
 	w.told, w.passedBy = now, inTheWay
+	w.tells++
 	holder := []rune(w.request.holder)
 	return &candidate{
 		Ticket:  w.request.ticket,
@@ -392,6 +401,9 @@ func (q *queue) announce(w *waiter, inTheWay string, now time.Time) *candidate {
 // hear keeps what a message tells.
 func (q *queue) hear(m message) {
 	now := time.Now()
+	if m.Turn != "" {
+		q.heard++
+	}
 	q.others = slices.DeleteFunc(q.others, func(o *stranger) bool { return o.outdated(now) })
 	for _, ticket := range []string{m.Turn, m.Gone} {
 		if ticket != "" {
@@ -404,13 +416,21 @@ func (q *queue) hear(m message) {
 		q.waiters[i].turn = true
 		q.waiters[i].signal()
 	}
-	if m.Wait == nil || m.From == q.number {
+	if m.Wait == nil || m.From == q.number || len(m.Wait.Ticket) != leaseIDLength {
 		return
 	}
 	q.used = now
 	if o := q.stranger(m.Wait.Ticket); !o.over {
-		o.candidate, o.heard = *m.Wait, now
+		o.candidate, o.heard = m.Wait.plausible(), now
 	}
+}
+
+// plausible is a candidate that can do no harm: anybody may send a notification.
+func (c candidate) plausible() candidate {
+	c.Reserve = max(reserveLeast.Microseconds(), min(c.Reserve, reserveMost.Microseconds()))
+	holder := []rune(strings.ReplaceAll(c.Holder, "\x00", ""))
+	c.Holder = string(holder[:min(len(holder), holderLimit)])
+	return c
 }
 
 // stranger is the one with a ticket; it is made where there is none.
@@ -475,7 +495,7 @@ func (w *waiter) settle(late *Lease, doubt, acquired, tells bool) {
 		_ = w.mutex.discard(w.request.proof)
 	}
 	if tells {
-		w.mutex.withdraw(w.request.ticket)
+		w.mutex.withdraw(w.request.ticket, w.trip)
 	}
 }
 
@@ -506,30 +526,37 @@ func (a *waiting) firstPause(q *queue) time.Duration {
 	return max(pause, time.Millisecond)
 }
 
-// saw keeps what a head learned of the holder. It waits again, and other processes are to hear the message, if there is one.
-func (a *waiting) saw(w *waiter, q *queue, seen answer, err error, trip time.Duration) (hears bool, news string) {
+// saw keeps what a head learned of the holder. It waits again, and other processes are to hear the news, if there are any. It
+// says whether the last change of the holder was heard of.
+func (a *waiting) saw(w *waiter, q *queue, seen answer, err error, trip time.Duration) (heard bool, news string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	a.listen(q)
 	w.asking, w.turn = false, false
-	q.trip = trip
+	w.asks++
+	heard = q.hears() && q.heard > w.heard
+	w.heard, w.trip, q.trip = q.heard, trip, trip
 	errors.As(err, &q.held)
 	if seen.held != nil && !q.key.owns(seen.held.LeaseID) {
 		now := time.Now()
 		q.foreign, q.runs, q.local = now, 0, false
-		if q.key.listens() && w.request.ticket != "" && w.tells(seen.held.LeaseID, now) {
+		if w.request.ticket != "" && q.tells(w, seen.held.LeaseID, now) {
 			m := q.message()
 			m.Wait = q.announce(w, seen.held.LeaseID, now)
 			news = m.text()
 		}
 	}
-	return q.hears(), news
+	return heard, news
 }
 
 // tells says whether it is time for a waiter to tell other processes of itself.
-func (w *waiter) tells(inTheWay string, now time.Time) bool {
+func (q *queue) tells(w *waiter, inTheWay string, now time.Time) bool {
 	since := now.Sub(w.told)
-	return since >= remindAfter || since >= remindPause && inTheWay != w.passedBy
+	if w.tells == 0 || since >= remindAfter {
+		return w.asks >= tellAt || q.trip >= remindPause/2
+	}
+	known := func(o *stranger) bool { return samePool(o.Ticket, inTheWay) }
+	return inTheWay != w.passedBy && since >= remindPause<<(w.tells-1) && !slices.ContainsFunc(q.others, known)
 }
 
 // lastHeld is what a queue's heads saw last, if anything.

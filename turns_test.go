@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/internal/children"
@@ -398,4 +399,160 @@ func TestTheEndOfALeaseWithoutATTLIsTold(t *testing.T) {
 			}
 		})
 	}
+}
+
+// A hand-on that is tried again finds the waiter's row. But the waiter may have got it from somebody else.
+func TestAHandOnThatIsTriedAgainIsNoProof(t *testing.T) {
+	db, pool := openFaulty(t)
+	direct := open(t, testdb.At("postgres", dsnOf(t, db)))
+	var refuse atomic.Pointer[func() error]
+	pool.refuse = func(statement string) error {
+		if call := refuse.Load(); call != nil && strings.HasPrefix(statement, handOn) {
+			refuse.Store(nil)
+			return (*call)()
+		}
+		return nil
+	}
+	lease := acquire(t, db, "job", dbmutex.WithTTL(shortLease))
+	requireEnds(t, lease.Context())
+	other, err := direct.WithContext(limited(t)).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
+	require.NoError(t, err)
+	acquired := make(chan *dbmutex.Lease, 1)
+	mutex := db.WithContext(limited(t)).Mutex("job", dbmutex.WithWait(2*time.Second))
+	go func() {
+		next, err := mutex.Acquire()
+		if err != nil {
+			t.Error(err)
+		}
+		acquired <- next
+	}()
+	require.Eventually(t, func() bool { return dbmutex.Receivable(mutex) }, time.Minute, time.Millisecond)
+	failing := func() error {
+		if err := other.Release(); err != nil {
+			t.Error(err)
+		}
+		next := <-acquired // its time is over, and it asks by itself
+		acquired <- next
+		return &sqlError{"40001"}
+	}
+	refuse.Store(&failing)
+	requireTimeout(t, lease.Release(), "job", true)
+	require.NoError(t, (<-acquired).Release())
+}
+
+func TestAReleaseThatMayNotNotifyIsDone(t *testing.T) {
+	for _, turn := range []bool{false, true} {
+		t.Run(fmt.Sprint("a waiter's turn: ", turn), func(t *testing.T) {
+			db, pool := openFaulty(t)
+			var full atomic.Bool
+			pool.refuse = func(statement string) error {
+				if full.Load() && strings.Contains(statement, "pg_notify") {
+					return &sqlError{"54000"} // too many notifications in the queue
+				}
+				return nil
+			}
+			lease := acquire(t, db, "job")
+			if turn {
+				letListen(t, db)
+				ctx, cancel := context.WithCancel(limited(t))
+				t.Cleanup(cancel)
+				waiting(t, open(t, testdb.At("postgres", dsnOf(t, db))).WithContext(ctx))
+				require.Eventually(t, func() bool { return dbmutex.Strangers(db.Mutex("job")) == 1 }, time.Minute, time.Millisecond)
+			}
+			full.Store(true)
+			require.NoError(t, lease.Release())
+			full.Store(false)
+			require.NoError(t, db.WithContext(limited(t)).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(nothing))
+		})
+	}
+}
+
+// letListen has a pool listen for a while.
+func letListen(t *testing.T, db *dbmutex.DB) {
+	ctx, cancel := context.WithCancel(limited(t))
+	_, failed := waiting(t, db.WithContext(ctx))
+	require.Eventually(t, func() bool { return dbmutex.Hears(db.Mutex("job")) }, time.Minute, time.Millisecond)
+	cancel()
+	require.Error(t, <-failed)
+}
+
+// dsnOf is the DSN of the schema that a handle uses.
+func dsnOf(t *testing.T, db *dbmutex.DB) string {
+	d := testdb.Postgres(t)
+	return strings.Replace(d.DSN, "search_path="+currentSchema(t, open(t, d)), "search_path="+currentSchema(t, db), 1)
+}
+
+// Anybody who can connect to the database may send a notification.
+func TestForgedMessagesDoNoHarm(t *testing.T) {
+	ticket := strings.Repeat("X", 26)
+	for name, wait := range map[string]string{
+		"a long reservation":    `{"ticket":"` + ticket + `","holder":"h","reserve":3600000000}`,
+		"an endless one":        `{"ticket":"` + ticket + `","holder":"h","reserve":9223372036854775807}`,
+		"a negative one":        `{"ticket":"` + ticket + `","holder":"h","reserve":-1}`,
+		"a ticket that is none": `{"ticket":"` + strings.Repeat("x", 70) + `","holder":"h","reserve":1000}`,
+		"no ticket":             `{"holder":"h","reserve":1000}`,
+		"a NUL":                 `{"ticket":"` + ticket + `","holder":"a\u0000b","reserve":1000}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			db := open(t, testdb.Postgres(t))
+			lease := acquire(t, db, "job")
+			letListen(t, db)
+			require.NoError(t, db.Exec(`SELECT pg_notify('dbmutex turns', json_build_object('table',
+'db_mutexes'::regclass::oid::bigint, 'id', 'job', 'from', 1, 'wait', ?::text::json)::text),
+pg_notify('dbmutex turns', json_build_object('table', 'db_mutexes'::regclass::oid::bigint, 'id', 'job', 'from', 1,
+'wait', json_build_object('ticket', 'YYYYYYYYYYYYYYYYYYYYYYYYYY'))::text)`, wait).Error)
+			require.Eventually(t, func() bool { return dbmutex.Strangers(db.Mutex("job")) >= 1 }, time.Minute, time.Millisecond)
+			require.NoError(t, lease.Release())
+			row, err := db.Mutex("job").Holder()
+			require.NoError(t, err)
+			if row != nil {
+				require.Less(t, row.ExpiresAt.Sub(row.CreationTime), 6*time.Second)
+			}
+		})
+	}
+}
+
+func TestATakeOverIsNoKnock(t *testing.T) {
+	t.Parallel()
+	onCluster(t, func(t *testing.T, _ *testdb.Cluster, db *dbmutex.DB) {
+		var out logs
+		logged := db.Session(&gorm.Session{Logger: out.logger(logger.Info)})
+		require.NoError(t, logged.Mutex("job", dbmutex.WithMinHold(time.Millisecond)).Do(nothing))
+		expire(t, db, "job")
+		before := len(out.String())
+		require.NoError(t, logged.Mutex("job").Do(nothing))
+		require.Equal(t, 1, strings.Count(out.String()[before:], "DELETE"), "the release needs one statement")
+		for range 50 {
+			require.Zero(t, listening(t, db))
+			time.Sleep(10 * time.Millisecond)
+		}
+	})
+}
+
+func TestACrowdOfProcessesTellsLittle(t *testing.T) {
+	t.Parallel()
+	onCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
+		next := overhear(t, testdb.At("postgres", c.DSN()))
+		var runs []*atomic.Int64
+		for range 20 {
+			runs = append(runs, loop(t, openDSN(t, c.DSN()), 2, 2*time.Millisecond, 0))
+		}
+		sum := func() (n int64) {
+			for _, r := range runs {
+				n += r.Load()
+			}
+			return n
+		}
+		require.Eventually(t, func() bool { return sum() >= 100 }, time.Minute, 10*time.Millisecond) // they have met
+		for sum() < 200 {
+			next()
+		}
+		began, waits := sum(), int64(0)
+		for sum() < began+300 {
+			if m := next(); m.Wait.Ticket != "" && m.Turn == "" {
+				waits++
+			}
+		}
+		require.Less(t, waits, 4*(sum()-began))
+	})
 }

@@ -17,8 +17,11 @@ const (
 	// is free are short.
 	pollBusy = 20 * time.Millisecond
 
-	// tellLimit is how long a waiter may take to tell other processes of itself, or that it has gone.
-	tellLimit = time.Second
+	// tellLimit is how long a waiter may take at most to tell other processes of itself, or that it has gone. For that it
+	// takes no longer than withdrawLeast and some round trips of its, as its caller waits.
+	tellLimit     = time.Second
+	withdrawLeast = 100 * time.Millisecond
+	withdrawTrips = 4
 )
 
 // wait acquires the mutex, waiting for it as the settings say.
@@ -34,6 +37,7 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 		timeout = timer.C
 	}
 	w, q := queues.join(m.queue, m)
+	began := time.Now()
 	defer func() {
 		late, doubt, told := queues.leave(m.queue, w, lease)
 		w.settle(late, doubt, lease != nil, told)
@@ -97,19 +101,23 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 			return nil, err
 		}
 		trip := time.Since(asked)
-		hears, news := queues.saw(w, q, seen, err, trip)
+		heard, news := queues.saw(w, q, seen, err, trip)
 		if news != "" {
-			m.tell(news)
+			limit := tellLimit
+			if m.settings.Wait > 0 {
+				limit = min(limit, m.settings.Wait-time.Since(began))
+			}
+			m.briefly(m.ctx, limit, func(t target) error { return m.dialect.(notifying).tell(t, m.id, news) })
 		}
 		if seen.held != nil && seen.held.LeaseID != inTheWay {
 			slowest = pollLast
-			if inTheWay != "" && (!hears || reason == due) { // releases are not heard of
-				slowest = pollBusy
+			if inTheWay != "" && !heard {
+				slowest, poll = pollBusy, pollFirst
 			}
-			poll, inTheWay = pollFirst, seen.held.LeaseID
+			inTheWay = seen.held.LeaseID
 		}
 		pause = poll/2 + rand.N(poll)
-		if news != "" && hears {
+		if news != "" && heard {
 			pause = max(pause, trip) // the answer may be on its way
 		}
 		if seen.left > 0 {
@@ -166,14 +174,10 @@ func await(ctx context.Context, timeout <-chan time.Time, signal <-chan struct{}
 	}
 }
 
-// tell sends a message to other processes. They go without where it fails.
-func (m *Mutex) tell(message string) {
-	m.briefly(func(t target) error { return m.dialect.(notifying).tell(t, m.id, message) })
-}
-
-// withdraw tells them that a waiter has gone, and gives back what they keep for it.
-func (m *Mutex) withdraw(ticket string) {
-	m.briefly(func(t target) error {
+// withdraw tells other processes that a waiter waits no more, whose question took so long, and gives back what they keep for
+// it. Where that fails they believe it for a while.
+func (m *Mutex) withdraw(ticket string, trip time.Duration) {
+	m.briefly(context.WithoutCancel(m.ctx), min(withdrawLeast+withdrawTrips*trip, tellLimit), func(t target) error {
 		return m.dialect.(notifying).withdraw(t, newProof(m.id, ticket), m.gone(ticket))
 	})
 	queues.wake(m.queue)
@@ -184,9 +188,9 @@ func (m *Mutex) gone(ticket string) string {
 	return message{Table: m.dialect.(notifying).tableID(), ID: m.id, Gone: ticket}.text()
 }
 
-// briefly tries a statement once that nothing depends on, also where the handle's context is done. GORM logs its error.
-func (m *Mutex) briefly(try func(target) error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), tellLimit)
+// briefly tries a statement once that nothing depends on. GORM logs its error.
+func (m *Mutex) briefly(ctx context.Context, limit time.Duration, try func(target) error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	_ = m.tryOnce(ctx, try)
 }

@@ -251,9 +251,14 @@ func (r *record) visible(s state, o *operation) bool {
 		slices.ContainsFunc(r.doubts, func(d doubt) bool { return d.lease == o.Seen && d.from <= o.Return })
 }
 
-// kept says whether a release may have kept the mutex for a waiter when a row of it was seen.
+// kept says whether a release, or a waiter that passed the mutex on, may have kept it for a waiter when a row of it was seen.
 func (r *record) kept(s state, l *lease, o *operation) bool {
-	released := s.lease != 0 && (s.phase == freed || r.numbers[s.lease].releasable <= o.Return)
+	passedOn := func(d doubt) bool {
+		then := max(r.takeable(s), d.from)
+		return then <= d.to && then <= o.Return+slack
+	}
+	released := s.lease != 0 && (s.phase == freed || r.numbers[s.lease].releasable <= o.Return) ||
+		slices.ContainsFunc(r.passers, passedOn)
 	return l.acquire.Tells && released && l.acquire.Call <= o.Return && o.Call-keepWindow <= l.acquire.end()
 }
 

@@ -101,6 +101,13 @@ func TestJudgeOrder(t *testing.T) {
 			gets(0, 2, "a", 1), at(90, 150, acquire, "b", held, sees("c"), tells), at(110, 120, release, "a", lost),
 			at(125, 126, look, "", held, sees("b"))}},
 
+		"kept by a waiter that took over, for one that never gets it": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1), at(5, 30, acquire, "b", held, sees("a"), tells), at(90, 150, acquire, "c", held, sees("b"), tells),
+			at(110, 111, look, "", held, sees("b")), at(112, 113, release, "a", lost)}},
+		"kept for one before the lease ran out": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), at(5, 30, acquire, "b", held, sees("a"), tells), at(50, 150, acquire, "c", held, sees("b"), tells),
+			at(60, 61, look, "", held, sees("b"))}},
+
 		"a take-over by a waiter that had gone by then": {verdict: porcupine.Illegal, history: []*operation{
 			gets(0, 2, "a", 1), at(20, 90, acquire, "b", held, sees("a"), tells), at(110, 120, release, "a", lost)}},
 		"kept before anything was released": {verdict: porcupine.Illegal, history: []*operation{
