@@ -25,7 +25,7 @@
 // decided by the database's clock: a step of it moves the end of every lease. An asynchronous standby that is promoted
 // may have lost leases that were acknowledged. A mutex is not reentrant.
 //
-// # What is
+// # What is guaranteed
 //
 // Two leases of one mutex never overlap in the database, whatever the clocks of the application's machines say. The
 // holder's context ends no later than its lease runs out. Do says when its lease ended before the work did. Fencing tokens

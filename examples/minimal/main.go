@@ -29,11 +29,12 @@ func main() {
 	err = db.Mutex("nightly-report").Do(func(ctx context.Context) error {
 		return buildReport(ctx)
 	})
+	var timeout *dbmutex.TimeoutError
 	switch {
 	case errors.Is(err, dbmutex.ErrNotAcquired): // somebody else is running it
 		fmt.Println(err)
-	case errors.Is(err, dbmutex.ErrTimeout): // it ran, but its lease ended first: err says if it was lost, or only ran out
-		log.Print(err)
+	case errors.As(err, &timeout): // it ran, but outlasted its lease
+		log.Printf("it may have overlapped with another: %t: %v", timeout.Lost, err)
 	case err != nil: // buildReport's own error, or the database's
 		log.Fatal(err)
 	}
