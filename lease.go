@@ -335,7 +335,9 @@ func (l *Lease) release(ended time.Time) error {
 	case turn != nil:
 		found, doubt, err = l.reserve(*turn, limit)
 		if err != nil && m.dialect.classify(err) == refused {
+			before := doubt
 			found, doubt, err = l.giveBack(limit)
+			doubt = doubt || before
 		}
 	default:
 		found, doubt, err = l.giveBack(limit)
@@ -414,7 +416,9 @@ func (l *Lease) giveBack(limit time.Time) (found, doubt bool, err error) {
 	doubt, err = m.settle(l.parent, limit, release)
 	if err != nil && r.notify && m.dialect.classify(err) == refused { // perhaps the notification was
 		r.notify, r.message = false, ""
+		before := doubt
 		doubt, err = m.settle(l.parent, limit, release)
+		doubt = doubt || before
 	}
 	if knocked {
 		queues.knocked(m.queue, m.dialect)

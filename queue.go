@@ -556,7 +556,8 @@ func (q *queue) tells(w *waiter, inTheWay string, now time.Time) bool {
 		return w.asks >= tellAt || q.trip >= remindPause/2
 	}
 	known := func(o *stranger) bool { return samePool(o.Ticket, inTheWay) }
-	return inTheWay != w.passedBy && since >= remindPause<<(w.tells-1) && !slices.ContainsFunc(q.others, known)
+	pause := remindPause << min(w.tells-1, 5)
+	return inTheWay != w.passedBy && since >= pause && !slices.ContainsFunc(q.others, known)
 }
 
 // lastHeld is what a queue's heads saw last, if anything.
