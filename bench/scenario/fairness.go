@@ -26,7 +26,7 @@ func fair() []contender.Contender {
 func (e *Env) fairness(ctx context.Context) ([]report.Table, error) {
 	text := fmt.Sprintf("A process with one waiter wants the lock again %v after its release, another process with rivals "+
 		"at once; all hold it for %v. Blocks of %v. The distance is a proxy's, which delays every byte. ≥ is a wait that the "+
-		"end of the block cut short. The p99 of less than 100 waits is the longest. Passed is how many acquisitions of rivals "+
+		"end of the block cut short. The p99 of fewer than 100 waits is the longest. Passed is how many acquisitions of rivals "+
 		"that asked later came first, in the worst of the waits. The bound is that of p99: 4 × clients × hold and 10 round "+
 		"trips.", loneThink, loneHold, e.Size.Lone)
 	together := report.Table{Title: "A lone waiter beside rivals, all as far away", Text: text}
