@@ -355,8 +355,8 @@ func (p *postgres) leaseID(t target, lockID string) (leaseID string, found bool,
 	return leaseID, found, err
 }
 
-// clean looks at the connections of a driver that may keep a transaction, which costs a round trip. pgx gives up a connection
-// that comes back in one.
+// clean looks at the connections of a driver that may keep a transaction, which costs a round trip. pgx gives up a
+// connection that comes back in one.
 func (p *postgres) clean(t target) (left bool, err error) {
 	conn, bound := t.pool.(*sql.Conn)
 	if !bound {

@@ -12,6 +12,9 @@ const MaxLockIDLength = 256
 // A row that has run out, of a holder that crashed or of a MinHold, stays until the mutex is used next. Deleting such rows
 // is safe: at the worst a holder that is late, but that nobody has followed, is told that its lease was lost.
 //
+// With pgnotify a row may also keep the mutex for a waiter of another process, for a moment: Holder names the waiter, and
+// LeaseID is that of no lease.
+//
 // Ids are compared byte for byte: "job", "JOB" and "job " are three mutexes.
 type DBMutex struct {
 	// ID comes from the table's sequence. It changes with every take-over and is not the fencing token.

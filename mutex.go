@@ -96,8 +96,9 @@ func (m *Mutex) bind(db *DB, opts []Option) error {
 }
 
 // Do acquires the mutex, runs fn and releases. fn gets the lease's context, with the lease for LeaseFrom. It ends when the
-// handle's does, or when the lease does, with a cause that matches ErrTimeout. At the deadline that cause cannot know whether
-// the lease was lost (see TimeoutError): the error of Do is the last word. Work that must run to its end in any case uses context.WithoutCancel.
+// handle's does, or when the lease does, with a cause that matches ErrTimeout. At the deadline that cause cannot know
+// whether the lease was lost (see TimeoutError): the error of Do is the last word. Work that must run to its end in any case
+// uses context.WithoutCancel.
 //
 // Where fn did not run, the error matches ErrNotAcquired (somebody else holds the mutex, after Settings.Wait), or the
 // context's error, or it wraps the database's.
@@ -105,7 +106,8 @@ func (m *Mutex) bind(db *DB, opts []Option) error {
 // Where fn ran, Do returns what fn returned, unless the lease ended before fn did: then the error always matches ErrTimeout,
 // joined with fn's own. The *TimeoutError in it says whether the lease was lost, so that somebody else may have overlapped
 // with fn, or only ran out. A failed release is joined with fn's error, too. A panic or runtime.Goexit in fn releases and
-// goes on; GORM's logger gets what Do would have returned. Where fn released the lease itself, in time or by a ReleaseIn that committed, there is no timeout.
+// goes on; GORM's logger gets what Do would have returned. Where fn released the lease itself, in time or by a ReleaseIn
+// that committed, there is no timeout.
 //
 // With Settings.SkipHeld, Do returns nil and logs a warning where the mutex is held.
 func (m *Mutex) Do(fn func(ctx context.Context) error) error {

@@ -526,8 +526,8 @@ func (a *waiting) firstPause(q *queue) time.Duration {
 	return max(pause, time.Millisecond)
 }
 
-// saw keeps what a head learned of the holder. It waits again, and other processes are to hear the news, if there are any. It
-// says whether the last change of the holder was heard of.
+// saw keeps what a head learned of the holder. It waits again, and other processes are to hear the news, if there are any.
+// It says whether the last change of the holder was heard of.
 func (a *waiting) saw(w *waiter, q *queue, seen answer, err error, trip time.Duration) (heard bool, news string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

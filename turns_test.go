@@ -80,7 +80,8 @@ func TestAWaiterOfAnotherProcessIsPassedAHandfulOfTimesPerRival(t *testing.T) {
 					}
 					heard := runs.Load()
 					require.NoError(t, <-failed)
-					require.LessOrEqual(t, runs.Load()-heard, int64(min(rivals, 4)+1), "the runs that it is passed by, and one that has begun")
+					passed := runs.Load() - heard
+					require.LessOrEqual(t, passed, int64(min(rivals, 4)+1), "its turn comes after four runs, and one had begun")
 					require.NoError(t, (<-acquired).Release())
 				}
 			})
@@ -314,7 +315,8 @@ func TestWaitersOfTheSameIDInAnotherSchemaAreOthers(t *testing.T) {
 		_, _ = open(t, there).WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
 	}()
 	require.NotEmpty(t, next().Wait.Ticket)
-	require.Eventually(t, func() bool { return dbmutex.Strangers(known["there"].Mutex("job")) == 1 }, time.Minute, time.Millisecond)
+	knows := func() bool { return dbmutex.Strangers(known["there"].Mutex("job")) == 1 }
+	require.Eventually(t, knows, time.Minute, time.Millisecond)
 	require.Zero(t, dbmutex.Strangers(known["here"].Mutex("job")))
 	cancel()
 	<-left

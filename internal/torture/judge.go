@@ -251,7 +251,8 @@ func (r *record) visible(s state, o *operation) bool {
 		slices.ContainsFunc(r.doubts, func(d doubt) bool { return d.lease == o.Seen && d.from <= o.Return })
 }
 
-// kept says whether a release, or a waiter that passed the mutex on, may have kept it for a waiter when a row of it was seen.
+// kept says whether a release, or a waiter that passed the mutex on, may have kept it for a waiter when a row of it was
+// seen.
 func (r *record) kept(s state, l *lease, o *operation) bool {
 	passedOn := func(d doubt) bool {
 		then := max(r.takeable(s), d.from)
