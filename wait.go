@@ -95,10 +95,15 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 			return lease, err
 		}
 		if expired {
-			if handed, _, _ := queues.stir(w, true); handed != nil {
+			handed, _, _ := queues.stir(w, true)
+			switch {
+			case handed != nil:
 				return handed, nil
+			case seen.held == nil || seen.held.LeaseID != request.leaseID && seen.held.LeaseID != request.ticket:
+				return nil, err
 			}
-			return nil, err
+			pause = pollFirst // the row is its own already: somebody else has it locked at this moment
+			continue
 		}
 		trip := time.Since(asked)
 		heard, news := queues.saw(w, q, seen, err, trip)
