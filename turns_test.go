@@ -405,6 +405,12 @@ func TestTheEndOfALeaseWithoutATTLIsTold(t *testing.T) {
 
 // A hand-on that is tried again finds the waiter's row. But the waiter may have got it from somebody else.
 func TestAHandOnThatIsTriedAgainIsNoProof(t *testing.T) {
+	for name, failure := range map[string]error{"it failed": &sqlError{"40001"}, "nobody knows": io.ErrUnexpectedEOF} {
+		t.Run(name, func(t *testing.T) { handOnTwice(t, failure) })
+	}
+}
+
+func handOnTwice(t *testing.T, failure error) {
 	db, pool := openFaulty(t)
 	direct := open(t, testdb.At("postgres", dsnOf(t, db)))
 	var refuse atomic.Pointer[func() error]
@@ -435,7 +441,7 @@ func TestAHandOnThatIsTriedAgainIsNoProof(t *testing.T) {
 		}
 		next := <-acquired // its time is over, and it asks by itself
 		acquired <- next
-		return &sqlError{"40001"}
+		return failure
 	}
 	refuse.Store(&failing)
 	requireTimeout(t, lease.Release(), "job", true)
