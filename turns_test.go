@@ -543,7 +543,7 @@ func TestACrowdOfProcessesTellsLittle(t *testing.T) {
 		next := overhear(t, testdb.At("postgres", c.DSN()))
 		var runs []*atomic.Int64
 		for range 20 {
-			runs = append(runs, loop(t, openDSN(t, c.DSN()), 2, 2*time.Millisecond, 0))
+			runs = append(runs, loop(t, openDSN(t, c.DSN()), 2, 20*time.Millisecond, 0))
 		}
 		sum := func() (n int64) {
 			for _, r := range runs {
@@ -552,11 +552,11 @@ func TestACrowdOfProcessesTellsLittle(t *testing.T) {
 			return n
 		}
 		require.Eventually(t, func() bool { return sum() >= 100 }, time.Minute, 10*time.Millisecond) // they have met
-		for sum() < 200 {
+		for sum() < 150 {
 			next()
 		}
 		began, waits := sum(), int64(0)
-		for sum() < began+300 {
+		for sum() < began+100 {
 			if m := next(); m.Wait.Ticket != "" && m.Turn == "" {
 				waits++
 			}
