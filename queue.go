@@ -322,6 +322,7 @@ func (a *waiting) next(l *Lease, open bool) (*waiter, *turn) {
 		return nil, nil
 	}
 	now := time.Now()
+	standsBack := q.standsBack(now)
 	q.ran(now)
 	if !open || !key.listens() {
 		return nil, nil
@@ -329,7 +330,7 @@ func (a *waiting) next(l *Lease, open bool) (*waiter, *turn) {
 	if q.due(len(q.waiters)+1, now) {
 		return nil, q.give(l, now)
 	}
-	if len(q.waiters) == 0 || l.ticket != "" || q.standsBack(now) || !q.waiters[0].receptive() {
+	if len(q.waiters) == 0 || l.ticket != "" || standsBack || !q.waiters[0].receptive() {
 		return nil, nil
 	}
 	q.waiters[0].promised = true
