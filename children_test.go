@@ -12,15 +12,15 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
-	"github.com/gorm-dbmutex/dbmutex/internal/children"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 )
 
 // shortTTL is that of the children's leases, with renewal.
 const shortTTL = time.Second
 
 // tasks are what child processes do. They print what happens, a line each.
-var tasks = map[string]children.Task{
+var tasks = map[string]testprocess.Task{
 	"compete": withDB(func(db *dbmutex.DB, stdin io.Reader) error {
 		ctx, cancel := context.WithCancel(context.Background())
 		go func() {
@@ -68,11 +68,11 @@ var tasks = map[string]children.Task{
 
 // TestMain also is the body of the child processes.
 func TestMain(m *testing.M) {
-	children.Main(m, tasks)
+	testprocess.Main(m, tasks)
 }
 
 // withDB is a task on a handle that has mutexes.
-func withDB(task func(db *dbmutex.DB, stdin io.Reader) error) children.Task {
+func withDB(task func(db *dbmutex.DB, stdin io.Reader) error) testprocess.Task {
 	return func(d *testdb.Database, stdin io.Reader) error {
 		gdb, err := gorm.Open(d.Dialector(), &gorm.Config{Logger: logger.Discard})
 		if err != nil {

@@ -10,8 +10,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gorm-dbmutex/dbmutex"
-	"github.com/gorm-dbmutex/dbmutex/internal/children"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 )
 
 // The tests of this file kill and pause processes that hold a mutex.
@@ -22,7 +22,7 @@ func TestAHolderThatIsKilled(t *testing.T) {
 		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
 		db = db.WithContext(limited(t))
 		for _, task := range []string{"hold", "pay"} {
-			p := children.Start(t, d, task)
+			p := testprocess.Start(t, d, task)
 			require.Equal(t, "holds", p.Line(t))
 			requireHeld(t, db, "job")
 			p.Kill(t)
@@ -41,7 +41,7 @@ func TestAHolderThatPausesBeyondItsLease(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		db = db.WithContext(limited(t))
-		p := children.Start(t, d, "hold")
+		p := testprocess.Start(t, d, "hold")
 		require.Equal(t, "holds", p.Line(t))
 		require.NoError(t, p.Process.Signal(syscall.SIGSTOP))
 		next, err := db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
@@ -61,7 +61,7 @@ func TestATransactionThatPausesBeyondItsLease(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
 		db = db.WithContext(limited(t))
-		p := children.Start(t, d, "pay")
+		p := testprocess.Start(t, d, "pay")
 		require.Equal(t, "holds", p.Line(t))
 		require.NoError(t, p.Process.Signal(syscall.SIGSTOP))
 		acquired := make(chan *dbmutex.Lease, 1)

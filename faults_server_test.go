@@ -15,8 +15,8 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-dbmutex/dbmutex"
-	"github.com/gorm-dbmutex/dbmutex/internal/children"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 )
 
 // The tests of this file break a database server of their own.
@@ -288,7 +288,7 @@ func TestStepsOfSQLitesClock(t *testing.T) {
 		held := acquire(t, db, "job")
 		clock := testdb.NewClock(t)
 		try := func() string {
-			p := children.Start(t, d, "try", clock.Environment(t)...)
+			p := testprocess.Start(t, d, "try", clock.Environment(t)...)
 			defer p.End(t)
 			return p.Line(t)
 		}

@@ -93,6 +93,21 @@ func TestInvalidSettings(t *testing.T) {
 	})
 }
 
+func TestAnOptionSeesTheDefaultHolder(t *testing.T) {
+	for _, holder := range []string{"", "worker 7"} {
+		s := dbmutex.DefaultSettings()
+		s.Holder = holder
+		db := openWith(t, testdb.SQLite(t), s)
+		seen := ""
+		lease := acquire(t, db, "job", func(s *dbmutex.Settings) { seen = s.Holder; s.Holder += ", task 1" })
+		require.NotEmpty(t, seen)
+		require.Equal(t, seen+", task 1", row(t, db, "job").Holder)
+		require.NoError(t, lease.Release())
+		acquire(t, db, "job", dbmutex.WithHolder(""))
+		require.Regexp(t, `/\d+$`, row(t, db, "job").Holder)
+	}
+}
+
 func TestAnOptionChangesOneMutexAlone(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		acquire(t, db, "one", func(s *dbmutex.Settings) { *s.TTL = time.Minute })

@@ -485,6 +485,21 @@ func (l *Lease) undo() {
 	queues.wake(l.mutex.queue)
 }
 
+// Lost says whether somebody else may have held the mutex before the work's end, as TimeoutError.Lost does. It asks nobody.
+// It is final once Release has returned nil or ErrTimeout (Do has called it then). Before that it is true where a renewal has
+// found the lease lost, or where the deadline has passed and nobody has asked for the row. It is false for a lease that was
+// released in time, or only ran out, and for one that is nil.
+func (l *Lease) Lost() bool {
+	if l == nil || l.mutex == nil {
+		return false
+	}
+	if l.current() == held {
+		return l.expired() && l.releasedBy() == nil
+	}
+	var timeout *TimeoutError
+	return errors.As(l.result(), &timeout) && timeout.Lost
+}
+
 // releaseAndLog is for a release whose error nobody would get.
 func (l *Lease) releaseAndLog() {
 	if err := l.Release(); err != nil {

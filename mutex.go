@@ -1,6 +1,7 @@
 package dbmutex
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"database/sql"
@@ -74,9 +75,7 @@ func (m *Mutex) bind(db *DB, opts []Option) error {
 	if err := m.settings.validate(); err != nil {
 		return err
 	}
-	if m.settings.Holder == "" {
-		m.settings.Holder = thisProcess
-	}
+	m.settings.Holder = cmp.Or(m.settings.Holder, thisProcess)
 
 	if m.ctx = db.Statement.Context; m.ctx == nil {
 		m.ctx = context.Background()

@@ -33,6 +33,7 @@
 package dbmutex
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"sync"
@@ -60,7 +61,9 @@ type tableKey struct {
 
 // New makes the plugin. Settings that cannot be make gorm.DB.Use return ErrInvalidSettings.
 func New(s Settings) *Plugin {
-	return &Plugin{settings: s.clone()}
+	s = s.clone()
+	s.Holder = cmp.Or(s.Holder, thisProcess) // options may add to it
+	return &Plugin{settings: s}
 }
 
 // Name returns PluginName.

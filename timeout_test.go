@@ -112,11 +112,15 @@ func TestTheEndIsTold(t *testing.T) {
 				for _, fate := range fates {
 					for _, workErr := range []error{nil, errWork} {
 						t.Run(fmt.Sprint(fate.name, ", the work returns ", workErr), func(t *testing.T) {
+							var lease *dbmutex.Lease
 							err := run(db.Mutex("job", dbmutex.WithTTL(shortLease)), func(ctx context.Context) error {
+								lease, _ = dbmutex.LeaseFrom(ctx)
 								fate.work(t, db, ctx)
+								require.True(t, lease.Lost(), "nobody has asked")
 								return workErr
 							})
 							timeout := timeoutOf(t, err, "job", fate.lost)
+							require.Equal(t, fate.lost, lease.Lost())
 							require.Positive(t, timeout.Late)
 							require.NoError(t, timeout.Err)
 							require.Equal(t, workErr != nil, errors.Is(err, errWork))
@@ -396,5 +400,34 @@ func TestATimeoutSaysWhatFailed(t *testing.T) {
 			requireTimeout(t, lease.Release(), "job", false) // now it could be asked
 			require.Nil(t, row(t, direct, "job"))
 		})
+	})
+}
+
+func TestALeaseThatIsNotLost(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		lease := acquire(t, db, "job")
+		require.False(t, lease.Lost(), "while it is held")
+		require.NoError(t, lease.Release())
+		require.False(t, lease.Lost(), "it was released in time")
+
+		short := acquire(t, db, "job", dbmutex.WithTTL(shortLease))
+		requireEnds(t, short.Context())
+		require.NoError(t, db.Transaction(func(tx *gorm.DB) error { return short.ReleaseIn(tx) }))
+		require.False(t, short.Lost(), "its own transaction released it")
+		require.NoError(t, short.Release())
+		require.False(t, short.Lost())
+
+		require.False(t, (*dbmutex.Lease)(nil).Lost())
+		require.False(t, new(dbmutex.Lease).Lost())
+	})
+}
+
+func TestARenewalThatFindsTheLeaseLost(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		lease := acquire(t, db, "job")
+		require.NoError(t, db.Mutex("job").ForceRelease())
+		require.False(t, lease.Lost(), "nobody has asked")
+		require.ErrorIs(t, lease.Renew(), dbmutex.ErrTimeout)
+		require.True(t, lease.Lost())
 	})
 }

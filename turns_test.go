@@ -17,9 +17,9 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
-	"github.com/gorm-dbmutex/dbmutex/internal/children"
 	"github.com/gorm-dbmutex/dbmutex/internal/pgproxy"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 	"github.com/gorm-dbmutex/dbmutex/internal/wake"
 )
 
@@ -178,7 +178,7 @@ func TestAWaiterThatIsKilledCostsOneReservation(t *testing.T) {
 	next := overhear(t, d)
 	runs := loop(t, db, 2, 100*time.Millisecond, 0)
 	require.Eventually(t, func() bool { return dbmutex.Hears(db.Mutex("job")) }, time.Minute, time.Millisecond)
-	child := children.Start(t, d, "wait")
+	child := testprocess.Start(t, d, "wait")
 	dead := ""
 	for dead == "" {
 		dead = next().Wait.Ticket

@@ -20,8 +20,8 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
-	"github.com/gorm-dbmutex/dbmutex/internal/children"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 	_ "github.com/gorm-dbmutex/dbmutex/pgnotify"
 )
 
@@ -206,7 +206,7 @@ func TestNoProcessStarves(t *testing.T) {
 		require.NoError(t, db.Exec(`CREATE TABLE runs (process text)`).Error)
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
-		child := children.Start(t, d, "compete")
+		child := testprocess.Start(t, d, "compete")
 		runs := func(process string) (n int64) {
 			require.NoError(t, db.Table("runs").Where("process = ?", process).Count(&n).Error)
 			return n

@@ -16,8 +16,8 @@ import (
 
 	"github.com/gorm-dbmutex/dbmutex"
 	asynqmutex "github.com/gorm-dbmutex/dbmutex/contrib/asynq"
-	"github.com/gorm-dbmutex/dbmutex/internal/children"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 )
 
 const (
@@ -27,7 +27,7 @@ const (
 
 // TestMain also is the body of the worker processes.
 func TestMain(m *testing.M) {
-	children.Main(m, map[string]children.Task{"worker": worker})
+	testprocess.Main(m, map[string]testprocess.Task{"worker": worker})
 }
 
 // worker is a process that runs one task at a time. It prints what it does; a task lasts until stdin ends.
@@ -81,12 +81,12 @@ func worker(d *testdb.Database, stdin io.Reader) error {
 func TestAWorkerThatIsKilled(t *testing.T) {
 	each(t, func(t *testing.T, p *place) {
 		env := []string{networkVariable + "=" + p.redis.Network, addressVariable + "=" + p.redis.Addr}
-		first := children.Start(t, p.database, "worker", env...)
+		first := testprocess.Start(t, p.database, "worker", env...)
 		one := p.enqueue(t, "report")
 		require.Equal(t, "runs "+one.ID, first.Line(t))
 
 		two := p.enqueue(t, "report", asynq.MaxRetry(1))
-		second := children.Start(t, p.database, "worker", env...)
+		second := testprocess.Start(t, p.database, "worker", env...)
 		for range 2 {
 			require.Equal(t, "does not run "+two.ID+" true", second.Line(t))
 		}

@@ -12,8 +12,8 @@ import (
 
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/contrib/cron"
-	"github.com/gorm-dbmutex/dbmutex/internal/children"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 )
 
 func TestARunIsSkippedWhereTheMutexIsHeld(t *testing.T) {
@@ -337,9 +337,9 @@ func TestSchedulers(t *testing.T) {
 
 func TestProcesses(t *testing.T) {
 	each(t, func(t *testing.T, d *testdb.Database, open func() *dbmutex.DB) {
-		a := children.Start(t, d, "schedule")
+		a := testprocess.Start(t, d, "schedule")
 		require.Equal(t, "runs", a.Line(t))
-		b := children.Start(t, d, "schedule")
+		b := testprocess.Start(t, d, "schedule")
 		require.Equal(t, "skip", b.Line(t))
 		a.Kill(t)
 		line := b.Line(t)
@@ -348,7 +348,7 @@ func TestProcesses(t *testing.T) {
 		}
 		require.Equal(t, "runs", line)
 
-		c := children.Start(t, d, "schedule")
+		c := testprocess.Start(t, d, "schedule")
 		require.Equal(t, "skip", c.Line(t))
 		b.CloseInput(t)
 		for line = b.Line(t); line == "skip"; {

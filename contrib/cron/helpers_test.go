@@ -16,15 +16,15 @@ import (
 
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/contrib/cron"
-	"github.com/gorm-dbmutex/dbmutex/internal/children"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 )
 
 // childTTL is that of the children's leases, with renewal.
 const childTTL = 3 * time.Second
 
 // tasks are what child processes do.
-var tasks = map[string]children.Task{
+var tasks = map[string]testprocess.Task{
 	// schedule runs a scheduler whose job lasts until stdin ends. It prints "runs", "ends", "skip" and errors, a line each.
 	"schedule": func(d *testdb.Database, stdin io.Reader) error {
 		gdb, err := gorm.Open(d.Dialector(), &gorm.Config{Logger: logger.Discard})
@@ -62,7 +62,7 @@ var tasks = map[string]children.Task{
 
 // TestMain also is the body of the child processes.
 func TestMain(m *testing.M) {
-	children.Main(m, tasks)
+	testprocess.Main(m, tasks)
 }
 
 // printing is a cron.Logger.

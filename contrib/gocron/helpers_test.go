@@ -12,13 +12,13 @@ import (
 
 	"github.com/gorm-dbmutex/dbmutex"
 	gocronmutex "github.com/gorm-dbmutex/dbmutex/contrib/gocron"
-	"github.com/gorm-dbmutex/dbmutex/internal/children"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 )
 
 // TestMain also is the body of the child processes.
 func TestMain(m *testing.M) {
-	children.Main(m, tasks)
+	testprocess.Main(m, tasks)
 }
 
 // each runs fn on every kind of database, with open for the handles of as many machines as it needs.

@@ -17,12 +17,12 @@ import (
 
 	"github.com/gorm-dbmutex/dbmutex"
 	gocronmutex "github.com/gorm-dbmutex/dbmutex/contrib/gocron"
-	"github.com/gorm-dbmutex/dbmutex/internal/children"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 )
 
 // tasks are what child processes do. They print what happens, a line each.
-var tasks = map[string]children.Task{
+var tasks = map[string]testprocess.Task{
 	// share runs a scheduler with a Locker, whose job lasts until stdin ends.
 	"share": func(d *testdb.Database, stdin io.Reader) error {
 		locker, err := childLocker(d)
@@ -130,7 +130,7 @@ func (p printingElector) IsLeader(ctx context.Context) error {
 }
 
 // lineWith skips a process's lines up to one with a text.
-func lineWith(t *testing.T, p *children.Process, text string) string {
+func lineWith(t *testing.T, p *testprocess.Process, text string) string {
 	t.Helper()
 	for {
 		if line := p.Line(t); strings.Contains(line, text) {
@@ -141,19 +141,19 @@ func lineWith(t *testing.T, p *children.Process, text string) string {
 
 func TestProcessesShareAJob(t *testing.T) {
 	each(t, func(t *testing.T, d *testdb.Database, _ func() *dbmutex.DB) {
-		runs := func(p *children.Process) (token int64) {
+		runs := func(p *testprocess.Process) (token int64) {
 			_, err := fmt.Sscanf(lineWith(t, p, "runs "), "runs %d", &token)
 			require.NoError(t, err)
 			return token
 		}
-		killed := children.Start(t, d, "share")
+		killed := testprocess.Start(t, d, "share")
 		first := runs(killed)
-		ended := children.Start(t, d, "share")
+		ended := testprocess.Start(t, d, "share")
 		require.Contains(t, ended.Line(t), `"job" is held by`)
 		killed.Kill(t)
 		second := runs(ended)
 		require.Greater(t, second, first)
-		last := children.Start(t, d, "share")
+		last := testprocess.Start(t, d, "share")
 		require.Contains(t, last.Line(t), `"job" is held by`)
 		ended.CloseInput(t)
 		require.Equal(t, "ends context canceled", ended.Line(t))
@@ -166,16 +166,16 @@ func TestProcessesShareAJob(t *testing.T) {
 
 func TestProcessesElectALeader(t *testing.T) {
 	each(t, func(t *testing.T, d *testdb.Database, _ func() *dbmutex.DB) {
-		killed := children.Start(t, d, "lead")
+		killed := testprocess.Start(t, d, "lead")
 		lineWith(t, killed, "runs")
-		closed := children.Start(t, d, "lead")
+		closed := testprocess.Start(t, d, "lead")
 		for range 3 {
 			require.Contains(t, closed.Line(t), gocronmutex.ErrNotLeader.Error())
 		}
 		lineWith(t, killed, "runs")
 		killed.Kill(t)
 		lineWith(t, closed, "runs")
-		last := children.Start(t, d, "lead")
+		last := testprocess.Start(t, d, "lead")
 		require.Contains(t, last.Line(t), gocronmutex.ErrNotLeader.Error())
 		closed.CloseInput(t)
 		lineWith(t, closed, "closed <nil>")

@@ -12,8 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gorm-dbmutex/dbmutex"
-	"github.com/gorm-dbmutex/dbmutex/internal/children"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 )
 
 // The tests of this file compare this package with github.com/go-co-op/gocron-gorm-lock/v2, another gocron.Locker.
@@ -64,7 +64,7 @@ func TestAWorkerDies(t *testing.T) {
 		db := open()
 		rival := newRival(t, db, "this", always, gormlock.WithTTL(time.Millisecond), gormlock.WithCleanInterval(10*time.Millisecond))
 		for _, task := range []string{"lock", "lock as a rival"} {
-			p := children.Start(t, d, task)
+			p := testprocess.Start(t, d, task)
 			require.Equal(t, "locked", p.Line(t))
 			p.Kill(t)
 		}

@@ -20,15 +20,15 @@ import (
 
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/contrib/river"
-	"github.com/gorm-dbmutex/dbmutex/internal/children"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 )
 
 // childTTL is that of the children's leases, with renewal.
 const childTTL = 3 * time.Second
 
 // tasks are what child processes do.
-var tasks = map[string]children.Task{
+var tasks = map[string]testprocess.Task{
 	// work works one job at a time, each until stdin ends. It prints "runs", "snoozed" and "completed" with the job's id, a
 	// line each.
 	"work": func(d *testdb.Database, stdin io.Reader) error {
@@ -85,7 +85,7 @@ var tasks = map[string]children.Task{
 
 // TestMain also is the body of the child processes.
 func TestMain(m *testing.M) {
-	children.Main(m, tasks)
+	testprocess.Main(m, tasks)
 }
 
 // report and mail are kinds of jobs. What they do is each test's own matter.

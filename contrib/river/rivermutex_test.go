@@ -18,7 +18,7 @@ import (
 
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/contrib/river"
-	"github.com/gorm-dbmutex/dbmutex/internal/children"
+	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 )
 
 func TestAJobThatFindsItsMutexHeldIsSnoozed(t *testing.T) {
@@ -446,24 +446,24 @@ func TestProcesses(t *testing.T) {
 		return inserted.Job.ID
 	}
 	// Each works one job at a time, so that the other gets the next.
-	next := func(p *children.Process, ignored string) string {
+	next := func(p *testprocess.Process, ignored string) string {
 		line := p.Line(t)
 		for line == ignored {
 			line = p.Line(t)
 		}
 		return line
 	}
-	a := children.Start(t, w.d, "work")
+	a := testprocess.Start(t, w.d, "work")
 	first := insert()
 	require.Equal(t, fmt.Sprint("runs ", first), a.Line(t))
-	b := children.Start(t, w.d, "work")
+	b := testprocess.Start(t, w.d, "work")
 	second := insert()
 	snoozed := fmt.Sprint("snoozed ", second)
 	require.Equal(t, snoozed, b.Line(t))
 	a.Kill(t)
 	require.Equal(t, fmt.Sprint("runs ", second), next(b, snoozed))
 
-	c := children.Start(t, w.d, "work")
+	c := testprocess.Start(t, w.d, "work")
 	third := insert()
 	snoozed = fmt.Sprint("snoozed ", third)
 	require.Equal(t, snoozed, c.Line(t))

@@ -1,5 +1,5 @@
-// Package children gives a test processes of its own: the test binary, started again for a task on the test's database.
-package children
+// Package testprocess gives a test processes of its own: the test binary, started again for a task on the test's database.
+package testprocess
 
 import (
 	"bufio"

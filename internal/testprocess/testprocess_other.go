@@ -1,6 +1,6 @@
 //go:build !linux
 
-package children
+package testprocess
 
 import "os/exec"
 

@@ -1,4 +1,4 @@
-package children
+package testprocess
 
 import (
 	"os/exec"
