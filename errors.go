@@ -1,14 +1,17 @@
 package dbmutex
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/gorm-dbmutex/dbmutex/internal/locktable"
 )
 
-// The errors of this package, for errors.Is. A database's own failure comes as the driver's error, wrapped; a context
-// that is done as context.Canceled or context.DeadlineExceeded. None of these three matches another. But work's own error is
-// joined with ErrTimeout, so look for ErrTimeout first.
+// The errors of this package, for errors.Is. The error of a database wraps its driver's. The error of a context that is done
+// matches context.Canceled or context.DeadlineExceeded. An error matches only one of the three: ErrNotAcquired, the context's
+// or the database's. ErrTimeout is joined with the work's own error, whatever that matches: look for ErrTimeout first.
 var (
 	// ErrNotAcquired says that somebody else holds the mutex; the work did not run. The error that matches it is a
 	// *HeldError, which names the holder. It is django-db-mutex's DBMutexError.
@@ -44,8 +47,8 @@ var (
 	errReleased = errors.New("had been released")
 )
 
-// HeldError is the error of a mutex that is held by someone else; it matches ErrNotAcquired. Where the lease changed
-// hands while it was looked at, only LockID is set.
+// HeldError is the error of a mutex that is held by someone else; it matches ErrNotAcquired. If the lease changed hands
+// while it was looked at, only LockID is set.
 type HeldError struct {
 	LockID    string     // the mutex
 	Holder    string     // who holds it, or whose turn is next (see pgnotify), by its settings: host/pid unless set
@@ -69,6 +72,14 @@ func (e *HeldError) Error() string {
 
 // Is makes errors.Is(err, ErrNotAcquired) true.
 func (e *HeldError) Is(target error) bool { return target == ErrNotAcquired }
+
+// heldError is of the row that is in the way, if any was seen.
+func heldError(lockID string, row *locktable.Row) *HeldError {
+	if row == nil {
+		return &HeldError{LockID: lockID}
+	}
+	return &HeldError{LockID: lockID, Holder: row.Holder, Since: row.CreationTime, ExpiresAt: row.ExpiresAt}
+}
 
 // TimeoutError is the error of a lease that ended before its work did; it matches ErrTimeout. It tells two cases apart:
 //   - The lease only ran out: its deadline had passed, but its row was still there. Certainly nobody else held the mutex.
@@ -119,3 +130,27 @@ func (e *TimeoutError) Is(target error) bool { return target == ErrTimeout }
 
 // Unwrap returns Err.
 func (e *TimeoutError) Unwrap() error { return e.Err }
+
+// failed words a database's error. If the caller's context is done, that is the outcome. If it is not, the error must not
+// look as if it were.
+func (m *Mutex) failed(ctx context.Context, verb string, err error) error {
+	switch {
+	case locktable.Done(ctx) != nil:
+		return fmt.Errorf("dbmutex: %s %q: %w", verb, m.id, locktable.Done(ctx))
+	case m.table.Missing(err):
+		return fmt.Errorf("dbmutex: %s %q: table %q is missing: run AutoMigrate(&dbmutex.DBMutex{}): %w", verb, m.id, m.key.table, err)
+	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
+		return fmt.Errorf("dbmutex: %s %q: the database did not answer in time: %s", verb, m.id, err.Error())
+	default:
+		return fmt.Errorf("dbmutex: %s %q: %w", verb, m.id, err)
+	}
+}
+
+// notReleased words the error of a release that had until limit.
+func (m *Mutex) notReleased(ctx context.Context, limit time.Time, verb string, err error) error {
+	if time.Until(limit) <= 0 && locktable.Done(ctx) == nil {
+		verb = fmt.Sprintf("not done within %v (is the database busy, or a transaction open that guards the lease?): %s",
+			locktable.Limit, verb)
+	}
+	return m.failed(ctx, verb, err)
+}

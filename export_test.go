@@ -1,15 +1,18 @@
 package dbmutex
 
 import (
+	"database/sql"
 	"testing"
 	"time"
+
+	"github.com/gorm-dbmutex/dbmutex/internal/locktable"
 )
 
 // Waiters is how many waiters this process has for a mutex.
 func Waiters(m *Mutex) int {
 	queues.mu.Lock()
 	defer queues.mu.Unlock()
-	q := queues.queues[m.queue]
+	q := queues.queues[m.key]
 	if q == nil {
 		return 0
 	}
@@ -20,17 +23,17 @@ func Waiters(m *Mutex) int {
 func Receivable(m *Mutex) bool {
 	queues.mu.Lock()
 	defer queues.mu.Unlock()
-	q := queues.queues[m.queue]
+	q := queues.queues[m.key]
 	return q != nil && len(q.waiters) > 0 && q.waiters[0].receptive()
 }
 
 // JoinAsHead makes a waiter that does nothing, and tells what it was handed last.
 func JoinAsHead(t testing.TB, m *Mutex) (lease func() *Lease) {
-	w, _ := queues.join(m.queue, m)
+	w := queues.join(m)
 	queues.mu.Lock()
 	defer queues.mu.Unlock()
-	w.asking = false
-	t.Cleanup(func() { queues.leave(m.queue, w, nil) })
+	w.stage = resting
+	t.Cleanup(func() { queues.leave(w, nil) })
 	return func() *Lease {
 		queues.mu.Lock()
 		defer queues.mu.Unlock()
@@ -38,11 +41,28 @@ func JoinAsHead(t testing.TB, m *Mutex) (lease func() *Lease) {
 	}
 }
 
+// HeadOf makes a waiter that does nothing the head of a mutex's queue, and says whether it was woken since the last call.
+func HeadOf(t testing.TB, m *Mutex) (woken func() bool) {
+	w := queues.join(m)
+	t.Cleanup(func() { queues.leave(w, nil) })
+	return func() bool {
+		select {
+		case <-w.wake:
+			return true
+		default:
+			return false
+		}
+	}
+}
+
+// Notify does what the listener does when it hears of a release.
+func Notify(m *Mutex) { queues.wakeID(m.key.pool.(*sql.DB), m.id) }
+
 // Strangers is how many waiters of other processes this process knows of, that have not had their turn.
 func Strangers(m *Mutex) (n int) {
 	queues.mu.Lock()
 	defer queues.mu.Unlock()
-	if q := queues.queues[m.queue]; q != nil {
+	if q := queues.queues[m.key]; q != nil {
 		for _, o := range q.others {
 			if !o.over {
 				n++
@@ -69,15 +89,15 @@ func Linger(t testing.TB, d time.Duration) {
 func Hears(m *Mutex) bool {
 	queues.mu.Lock()
 	defer queues.mu.Unlock()
-	q := queues.queues[m.queue]
+	q := queues.queues[m.key]
 	return q != nil && q.hears()
 }
 
 // Reserve ends a lease and keeps the mutex under a ticket.
 func Reserve(l *Lease, ticket string) (found bool, err error) {
-	to := turn{candidate{ticket, "the waiter", time.Minute.Microseconds()}, "{}"}
-	found, _, err = l.reserve(to, time.Now().Add(settleLimit))
-	return found, err
+	to := locktable.Reservation{Ticket: ticket, Holder: "the waiter", For: time.Minute, Message: "{}"}
+	o := l.mutex.table.Reserve(l.parent, time.Now().Add(locktable.Limit), l.key, to, true)
+	return o.Row == locktable.RowFound, o.Err
 }
 
 // Withdraw gives up what is kept under a ticket.

@@ -9,43 +9,45 @@ import (
 
 	"gorm.io/gorm"
 
+	"github.com/gorm-dbmutex/dbmutex/internal/locktable"
 	"github.com/gorm-dbmutex/dbmutex/internal/wake"
 )
 
 // Lease is one holding of a mutex, from acquire to release. Its methods may be called from many goroutines.
 type Lease struct {
-	mutex    *Mutex
-	proof    proof
-	token    int64
+	mutex  *Mutex
+	key    locktable.Key
+	token  int64
+	ticket string // under which other processes take it for a waiter still; "" if they do not
+
 	work     leaseContext    // the handle's context, with the lease for LeaseFrom
-	parent   context.Context // the handle's without its end, for statements that must run all the same
+	parent   context.Context // the handle's without its end, for statements that must run nevertheless
 	ctx      context.Context
-	end      context.CancelCauseFunc
+	cancel   context.CancelCauseFunc
 	acquired time.Time   // when the answer came
 	timer    *time.Timer // ends ctx at the deadline; nil = never
-	stopKeep func()      // ends the renewals; nil = there are none
 
-	inTransaction bool   // Mutex.Transaction's
-	ticket        string // under which other processes take it for a waiter still; "" where they do not
+	inTransaction bool   // it is Mutex.Transaction's
+	stopRenewing  func() // nil = there are no renewals
 
 	verb  sync.Mutex // held by the one Renew or Release that runs
-	doubt bool       // guarded by verb: a release may have had its effect without an answer
+	doubt bool       // guarded by verb: a release may have had its effect, but its answer did not come
 
 	mu          sync.Mutex // guards what follows
-	deadline    time.Time
+	deadline    time.Time  // zero = never
 	state       state
 	transaction *string // the one that ReleaseIn made a part of its work, if any
 	failure     error   // of the last renewal, if it failed
 	outcome     error   // of the release, once the state is not held
 }
 
-// state is how far a lease has come. One past its deadline is held until a statement finds otherwise.
+// state is how far a lease has come. A lease past its deadline is held until a statement finds otherwise.
 type state int
 
 const (
-	held state = iota
-	released
-	lost
+	held     state = iota
+	released       // by its release, or by a transaction with ReleaseIn
+	lost           // its row was gone otherwise
 )
 
 // leaseContext is a context that knows its lease.
@@ -75,16 +77,16 @@ func LeaseFrom(ctx context.Context) (*Lease, bool) {
 }
 
 // newLease begins the lease that an answer gives.
-func newLease(m *Mutex, p proof, a answer) *Lease {
-	l := &Lease{mutex: m, proof: p, token: a.token, parent: m.ctx, acquired: time.Now()}
+func newLease(m *Mutex, k locktable.Key, a locktable.Answer) *Lease {
+	l := &Lease{mutex: m, key: k, token: a.Token, parent: m.ctx, acquired: time.Now()}
 	if m.ctx.Done() != nil {
 		l.parent = context.WithoutCancel(m.ctx)
 	}
 	l.work = leaseContext{m.ctx, l}
-	l.ctx, l.end = context.WithCancelCause(&l.work)
+	l.ctx, l.cancel = context.WithCancelCause(&l.work)
 	if ttl := m.settings.TTL; ttl != nil {
-		l.deadline = a.start.Add(*ttl)
-		runOut := func() { l.end(l.unasked(0, nil)) }
+		l.deadline = a.Start.Add(*ttl)
+		runOut := func() { l.cancel(l.unasked(0, nil)) }
 		if l.expired() { // the answer came late
 			runOut()
 		}
@@ -94,7 +96,7 @@ func newLease(m *Mutex, p proof, a answer) *Lease {
 }
 
 // LockID is the mutex's id.
-func (l *Lease) LockID() string { return l.proof.lockID }
+func (l *Lease) LockID() string { return l.key.LockID }
 
 // Token is the fencing token: it is greater than that of every earlier lease of the mutex. A store outside of the
 // database stays consistent if it refuses a token smaller than the greatest it has seen.
@@ -125,8 +127,8 @@ func (l *Lease) current() state {
 	return l.state
 }
 
-// become ends the lease and its context. The outcome is the release's: nil, or a *TimeoutError.
-func (l *Lease) become(s state, outcome error) {
+// end ends the lease and its context. The outcome is the release's: nil, or a *TimeoutError.
+func (l *Lease) end(s state, outcome error) {
 	l.mu.Lock()
 	l.state, l.outcome = s, outcome
 	l.mu.Unlock()
@@ -134,10 +136,36 @@ func (l *Lease) become(s state, outcome error) {
 		l.timer.Stop()
 	}
 	if outcome == nil {
-		l.end(context.Canceled)
+		l.cancel(context.Canceled)
 	} else {
-		l.end(outcome)
+		l.cancel(outcome)
 	}
+}
+
+// endMissing ends a lease whose row is not there, nor perhaps the table (err).
+func (l *Lease) endMissing(late time.Duration, err error) {
+	if l.fateOfMissingRow(late, err) == released {
+		l.end(released, nil)
+	} else {
+		l.end(lost, l.timeout(true, late, err))
+	}
+}
+
+// fateOfMissingRow says why the row of a lease is not there: its own release or transaction has removed it, or the lease is
+// lost.
+func (l *Lease) fateOfMissingRow(late time.Duration, err error) state {
+	if err == nil && l.doubt && late == 0 {
+		return released // by a try whose answer did not come
+	}
+	transaction := l.releasedBy()
+	if transaction == nil {
+		return lost
+	}
+	fate, err := l.mutex.table.Fate(l.parent, *transaction)
+	if fate == locktable.Aborted || err != nil && l.expired() {
+		return lost
+	}
+	return released
 }
 
 // late is how long after the deadline a moment is, or 0 where it is before.
@@ -156,7 +184,7 @@ func (l *Lease) timeout(lost bool, late time.Duration, err error) *TimeoutError 
 	if err == nil {
 		err = l.failure
 	}
-	return &TimeoutError{LockID: l.proof.lockID, Lost: lost, Late: late, Err: err, lease: l}
+	return &TimeoutError{LockID: l.key.LockID, Lost: lost, Late: late, Err: err, lease: l}
 }
 
 // unasked is timeout where the deadline has passed and the row was not asked for.
@@ -188,34 +216,28 @@ func (l *Lease) renew(ctx context.Context) error {
 	case l.expired():
 		return l.unasked(l.late(now), nil)
 	}
-	limit := time.Now().Add(settleLimit)
+	limit := time.Now().Add(locktable.Limit)
 	if deadline, expires := l.ExpiresAt(); expires && deadline.Before(limit) {
 		limit = deadline
 	}
-	var start time.Time
-	var transaction *string
-	var found bool
-	_, err := m.settle(ctx, limit, func(t target) (err error) {
-		start, transaction = time.Now(), l.releasedBy()
-		found, err = m.dialect.renew(t, l.proof, m.settings.TTL)
-		return err
-	})
+	transaction := l.releasedBy()
+	o, start := m.table.Renew(ctx, limit, l.key, m.settings.TTL)
 	switch {
 	case l.expired():
-		if err != nil {
-			l.remember(m.failed(l.parent, "renew", err))
+		if o.Err != nil {
+			l.remember(m.failed(l.parent, "renew", o.Err))
 		}
 		return l.unasked(l.late(time.Now()), nil)
-	case err == nil && found:
+	case o.Row == locktable.RowFound:
 		l.doubt = false
 		return l.extend(start, transaction)
-	case err == nil || m.dialect.missing(err):
-		l.missed(0, err)
+	case o.Row == locktable.RowMissing:
+		l.endMissing(0, o.Err)
 		return l.over()
 	case ctx.Err() != nil: // the work is done
-		return m.failed(ctx, "renew", err)
+		return m.failed(ctx, "renew", o.Err)
 	}
-	err = m.failed(ctx, "renew", err)
+	err := m.failed(ctx, "renew", o.Err)
 	l.remember(err)
 	return err
 }
@@ -247,7 +269,7 @@ func (l *Lease) extend(start time.Time, transaction *string) error {
 		return nil
 	}
 	if !l.timer.Stop() { // the context is just ending
-		return &TimeoutError{LockID: l.proof.lockID, Lost: true, lease: l, unasked: true}
+		return &TimeoutError{LockID: l.key.LockID, Lost: true, lease: l, unasked: true}
 	}
 	l.deadline = start.Add(*l.mutex.settings.TTL)
 	l.timer.Reset(time.Until(l.deadline))
@@ -260,27 +282,15 @@ func (l *Lease) releasedBy() *string {
 	return l.transaction
 }
 
-// missed ends a lease whose row is not there: its own transaction has released it, or it was lost.
-func (l *Lease) missed(late time.Duration, err error) {
-	if transaction := l.releasedBy(); transaction != nil {
-		f, failed := l.mutex.fate(l.parent, *transaction)
-		if f != fateAborted && (failed == nil || !l.expired()) {
-			l.become(released, nil)
-			return
-		}
-	}
-	l.become(lost, l.timeout(true, late, err))
-}
-
-// keep renews the lease every TTL/3 until it is released or lost; a renewal that fails is tried again.
-func (l *Lease) keep() {
+// startRenewing renews the lease every TTL/3 until it is released or lost. It tries a failed renewal again after TTL/30.
+func (l *Lease) startRenewing() {
 	ctx, cancel := context.WithCancel(l.parent)
 	done := make(chan struct{})
-	l.stopKeep = func() { cancel(); <-done }
+	l.stopRenewing = func() { cancel(); <-done }
 	ttl := *l.mutex.settings.TTL
 	go func() {
 		defer close(done)
-		for pause := ttl / 3; sleep(ctx, pause) == nil; {
+		for pause := ttl / 3; locktable.Sleep(ctx, pause) == nil; {
 			err := l.renew(ctx)
 			if errors.Is(err, ErrTimeout) {
 				return
@@ -312,8 +322,8 @@ func (l *Lease) Release() error {
 
 // release is Release after work that ended at a moment.
 func (l *Lease) release(ended time.Time) error {
-	if l.stopKeep != nil {
-		l.stopKeep()
+	if l.stopRenewing != nil {
+		l.stopRenewing()
 	}
 	l.verb.Lock()
 	defer l.verb.Unlock()
@@ -321,57 +331,53 @@ func (l *Lease) release(ended time.Time) error {
 	if l.current() != held {
 		return l.result()
 	}
-	limit := time.Now().Add(settleLimit)
-	var found, doubt bool
-	var err error
-	inDoubt := true // also where a panic ends it
-	next, turn := l.receiver()
+	limit := time.Now().Add(locktable.Limit)
+	var o locktable.Outcome
+	next, turn := queues.next(l, l.minHold() == 0 && l.releasedBy() == nil)
 	switch {
 	case next != nil:
 		var handed *Lease
+		inDoubt := true // also if a panic ends it
 		defer func() { queues.hand(next, handed, inDoubt) }()
-		handed, doubt, err = l.handOn(next, limit)
-		found = handed != nil
+		handed, o = l.handOn(next, limit)
+		inDoubt = o.Doubt && o.Err != nil
 	case turn != nil:
-		found, doubt, err = l.reserve(*turn, limit)
-		if err != nil && m.dialect.classify(err) == refused {
-			before := doubt
-			found, doubt, err = l.giveBack(limit)
-			doubt = doubt || before
+		o = m.table.Reserve(l.parent, limit, l.key, *turn, l.async())
+		if m.table.Refused(o.Err) {
+			before := o.Doubt
+			o = l.giveBack(limit)
+			o.Doubt = o.Doubt || before
 		}
 	default:
-		found, doubt, err = l.giveBack(limit)
+		o = l.giveBack(limit)
 	}
-	inDoubt = doubt && err != nil
-	l.doubt = l.doubt || doubt
+	l.doubt = l.doubt || o.Doubt
 	late := l.late(ended)
-	switch {
-	case err != nil && !m.dialect.missing(err):
-		l.end(context.Canceled)
-		err = m.notReleased(l.parent, limit, "release", err)
-		if late > 0 && l.releasedBy() == nil {
-			return l.unasked(late, err)
-		}
-		return err
-	case found:
+	switch o.Row {
+	case locktable.RowFound:
 		l.mu.Lock()
 		l.transaction = nil // the row was there, so that one had rolled back
 		l.mu.Unlock()
 		var outcome error
 		if late > 0 {
-			outcome = l.timeout(next != nil && doubt, late, nil) // the row may be the next one's, by its own acquire
+			outcome = l.timeout(next != nil && o.Doubt, late, nil) // the row may be the next one's, by its own acquire
 		}
-		l.become(released, outcome)
-	case err == nil && l.doubt && late == 0: // a missing row may be the work of a try whose answer was lost
-		l.become(released, nil)
+		l.end(released, outcome)
+	case locktable.RowMissing:
+		l.endMissing(late, o.Err)
 	default:
-		l.missed(late, err)
+		l.cancel(context.Canceled)
+		err := m.notReleased(l.parent, limit, "release", o.Err)
+		if late > 0 && l.releasedBy() == nil {
+			return l.unasked(late, err)
+		}
+		return err
 	}
-	if !found {
+	if !o.Told {
 		l.tellGone()
 	}
 	if l.current() == released && turn == nil {
-		queues.wake(m.queue)
+		queues.wake(m.key)
 	}
 	return l.result()
 }
@@ -383,94 +389,62 @@ func (l *Lease) result() error {
 	return l.outcome
 }
 
-// tellGone tells other processes, where the statement that ended the lease did not, that nobody waits for it.
+// tellGone tells other processes that nobody waits for the lease any more. It is for a lease that was not ended by a statement
+// which said so.
 func (l *Lease) tellGone() {
-	if l.ticket != "" {
-		m := l.mutex
-		m.briefly(l.parent, tellLimit, func(t target) error { return m.dialect.(notifying).tell(t, m.id, m.gone(l.ticket)) })
+	if l.ticket == "" {
+		return
 	}
+	ctx, cancel := context.WithTimeout(l.parent, tellLimit)
+	defer cancel()
+	l.mutex.table.Tell(ctx, l.key.LockID, l.mutex.goneMessage(l.ticket))
 }
 
-// giveBack ends the lease's row, and says whether it was there.
-func (l *Lease) giveBack(limit time.Time) (found, doubt bool, err error) {
+// giveBack ends the lease's row.
+func (l *Lease) giveBack(limit time.Time) locktable.Outcome {
 	m := l.mutex
-	r := release{
-		proof:   l.proof,
-		minHold: l.minHold(),
-		async:   m.settings.TTL != nil, // else a crash could leave the lease for good
-		notify:  m.settings.TTL != nil && wake.Listen != nil,
+	r := locktable.Release{
+		Key:     l.key,
+		MinHold: l.minHold(),
+		Async:   l.async(),
+		Notify:  m.settings.TTL != nil && wake.Listen != nil,
 	}
-	var knocked bool
 	switch {
-	case !r.notify: // it tells nobody anything
+	case !r.Notify: // it tells nobody anything
 	case l.ticket != "":
-		r.message = m.gone(l.ticket)
-	case queues.unaware(m.queue):
-		r.knocked = &knocked
+		r.Message = m.goneMessage(l.ticket)
+	default:
+		r.Unaware = queues.unaware(m.key)
 	}
-	release := func(t target) (err error) {
-		found, err = m.dialect.release(t, r)
-		r.knocked = nil
-		return err
+	o := m.table.Release(l.parent, limit, r)
+	if o.Knocked {
+		queues.knocked(m)
 	}
-	doubt, err = m.settle(l.parent, limit, release)
-	if err != nil && r.notify && m.dialect.classify(err) == refused { // perhaps the notification was
-		r.notify, r.message = false, ""
-		before := doubt
-		doubt, err = m.settle(l.parent, limit, release)
-		doubt = doubt || before
-	}
-	if knocked {
-		queues.knocked(m.queue, m.dialect)
-	}
-	if found && r.message == "" {
-		l.tellGone()
-	}
-	return found, doubt, err
+	return o
 }
 
-// reserve ends the lease's row for a waiter of another process. A try whose answer was lost leaves a row that is not the
-// lease's, and must stay as it is.
-func (l *Lease) reserve(to turn, limit time.Time) (found, doubt bool, err error) {
-	m := l.mutex
-	doubt, err = m.settle(l.parent, limit, func(t target) (err error) {
-		found, err = m.dialect.(notifying).reserve(t, l.proof, to, m.settings.TTL != nil)
-		return err
-	})
-	return found, doubt, err
-}
+// async says whether a crash of the server may undo the release. Without a TTL that would leave the lease for ever.
+func (l *Lease) async() bool { return l.mutex.settings.TTL != nil }
 
 // pass gives a lease that nobody has used to a waiter of another process.
-func (l *Lease) pass(to turn) {
-	l.become(released, nil)
-	if found, _, err := l.reserve(to, time.Now().Add(settleLimit)); err != nil || !found {
-		_ = l.mutex.discard(l.proof) // GORM has logged the error
+func (l *Lease) pass(to locktable.Reservation) {
+	l.end(released, nil)
+	o := l.mutex.table.Reserve(l.parent, time.Now().Add(locktable.Limit), l.key, to, l.async())
+	if o.Row != locktable.RowFound {
+		l.discard()
 	}
 }
 
-// handOn makes the lease's row the next lease's. It returns nil where the row had gone.
-func (l *Lease) handOn(next *waiter, limit time.Time) (lease *Lease, doubt bool, err error) {
-	m := l.mutex
-	var a answer
-	again := false
-	doubt, err = m.settle(l.parent, limit, func(t target) (err error) {
-		a.start = time.Now()
-		a.token, err = m.dialect.(notifying).handOn(t, l.proof, next.request, again)
-		again = again || err != nil && m.dialect.classify(err) == unknown
-		return err
-	})
-	if err == nil && a.token != 0 {
-		lease = newLease(next.mutex, next.request.proof, a)
+// handOn makes the lease's row the next lease's. It returns nil if the row was not there.
+func (l *Lease) handOn(next *waiter, limit time.Time) (*Lease, locktable.Outcome) {
+	a, o := l.mutex.table.HandOn(l.parent, limit, l.key, next.request)
+	if o.Row != locktable.RowFound {
+		return nil, o
 	}
-	return lease, doubt, err
+	return newLease(next.mutex, next.request.Key, a), o
 }
 
-// receiver is the waiter that gets the mutex from this lease's release, of this process or of another one, if any.
-func (l *Lease) receiver() (*waiter, *turn) {
-	return queues.next(l, l.minHold() == 0 && l.releasedBy() == nil)
-}
-
-// minHold is how long after its acquisition the mutex stays taken, or 0 where that time is over.
+// minHold is how long after its acquisition the mutex stays taken, or 0 if that time is over.
 func (l *Lease) minHold() time.Duration {
 	if hold := l.mutex.settings.MinHold; time.Since(l.acquired) < hold {
 		return hold
@@ -480,10 +454,12 @@ func (l *Lease) minHold() time.Duration {
 
 // undo ends a lease that nobody will use.
 func (l *Lease) undo() {
-	l.become(released, nil)
-	_ = l.mutex.discard(l.proof) // GORM has logged the error
-	queues.wake(l.mutex.queue)
+	l.end(released, nil)
+	l.discard()
+	queues.wake(l.mutex.key)
 }
+
+func (l *Lease) discard() { l.mutex.table.Discard(l.parent, l.key, l.mutex.settings.TTL) }
 
 // Lost says whether somebody else may have held the mutex before the work's end, as TimeoutError.Lost does. It asks nobody.
 // It is final once Release has returned nil or ErrTimeout (Do has called it then). Before that it is true where a renewal has
@@ -558,22 +534,22 @@ func (l *Lease) heard(workErr error) bool {
 	return is && told.lease == l || workErr == ErrTimeout //nolint:errorlint // likewise
 }
 
-// Guard fails the transaction where the lease was lost, and pins the lease until the transaction ends: nobody takes it
-// over meanwhile, even past its deadline. Where it cannot, it rolls the transaction back, so that nothing is committed
-// even if its error is ignored. tx must be on the lock's own database.
+// Guard fails the transaction if the lease was lost. Else it pins the lease until the transaction ends: nobody takes it over
+// meanwhile, even past its deadline. If it fails, it rolls the transaction back, so that nothing is committed even if its
+// error is ignored. tx must be on the lock's own database.
 //
-// The error is ErrTimeout where the lease was lost, gorm.ErrInvalidTransaction where tx is not a transaction, tx's own, or
-// the database's. Keep such transactions short: Release and ForceRelease wait for them.
+// The error is ErrTimeout if the lease was lost, gorm.ErrInvalidTransaction if tx is not a transaction, tx's own, or the
+// database's. Keep such transactions short: Release and ForceRelease wait for them.
 func (l *Lease) Guard(tx *gorm.DB) error {
-	return l.within(tx, "guard", func(d dialect, t target) (bool, error) { return d.guard(t, l.proof) })
+	return l.within(tx, "guard", func() locktable.Outcome { return l.mutex.table.Guard(tx, l.key) })
 }
 
 // ReleaseIn makes the release a part of a transaction: it commits, or rolls back, with it. Others get the mutex with the
-// commit; call Release all the same (Do does), which then has nothing left to do, or releases if the transaction rolled
-// back. It fails as Guard does. In Mutex.Transaction, which does this by itself, it gives ErrInvalidSettings.
+// commit. Call Release afterwards (Do does): it has nothing left to do, or releases if the transaction rolled back. ReleaseIn
+// fails as Guard does. In Mutex.Transaction, which releases by itself, it gives ErrInvalidSettings.
 //
 // The lease's context goes on after the commit until Release or, as its row is gone, a renewal. A transaction under that
-// context cannot commit after the deadline: begin it on a handle with another one if it should.
+// context cannot commit after the deadline: begin it on a handle with another context if it should.
 //
 // Call it on the transaction itself, not in a nested one: that may roll back to its savepoint while the whole commits.
 // On SQLite, which keeps no record of transactions, a lease that is gone after ReleaseIn counts as released by it.
@@ -581,44 +557,49 @@ func (l *Lease) ReleaseIn(tx *gorm.DB) error {
 	if l != nil && l.inTransaction {
 		return fmt.Errorf("%w: Mutex.Transaction releases its lease itself", ErrInvalidSettings)
 	}
-	return l.within(tx, "release", func(d dialect, t target) (bool, error) {
-		found, transaction, err := d.releaseIn(t, l.proof, l.minHold())
-		if found && err == nil {
+	return l.within(tx, "release", func() locktable.Outcome {
+		o, transaction := l.mutex.table.ReleaseIn(tx.Statement.Context, tx, l.key, l.minHold())
+		if o.Row == locktable.RowFound {
 			l.mu.Lock()
 			l.transaction = &transaction
 			l.mu.Unlock()
 		}
-		return found, err
+		return o
 	})
 }
 
 // within runs a statement that must find the lease's row in a transaction of the caller's.
-func (l *Lease) within(tx *gorm.DB, verb string, statement func(dialect, target) (bool, error)) error {
+func (l *Lease) within(tx *gorm.DB, verb string, statement func() locktable.Outcome) error {
 	if l == nil || l.mutex == nil {
 		return errNoLease
 	}
 	switch {
 	case tx == nil || tx.Config == nil || tx.Statement == nil:
-		return fmt.Errorf("dbmutex: %s %q: %w", verb, l.proof.lockID, gorm.ErrInvalidTransaction)
+		return fmt.Errorf("dbmutex: %s %q: %w", verb, l.key.LockID, gorm.ErrInvalidTransaction)
 	case tx.Error != nil:
 		return tx.Error
 	case tx.DryRun:
 		return ErrDryRun
-	case !inTransaction(tx):
-		return fmt.Errorf("dbmutex: %s %q: %w", verb, l.proof.lockID, gorm.ErrInvalidTransaction)
+	case !locktable.InTransaction(tx):
+		return fmt.Errorf("dbmutex: %s %q: %w", verb, l.key.LockID, gorm.ErrInvalidTransaction)
 	}
-	m := l.mutex
-	ctx := tx.Statement.Context
-	found, err := statement(m.dialect, in(ctx, tx))
-	switch {
-	case m.dialect.missing(err), err == nil && !found:
-		err = l.timeout(true, l.late(time.Now()), err)
-	case err != nil:
-		err = m.failed(ctx, verb, err)
-	default:
+	o := statement()
+	err := l.lostAt(o, time.Now())
+	if o.Row == locktable.RowNotAsked {
+		err = l.mutex.failed(tx.Statement.Context, verb, o.Err)
+	}
+	if err != nil {
+		_ = tx.AddError(err)
+		_ = tx.Statement.ConnPool.(gorm.TxCommitter).Rollback()
+	}
+	return err
+}
+
+// lostAt is the error of a statement in a transaction that did not find the lease's row, at a moment. Nobody asks why the row
+// is missing: that may take another connection, while the transaction has the only one.
+func (l *Lease) lostAt(o locktable.Outcome, moment time.Time) error {
+	if o.Row != locktable.RowMissing {
 		return nil
 	}
-	_ = tx.AddError(err)
-	_ = tx.Statement.ConnPool.(gorm.TxCommitter).Rollback()
-	return err
+	return l.timeout(true, l.late(moment), o.Err)
 }

@@ -7,8 +7,12 @@ import (
 	"errors"
 	"time"
 
+	"github.com/gorm-dbmutex/dbmutex/internal/locktable"
 	"github.com/gorm-dbmutex/dbmutex/internal/wake"
 )
+
+// relistenMost is the longest pause before a listener that failed tries again. Its first pause is pollLast.
+const relistenMost = time.Minute
 
 // listener is a pool's connection that hears of releases and of waiters in other processes. It lives while any queue of the
 // pool listens.
@@ -18,25 +22,31 @@ type listener struct {
 	stop   context.CancelFunc
 }
 
+// hears says whether a queue hears of waiters of other processes.
+func (q *queue) hears() bool { return q.listener != nil && q.listener.hears }
+
+// deaf says that it does not, and would not if there were any.
+func (q *queue) deaf() bool { return !q.key.listens() || q.listener != nil && !q.listener.hears }
+
 // listen makes a queue hear of other processes.
-func (a *waiting) listen(q *queue) {
+func (qs *queueSet) listen(q *queue) {
 	if q.listener != nil || !q.key.listens() {
 		return
 	}
 	pool := q.key.pool.(*sql.DB)
-	l := a.listeners[pool]
+	l := qs.listeners[pool]
 	if l == nil {
 		ctx, stop := context.WithCancel(context.Background())
 		l = &listener{stop: stop}
-		a.listeners[pool] = l
-		go a.keepListening(ctx, pool, l, wake.Listen)
+		qs.listeners[pool] = l
+		go qs.keepListening(ctx, pool, l, wake.Listen)
 	}
 	l.queues++
 	q.listener = l
 }
 
 // unlisten ends the listener with the last queue that listens.
-func (a *waiting) unlisten(q *queue) {
+func (qs *queueSet) unlisten(q *queue) {
 	l := q.listener
 	if l == nil {
 		return
@@ -44,69 +54,100 @@ func (a *waiting) unlisten(q *queue) {
 	q.listener = nil
 	if l.queues--; l.queues == 0 {
 		l.stop()
-		delete(a.listeners, q.key.pool.(*sql.DB))
+		delete(qs.listeners, q.key.pool.(*sql.DB))
 	}
 }
 
-func (a *waiting) keepListening(ctx context.Context, pool *sql.DB, l *listener, listen wake.Listener) {
+// listened are the pools that have a listener.
+func (qs *queueSet) listened() (pools []*sql.DB) {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	for pool := range qs.listeners {
+		pools = append(pools, pool)
+	}
+	return pools
+}
+
+func (qs *queueSet) keepListening(ctx context.Context, pool *sql.DB, l *listener, listen wake.Listener) {
 	pause := pollLast
 	hears := func(now bool) {
-		a.mu.Lock()
-		defer a.mu.Unlock()
+		qs.mu.Lock()
+		defer qs.mu.Unlock()
 		l.hears = now
 	}
 	ready := func() {
 		pause = pollLast
 		hears(true)
-		a.notified(pool, nil)
+		qs.wakeAll(pool)
 	}
 	notified := func(channel, payload string) {
-		if channel == notifyChannel {
-			a.notified(pool, &payload)
+		if channel == locktable.ReleaseChannel {
+			qs.wakeID(pool, payload)
 		} else {
-			a.told(pool, payload)
+			qs.hear(pool, payload)
 		}
 	}
 	for ctx.Err() == nil {
-		_ = listen(ctx, pool, []string{notifyChannel, turnChannel}, ready, notified)
+		_ = listen(ctx, pool, []string{locktable.ReleaseChannel, locktable.MessageChannel}, ready, notified)
 		hears(false)
-		_ = sleep(ctx, pause) // the poll goes on meanwhile
-		pause = min(2*pause, time.Minute)
+		_ = locktable.Sleep(ctx, pause) // the poll goes on meanwhile
+		pause = min(2*pause, relistenMost)
 	}
 }
 
-// notified wakes the heads of the queues for an id, or of all.
-func (a *waiting) notified(pool *sql.DB, id *string) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if id != nil {
-		for _, q := range a.byID[poolID{pool, *id}] {
-			q.heard++
-			q.signal()
-		}
-		return
+// wakeID wakes the heads of the queues that a notification of a release is for.
+func (qs *queueSet) wakeID(pool *sql.DB, id string) {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	for _, q := range qs.byNotice[noticeKey{pool, id}] {
+		q.changes++
+		q.signal()
 	}
-	for key, q := range a.queues {
+}
+
+// wakeAll wakes the heads of all queues of a pool.
+func (qs *queueSet) wakeAll(pool *sql.DB) {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	for key, q := range qs.queues {
 		if key.pool == pool && key.notifies {
-			q.heard++
+			q.changes++
 			q.signal()
 		}
 	}
 }
 
-// told passes a message of another process's, or of this one's, to the queue that it is for.
-func (a *waiting) told(pool *sql.DB, payload string) {
+// hear passes a message, of another process or of this one, to the queue that it is for.
+func (qs *queueSet) hear(pool *sql.DB, payload string) {
 	var m message
 	if json.Unmarshal([]byte(payload), &m) != nil {
 		return
 	}
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, q := range a.byID[poolID{pool, m.ID}] {
-		if q.dialect.(notifying).tableID() == m.Table {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	for _, q := range qs.byNotice[noticeKey{pool, m.ID}] {
+		if q.table.ID() == m.Table {
 			q.hear(m)
 		}
 	}
+}
+
+// knocked makes a queue that listens: a waiter in another process has left its mark, which this process did not hear of.
+func (qs *queueSet) knocked(m *Mutex) {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	qs.listen(qs.of(m))
+}
+
+// unaware says whether this process could hear of waiters in other processes, but does not listen.
+func (qs *queueSet) unaware(key queueKey) bool {
+	if !key.listens() {
+		return false
+	}
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	q := qs.queues[key]
+	return q == nil || q.listener == nil
 }
 
 // isClosed asks a pool without touching a connection.

@@ -3,15 +3,14 @@ package dbmutex
 import (
 	"cmp"
 	"context"
-	"crypto/rand"
 	"database/sql"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"time"
 
 	"gorm.io/gorm"
+
+	"github.com/gorm-dbmutex/dbmutex/internal/locktable"
 )
 
 // Mutex is a named lock. It is safe for many goroutines, and every call is a lease of its own: it is not reentrant.
@@ -20,11 +19,11 @@ type Mutex struct {
 	settings Settings
 	err      error // what is wrong with the call to DB.Mutex; every verb returns it
 
-	ctx     context.Context
-	config  *gorm.Config
-	caller  *gorm.Statement // of the handle, for what Transaction carries over
-	queue   queueKey
-	dialect dialect
+	ctx    context.Context
+	config *gorm.Config
+	caller *gorm.Statement // of the handle, for what Transaction carries over
+	table  locktable.Table
+	key    queueKey
 }
 
 // Mutex names a mutex, with the plugin's settings as opts change them. It runs no SQL. What is wrong with the call comes
@@ -57,7 +56,7 @@ func (m *Mutex) bind(db *DB, opts []Option) error {
 		return ErrNotRegistered
 	case db.DryRun:
 		return ErrDryRun
-	case inTransaction(db.Gorm):
+	case locktable.InTransaction(db.Gorm):
 		return ErrInTransaction
 	}
 	if err := validateLockID(m.id); err != nil {
@@ -81,16 +80,13 @@ func (m *Mutex) bind(db *DB, opts []Option) error {
 		m.ctx = context.Background()
 	}
 	m.config, m.caller = db.Config, db.Statement
-	pool := identity(db.ConnPool)
-	table, d, err := plugin.table(pool, db.Gorm)
+	pool := locktable.Identity(db.ConnPool)
+	name, table, err := plugin.table(pool, db.Gorm)
 	if err != nil {
 		return err
 	}
-	_, notifies := d.(notifying)
-	if _, known := pool.(*sql.DB); !known {
-		notifies = false // there is nothing to listen on
-	}
-	m.dialect, m.queue = d, queueKey{pool, table, m.id, notifies}
+	_, known := pool.(*sql.DB) // else there is nothing to listen on
+	m.table, m.key = table.On(db.Config), queueKey{pool, name, m.id, known && table.Notifies()}
 	return nil
 }
 
@@ -173,7 +169,7 @@ func (m *Mutex) Acquire() (*Lease, error) {
 
 // check tells what is wrong with the mutex, before any SQL.
 func (m *Mutex) check() error {
-	if m == nil || m.dialect == nil && m.err == nil {
+	if m == nil || !m.table.Valid() && m.err == nil {
 		return fmt.Errorf("%w (the mutex is not from DB.Mutex)", ErrNotRegistered)
 	}
 	return m.err
@@ -193,85 +189,39 @@ func (m *Mutex) checkLeasing(verb string) error {
 func (m *Mutex) acquire() (*Lease, error) {
 	lease, err := m.wait()
 	if err == nil && m.settings.Renew && m.settings.TTL != nil {
-		lease.keep()
+		lease.startRenewing()
 	}
 	return lease, err
 }
 
-// request is for a new lease.
-func (m *Mutex) request() request {
-	return request{proof: newProof(m.id, m.queue.newLeaseID()), holder: m.settings.Holder, ttl: m.settings.TTL}
+// request asks for a new lease.
+func (m *Mutex) request() locktable.Request {
+	key := locktable.NewKey(m.id, newLeaseID(m.key.pool))
+	return locktable.Request{Key: key, Holder: m.settings.Holder, TTL: m.settings.TTL}
 }
 
-// waitersRequest is for a lease that other processes may keep the mutex for.
-func (m *Mutex) waitersRequest() request {
+// waitersRequest asks for a lease, and other processes may keep the mutex for it.
+func (m *Mutex) waitersRequest() locktable.Request {
 	r := m.request()
-	if m.queue.listens() {
-		r.ticket = m.queue.newLeaseID()
+	if m.key.listens() {
+		r.Ticket = newLeaseID(m.key.pool)
 	}
 	return r
 }
 
-// try asks the database for a lease once. Where it is held the error is a *HeldError, and the answer says by which lease.
-func (m *Mutex) try(r request) (lease *Lease, seen answer, err error) {
+// try asks the database for a lease once. If the mutex is held the error is a *HeldError, and the answer says by which lease.
+func (m *Mutex) try(r locktable.Request) (*Lease, locktable.Answer, error) {
 	if err := m.ctx.Err(); err != nil {
-		return nil, answer{}, m.failed(m.ctx, "acquire", err)
+		return nil, locktable.Answer{}, m.failed(m.ctx, "acquire", err)
 	}
-	var a answer
-	doubt, err := m.settle(m.ctx, time.Time{}, func(t target) (err error) {
-		start := time.Now()
-		a, err = m.dialect.acquire(t, r)
-		a.start = start
-		if err == nil && a.token != 0 && m.ctx.Err() != nil {
-			limited, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), discardLimit/2)
-			defer cancel()
-			if settled, err := m.dialect.discard(t.under(limited), r.proof); settled && err == nil {
-				a.token = 0 // as if it had not been
-			}
-			err = &unsentError{m.ctx.Err()}
-		}
-		return err
-	})
-	if err == nil && a.token != 0 {
-		return newLease(m, r.proof, a), answer{}, nil
+	a, err := m.table.Acquire(m.ctx, r)
+	switch {
+	case err != nil:
+		return nil, locktable.Answer{}, m.failed(m.ctx, "acquire", err)
+	case a.Token == 0:
+		return nil, a, heldError(m.id, a.Held)
 	}
-	if doubt || a.token != 0 {
-		_ = m.discard(r.proof) // GORM has logged the error
-	}
-	if err != nil {
-		return nil, answer{}, m.failed(m.ctx, "acquire", err)
-	}
-	return nil, a, a.heldError(m.id)
-}
-
-func (a answer) heldError(id string) *HeldError {
-	if a.held == nil {
-		return &HeldError{LockID: id}
-	}
-	return &HeldError{LockID: id, Holder: a.held.Holder, Since: a.held.CreationTime, ExpiresAt: a.held.ExpiresAt}
-}
-
-// discard removes a lease that nobody will use.
-func (m *Mutex) discard(p proof) error {
-	limit := discardLimit
-	if m.settings.TTL == nil { // what is left would be left for good
-		limit = settleLimit
-	}
-	ctx, deadline := context.WithoutCancel(m.ctx), time.Now().Add(limit)
-	for _, pause := range []time.Duration{0, 20 * time.Millisecond, 100 * time.Millisecond} {
-		if err := sleep(ctx, pause); err != nil {
-			return err
-		}
-		var settled bool
-		_, err := m.settle(ctx, deadline, func(t target) (err error) {
-			settled, err = m.dialect.discard(t, p)
-			return err
-		})
-		if settled || err != nil {
-			return err
-		}
-	}
-	return nil
+	return newLease(m, r.Key, a), locktable.Answer{}, nil
 }
 
 // Holder returns the lease that holds the mutex now, or nil, nil where it is free. With pgnotify it may be a waiter's, for
@@ -281,18 +231,11 @@ func (m *Mutex) Holder() (*DBMutex, error) {
 	if err := m.check(); err != nil {
 		return nil, err
 	}
-	return m.lookUp(m.ctx, "holder of")
-}
-
-func (m *Mutex) lookUp(ctx context.Context, verb string) (row *DBMutex, err error) {
-	_, err = m.settle(ctx, time.Time{}, func(t target) (err error) {
-		row, err = m.dialect.holder(t, m.id)
-		return err
-	})
+	row, err := m.table.Live(m.ctx, m.id)
 	if err != nil {
-		return nil, m.failed(m.ctx, verb, err)
+		return nil, m.failed(m.ctx, "holder of", err)
 	}
-	return row, nil
+	return (*DBMutex)(row), nil
 }
 
 // ForceRelease ends the lease that holds the mutex now, whosever it is, for operators, as after the crash of a holder whose
@@ -302,65 +245,10 @@ func (m *Mutex) ForceRelease() error {
 	if err := m.check(); err != nil {
 		return err
 	}
-	limit := time.Now().Add(settleLimit)
-	var ending string // the lease that a try is about to end: if its answer is lost, a successor may be in already
-	_, err := m.settle(m.ctx, limit, func(t target) error {
-		for {
-			again, found, err := ending != "", true, error(nil)
-			if !again {
-				ending, found, err = m.dialect.leaseID(t, m.id)
-			}
-			if err != nil || !found {
-				return err
-			}
-			ended, err := m.dialect.release(t, release{proof: newProof(m.id, ending)})
-			if err != nil || ended || again {
-				return err
-			}
-			ending = "" // it changed hands in between
-		}
-	})
-	if err != nil {
+	limit := time.Now().Add(locktable.Limit)
+	if err := m.table.ForceRelease(m.ctx, limit, m.id); err != nil {
 		return m.notReleased(m.ctx, limit, "force the release of", err)
 	}
-	queues.wake(m.queue)
+	queues.wake(m.key)
 	return nil
-}
-
-// notReleased words the error of a release that had until limit.
-func (m *Mutex) notReleased(ctx context.Context, limit time.Time, verb string, err error) error {
-	if time.Until(limit) <= 0 && done(ctx) == nil {
-		verb = fmt.Sprintf("not done within %v (is the database busy, or a transaction open that guards the lease?): %s",
-			settleLimit, verb)
-	}
-	return m.failed(ctx, verb, err)
-}
-
-func newLeaseID() string { return rand.Text() }
-
-// A lease's id has leaseIDLength letters, of which the first markLength tell its pool.
-const (
-	leaseIDLength = 26
-	markLength    = 8
-)
-
-var markSeed = maphash.MakeSeed()
-
-// newLeaseID is the pool's mark and 90 bits at random.
-func (k queueKey) newLeaseID() string {
-	id := make([]byte, leaseIDLength)
-	binary.LittleEndian.PutUint64(id, maphash.Comparable(markSeed, k.pool))
-	_, _ = rand.Read(id[markLength:]) // it cannot fail
-	for i, b := range id {
-		id[i] = "ABCDEFGHIJKLMNOPQRSTUVWXYZ234567"[b%32]
-	}
-	return string(id)
-}
-
-// owns says whether a lease is of the same pool of this process.
-func (k queueKey) owns(leaseID string) bool { return samePool(leaseID, k.newLeaseID()) }
-
-// samePool says whether two ids, each a lease's or a ticket, are of the same pool of one process.
-func samePool(id, other string) bool {
-	return len(id) == leaseIDLength && len(other) == leaseIDLength && id[:markLength] == other[:markLength]
 }

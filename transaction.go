@@ -3,12 +3,13 @@ package dbmutex
 import (
 	"context"
 	"database/sql"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"time"
 
 	"gorm.io/gorm"
+
+	"github.com/gorm-dbmutex/dbmutex/internal/locktable"
 )
 
 // Transaction acquires the mutex, runs fn in a transaction, and commits only if the lease is still held, releasing it in the
@@ -45,7 +46,7 @@ func (m *Mutex) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) 
 	}
 	lease.inTransaction = true
 	ctx := context.Context(&lease.work)
-	tx, giveBack, err := m.begin(ctx, opts)
+	tx, giveBack, err := m.table.Begin(ctx, opts)
 	if err != nil {
 		return lease.finish(time.Now(), m.failed(ctx, "begin the transaction of", err))
 	}
@@ -69,48 +70,6 @@ func (m *Mutex) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) 
 	return lease.commit(tx, ended, giveBack)
 }
 
-// begin begins a transaction on a connection that is held until giveBack, which takes the error of the transaction's end:
-// not every driver ends a transaction whose COMMIT fails.
-func (m *Mutex) begin(ctx context.Context, opts []*sql.TxOptions) (tx *gorm.DB, giveBack func(error), err error) {
-	for range 3 { // as database/sql does by itself where no connection is held
-		if tx, giveBack, err = m.beginOnce(ctx, opts); !errors.Is(err, driver.ErrBadConn) {
-			break
-		}
-	}
-	return tx, giveBack, err
-}
-
-func (m *Mutex) beginOnce(ctx context.Context, opts []*sql.TxOptions) (*gorm.DB, func(error), error) {
-	t, release, err := m.hold(ctx)
-	if err != nil {
-		return nil, nil, err
-	}
-	prepared, _ := m.config.ConnPool.(*gorm.PreparedStmtDB)
-	if prepared != nil {
-		if _, plain := prepared.ConnPool.(*sql.DB); !plain { // its transactions are of a kind of their own
-			release()
-			release, t.pool = func() {}, prepared
-		}
-	}
-	giveBack := func(err error) {
-		defer release()
-		if err != nil {
-			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleLimit)
-			defer cancel()
-			_, _ = m.dialect.clean(t.under(limited))
-		}
-	}
-	tx := t.session().Begin(opts...)
-	if tx.Error != nil {
-		giveBack(tx.Error)
-		return nil, nil, tx.Error
-	}
-	if plain, ok := tx.Statement.ConnPool.(*sql.Tx); ok && prepared != nil {
-		tx.Statement.ConnPool = &gorm.PreparedStmtTX{PreparedStmtDB: prepared, Tx: plain}
-	}
-	return tx, giveBack, nil
-}
-
 // carry gives a transaction the handle's settings, as gorm.DB.Transaction does, but not its conditions.
 func (m *Mutex) carry(tx *gorm.DB) *gorm.DB {
 	tx = tx.Session(&gorm.Session{SkipHooks: m.caller.SkipHooks})
@@ -121,45 +80,37 @@ func (m *Mutex) carry(tx *gorm.DB) *gorm.DB {
 	return tx.Session(&gorm.Session{})
 }
 
-// prepare readies a transaction that ends with commit.
+// prepare makes a transaction ready that ends with commit.
 func (l *Lease) prepare(tx *gorm.DB) error {
 	m := l.mutex
-	t := in(tx.Statement.Context, tx)
-	found, err := m.dialect.begin(t, l.proof)
-	if err == nil && found && m.settings.Renew && m.settings.TTL != nil {
-		var renewable bool
-		if renewable, err = m.dialect.renewable(t); renewable {
-			l.keep()
-		}
+	o, renewable := m.table.Prepare(tx, l.key, m.settings.Renew && m.settings.TTL != nil)
+	if renewable {
+		l.startRenewing()
 	}
-	switch {
-	case err != nil:
-		return m.failed(tx.Statement.Context, "begin the transaction of", err)
-	case !found:
-		return l.timeout(true, l.late(time.Now()), nil)
+	if o.Err != nil {
+		return m.failed(tx.Statement.Context, "begin the transaction of", o.Err)
 	}
-	return nil
+	return l.lostAt(o, time.Now())
 }
 
 // commit ends a transaction whose work ended at a moment, and the lease with it.
 func (l *Lease) commit(tx *gorm.DB, ended time.Time, giveBack func(error)) error {
 	m := l.mutex
 	ctx := tx.Statement.Context
-	if l.stopKeep != nil {
-		l.stopKeep() // a renewal would wait for the transaction
+	if l.stopRenewing != nil {
+		l.stopRenewing() // a renewal would wait for the transaction
 	}
 	const verb = "commit the transaction of"
-	limit := time.Now().Add(settleLimit)
+	limit := time.Now().Add(locktable.Limit)
 	limited, cancel := context.WithDeadline(ctx, limit)
 	defer cancel()
-	found, transaction, err := m.dialect.releaseIn(in(limited, tx), l.proof, l.minHold())
-	if err != nil || !found {
+	o, transaction := m.table.ReleaseIn(limited, tx, l.key, l.minHold())
+	err := l.lostAt(o, ended)
+	if o.Err != nil {
+		err = m.notReleased(ctx, limit, verb, o.Err)
+	}
+	if err != nil {
 		giveBack(tx.Rollback().Error)
-		if err == nil {
-			err = l.timeout(true, l.late(ended), nil)
-		} else {
-			err = m.notReleased(ctx, limit, verb, err)
-		}
 		return l.finish(ended, err)
 	}
 	err = tx.Statement.ConnPool.(gorm.TxCommitter).Commit()
@@ -167,23 +118,24 @@ func (l *Lease) commit(tx *gorm.DB, ended time.Time, giveBack func(error)) error
 	if err == nil {
 		return l.committed()
 	}
-	if transaction == "" || m.dialect.classify(err) != unknown {
+	if !m.table.InDoubt(err) {
 		return l.finish(ended, m.failed(ctx, verb, err))
 	}
-	switch f, asked := m.fate(l.parent, transaction); f {
-	case fateCommitted:
+	switch fate, asked := m.table.Fate(l.parent, transaction); fate {
+	case locktable.Committed:
 		return l.committed()
-	case fateAborted:
+	case locktable.Aborted:
 		return l.finish(ended, m.failed(ctx, verb, err))
 	default:
-		_ = l.Release() // harmless where it committed
+		_ = l.Release() // harmless if it committed
 		return errors.Join(fmt.Errorf("dbmutex: %s %q: whether it committed is unknown: %w", verb, m.id, err), asked)
 	}
 }
 
+// committed ends a lease that its transaction has released.
 func (l *Lease) committed() error {
-	l.become(released, nil)
+	l.end(released, nil)
 	l.tellGone()
-	queues.released(l.mutex.queue)
+	queues.released(l.mutex.key)
 	return nil
 }

@@ -5,130 +5,134 @@ import (
 	"errors"
 	"math/rand/v2"
 	"time"
+
+	"github.com/gorm-dbmutex/dbmutex/internal/locktable"
 )
 
 const (
 	// The head of a queue asks the database after pollFirst, then after twice as long, up to pollLast, or when the lease
-	// that is in its way runs out. Where the holder changes it begins with pollFirst again.
+	// that is in its way runs out. When it is woken it begins with pollFirst again.
 	pollFirst = 5 * time.Millisecond
 	pollLast  = 250 * time.Millisecond
 
-	// pollBusy is pollLast where the mutex has changed hands during the wait, and this was not heard of: the gaps in which it
-	// is free are short.
+	// pollBusy is pollLast if the mutex has changed hands during the wait and this process did not hear of it: the gaps in
+	// which the mutex is free are short.
 	pollBusy = 20 * time.Millisecond
 
-	// tellLimit is how long a waiter may take at most to tell other processes of itself, or that it has gone. For that it
-	// takes no longer than withdrawLeast and some round trips of its, as its caller waits.
+	forever time.Duration = -1
+
+	// tellLimit is how long a waiter may take at most to tell other processes of itself. To tell that it has gone it takes
+	// no longer than withdrawLeast and some round trips of its, as its caller waits.
 	tellLimit     = time.Second
 	withdrawLeast = 100 * time.Millisecond
 	withdrawTrips = 4
+
+	// lookLimit is how long a waiter whose time is over may take to see who holds the mutex.
+	lookLimit = time.Second
 )
 
-// wait acquires the mutex, waiting for it as the settings say.
+// wait acquires the mutex, and waits for it as the settings say.
 func (m *Mutex) wait() (lease *Lease, err error) {
 	if m.settings.Wait == 0 {
 		lease, _, err = m.try(m.request())
 		return lease, err
 	}
-	var timeout <-chan time.Time
-	if m.settings.Wait > 0 {
-		timer := time.NewTimer(m.settings.Wait)
-		defer timer.Stop()
-		timeout = timer.C
-	}
-	w, q := queues.join(m.queue, m)
-	began := time.Now()
-	defer func() {
-		late, doubt, told := queues.leave(m.queue, w, lease)
-		w.settle(late, doubt, lease != nil, told)
-	}()
+	p, stop := m.patience()
+	defer stop()
+	w := queues.join(m)
+	defer func() { w.settle(queues.leave(w, lease)) }()
+	return w.acquire(p)
+}
 
-	pause, inTheWay, expired := time.Duration(0), "", false
-	select {
-	case <-w.head: // and so it asks once, however short its wait
-		pause = queues.firstPause(q)
-	default:
-		switch await(m.ctx, timeout, w.head, -1) {
-		case woken:
-			pause = queues.firstPause(q)
-		case timedOut:
-			if handed, promised, _ := queues.stir(w, true); handed == nil && !promised {
-				return nil, m.stillHeld(q)
-			}
-			expired = true
-		case contextDone:
-			return nil, m.failed(m.ctx, "wait for", m.ctx.Err())
-		}
+// acquire asks for the lease, again and again, until it is there or the patience ends.
+func (w *waiter) acquire(p *patience) (*Lease, error) {
+	pause, err := w.becomeHead(p)
+	if err != nil {
+		return nil, err
 	}
-	slowest := pollLast
-	for poll := pollFirst; ; poll = min(2*poll, slowest) {
-		reason := await(m.ctx, timeout, w.wake, pause)
-		if reason == contextDone {
-			return nil, m.failed(m.ctx, "wait for", m.ctx.Err())
+	b := backoff{next: pollFirst, most: pollLast}
+	for {
+		why := p.rest(w.wake, pause)
+		if why == contextDone {
+			return nil, p.err(w.mutex)
 		}
-		expired = expired || reason == timedOut
-		handed, promised, turn := queues.stir(w, expired)
+		stage, lease, turn := queues.ask(w, p.over)
 		switch {
-		case handed != nil:
-			return handed, nil
-		case promised && !expired: // it is on its way
-			pause = -1
+		case stage == handed:
+			return lease, nil
+		case stage == promised: // it is on its way
+			pause = forever
 			continue
 		case turn:
-			poll = pollFirst
-		case reason == woken:
-			poll = pollFirst
-			expired = await(m.ctx, timeout, nil, queues.yield(q)) == timedOut || expired
+			b.next = pollFirst
+		case why == woken:
+			b.next = pollFirst
+			p.rest(nil, queues.standBack(w.queue))
 		}
 		request, asked := w.request, time.Now()
-		request.kept = turn
-		var seen answer
-		lease, seen, err = m.try(request)
-		if err == nil && !expired {
-			if to := queues.pass(q, w, lease); to != nil {
-				lease.pass(*to)
-				lease, pause, inTheWay = nil, pollLast, to.Ticket
-				continue
+		request.Kept = turn
+		lease, seen, err := w.mutex.try(request)
+		switch {
+		case err == nil && !p.over:
+			to := queues.pass(w, lease)
+			if to == nil {
+				return lease, nil
 			}
-		}
-		if !errors.Is(err, ErrNotAcquired) {
+			lease.pass(*to)
+			pause, b.inTheWay = pollLast, to.Ticket
+		case !errors.Is(err, ErrNotAcquired):
 			return lease, err
-		}
-		if expired {
-			handed, _, _ := queues.stir(w, true)
-			switch {
-			case handed != nil:
-				return handed, nil
-			case seen.held == nil || seen.held.LeaseID != request.leaseID && seen.held.LeaseID != request.ticket:
+		case p.over:
+			if _, lease, _ := queues.ask(w, true); lease != nil {
+				return lease, nil
+			}
+			if !w.owns(seen.Held) {
 				return nil, err
 			}
-			pause = pollFirst // the row is its own already: somebody else has it locked at this moment
-			continue
-		}
-		trip := time.Since(asked)
-		heard, news := queues.saw(w, q, seen, err, trip)
-		if news != "" {
-			limit := tellLimit
-			if m.settings.Wait > 0 {
-				limit = min(limit, m.settings.Wait-time.Since(began))
+			pause = pollFirst // somebody else has the row locked at this moment
+		default:
+			trip := time.Since(asked)
+			heard, news := queues.stillHeldBy(w, seen, err, trip)
+			answer := time.Duration(0) // when that to the news may come
+			if news != "" {
+				w.announce(p, news)
+				if heard {
+					answer = trip
+				}
 			}
-			m.briefly(m.ctx, limit, func(t target) error { return m.dialect.(notifying).tell(t, m.id, news) })
-		}
-		if seen.held != nil && seen.held.LeaseID != inTheWay {
-			slowest = pollLast
-			if inTheWay != "" && !heard {
-				slowest, poll = pollBusy, pollFirst
-			}
-			inTheWay = seen.held.LeaseID
-		}
-		pause = poll/2 + rand.N(poll)
-		if news != "" && heard {
-			pause = max(pause, trip) // the answer may be on its way
-		}
-		if seen.left > 0 {
-			pause = min(pause, seen.left+time.Millisecond)
+			pause = b.after(seen, heard, answer)
 		}
 	}
+}
+
+// becomeHead waits for the waiter's turn in its queue. It says for how long a new head should pause.
+func (w *waiter) becomeHead(p *patience) (pause time.Duration, err error) {
+	select {
+	case <-w.head: // so that it asks once, however short its patience
+	default:
+		switch p.rest(w.head, forever) {
+		case contextDone:
+			return 0, p.err(w.mutex)
+		case timedOut:
+			if stage, _, _ := queues.ask(w, true); stage == asking {
+				return 0, w.mutex.stillHeld(w.queue)
+			}
+			return 0, nil
+		}
+	}
+	return queues.firstPause(w.queue), nil
+}
+
+// owns says whether a row is the waiter's already: its lease, or kept for it.
+func (w *waiter) owns(row *locktable.Row) bool {
+	return row != nil && (row.LeaseID == w.request.LeaseID || row.LeaseID == w.request.Ticket)
+}
+
+// announce tells other processes of the waiter. GORM logs its error.
+func (w *waiter) announce(p *patience, news string) {
+	ctx, cancel := context.WithTimeout(w.mutex.ctx, min(tellLimit, p.left()))
+	defer cancel()
+	w.mutex.table.Tell(ctx, w.mutex.id, news)
 }
 
 // stillHeld is the error of a waiter that never came to ask: who holds the mutex, or that the database does not say.
@@ -137,14 +141,76 @@ func (m *Mutex) stillHeld(q *queue) error {
 		own := *held
 		return &own
 	}
-	ctx, cancel := context.WithTimeout(m.ctx, time.Second)
+	ctx, cancel := context.WithTimeout(m.ctx, lookLimit)
 	defer cancel()
-	row, err := m.lookUp(ctx, "wait for")
+	row, err := m.table.Live(ctx, m.id)
 	if err != nil {
-		return err
+		return m.failed(m.ctx, "wait for", err)
 	}
-	return answer{held: row}.heldError(m.id)
+	return heldError(m.id, row)
 }
+
+// withdraw tells other processes that a waiter waits no more, whose question took so long, and gives back what they keep for
+// it. If that fails they believe for a while that it waits.
+func (m *Mutex) withdraw(ticket string, trip time.Duration) {
+	limit := min(withdrawLeast+withdrawTrips*trip, tellLimit)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(m.ctx), limit)
+	defer cancel()
+	m.table.Withdraw(ctx, locktable.NewKey(m.id, ticket), m.goneMessage(ticket))
+	queues.wake(m.key)
+}
+
+// backoff spaces the questions of a head.
+type backoff struct {
+	next, most time.Duration
+	inTheWay   string // the lease that was seen last
+}
+
+// after is how long to rest when the mutex was seen held, but at least so long.
+func (b *backoff) after(seen locktable.Answer, heard bool, least time.Duration) time.Duration {
+	if seen.Held != nil && seen.Held.LeaseID != b.inTheWay { // the mutex has changed hands
+		b.most = pollLast
+		if b.inTheWay != "" && !heard {
+			b.most, b.next = pollBusy, pollFirst
+		}
+		b.inTheWay = seen.Held.LeaseID
+	}
+	pause := max(b.next/2+rand.N(b.next), least)
+	b.next = min(2*b.next, b.most)
+	if seen.Left > 0 {
+		pause = min(pause, seen.Left+time.Millisecond)
+	}
+	return pause
+}
+
+// patience is how long a waiter goes on: until its context is done, or Settings.Wait is over.
+type patience struct {
+	ctx     context.Context
+	timeout <-chan time.Time // nil = Forever
+	end     time.Time
+	over    bool // the next question is the last
+}
+
+func (m *Mutex) patience() (p *patience, stop func()) {
+	p = &patience{ctx: m.ctx}
+	if m.settings.Wait < 0 {
+		return p, func() {}
+	}
+	timer := time.NewTimer(m.settings.Wait)
+	p.timeout, p.end = timer.C, time.Now().Add(m.settings.Wait)
+	return p, func() { timer.Stop() }
+}
+
+// left is how long Settings.Wait goes on; at least tellLimit without one.
+func (p *patience) left() time.Duration {
+	if p.timeout == nil {
+		return tellLimit
+	}
+	return time.Until(p.end)
+}
+
+// err is that of a context which is done.
+func (p *patience) err(m *Mutex) error { return m.failed(p.ctx, "wait for", p.ctx.Err()) }
 
 // reason is why a waiter goes on.
 type reason int
@@ -156,8 +222,8 @@ const (
 	contextDone
 )
 
-// await waits for a signal, or for pause (0 not at all, < 0 for ever), the timeout or the context's end.
-func await(ctx context.Context, timeout <-chan time.Time, signal <-chan struct{}, pause time.Duration) reason {
+// rest waits for a signal, for pause at the most: 0 not at all, or forever.
+func (p *patience) rest(signal <-chan struct{}, pause time.Duration) reason {
 	if pause == 0 {
 		return due
 	}
@@ -172,30 +238,10 @@ func await(ctx context.Context, timeout <-chan time.Time, signal <-chan struct{}
 		return due
 	case <-signal:
 		return woken
-	case <-timeout:
+	case <-p.timeout:
+		p.over = true
 		return timedOut
-	case <-ctx.Done():
+	case <-p.ctx.Done():
 		return contextDone
 	}
-}
-
-// withdraw tells other processes that a waiter waits no more, whose question took so long, and gives back what they keep for
-// it. Where that fails they believe it for a while.
-func (m *Mutex) withdraw(ticket string, trip time.Duration) {
-	m.briefly(context.WithoutCancel(m.ctx), min(withdrawLeast+withdrawTrips*trip, tellLimit), func(t target) error {
-		return m.dialect.(notifying).withdraw(t, newProof(m.id, ticket), m.gone(ticket))
-	})
-	queues.wake(m.queue)
-}
-
-// gone is the message that a waiter waits no more.
-func (m *Mutex) gone(ticket string) string {
-	return message{Table: m.dialect.(notifying).tableID(), ID: m.id, Gone: ticket}.text()
-}
-
-// briefly tries a statement once that nothing depends on. GORM logs its error.
-func (m *Mutex) briefly(ctx context.Context, limit time.Duration, try func(target) error) {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	_ = m.tryOnce(ctx, try)
 }

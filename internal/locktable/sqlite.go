@@ -1,7 +1,8 @@
-package dbmutex
+package locktable
 
 import (
 	"context"
+	crand "crypto/rand"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -16,7 +17,7 @@ import (
 // sqlite has the statements for SQLite. Times are text of one form and width, in UTC, so that they compare as times.
 // They count whole milliseconds that have passed: a lease has ended only in the millisecond after its expires_at.
 type sqlite struct {
-	lookSQL, acquireSQL, renewSQL, releaseSQL, leaveSQL, guardSQL, holderSQL, leaseIDSQL string
+	lookSQL, acquireSQL, renewSQL, releaseSQL, leaveSQL, guardSQL, rowSQL string
 }
 
 func newSQLite(table string) *sqlite {
@@ -24,7 +25,6 @@ func newSQLite(table string) *sqlite {
 	const now = `strftime(` + form + `, 'now')`
 	const expiry = `strftime(` + form + `, 'now', ?)` // NULL for a modifier that is NULL
 	const owned = ` WHERE lock_id = ? AND lease_id = ?`
-	const columns = `id, lock_id, creation_time, expires_at, holder, lease_id`
 	return &sqlite{
 		// A SELECT first, as an INSERT takes the file's write lock even where it inserts nothing.
 		lookSQL: `SELECT holder, creation_time, expires_at, lease_id, expires_at < ` + now + `,
@@ -40,9 +40,9 @@ RETURNING id`,
 		releaseSQL: `DELETE FROM ` + table + owned,
 		leaveSQL:   `UPDATE ` + table + ` SET lease_id = ?, expires_at = strftime(` + form + `, creation_time, ?)` + owned,
 		// A write that changes nothing: it keeps every other writer out until the transaction ends.
-		guardSQL:   `UPDATE ` + table + ` SET lease_id = lease_id` + owned,
-		holderSQL:  `SELECT ` + columns + ` FROM ` + table + ` WHERE lock_id = ? AND (expires_at IS NULL OR expires_at >= ` + now + `)`,
-		leaseIDSQL: `SELECT lease_id FROM ` + table + ` WHERE lock_id = ?`,
+		guardSQL: `UPDATE ` + table + ` SET lease_id = lease_id` + owned,
+		rowSQL: `SELECT id, lock_id, creation_time, expires_at, holder, lease_id, coalesce(expires_at >= ` + now + `, 1)
+FROM ` + table + ` WHERE lock_id = ?`,
 	}
 }
 
@@ -50,25 +50,25 @@ RETURNING id`,
 // which that writer may be guarding, held.
 const pinnedAfter = 50 * time.Millisecond
 
-func (s *sqlite) acquire(t target, r request) (a answer, err error) {
-	err = s.connect(t, func(c *sqliteConn) error {
-		for range looks {
-			if err := c.patiently(settleLimit, func(t target) error { return s.look(t, r, &a) }); err != nil {
+func (s *sqlite) acquire(on executor, r Request) (a Answer, err error) {
+	err = s.connect(on, func(c *sqliteConn) error {
+		for range maxLooks {
+			if err := c.patiently(Limit, func(on executor) error { return s.look(on, r, &a) }); err != nil {
 				return err
 			}
-			if a.held != nil && !a.ended && a.held.LeaseID != r.leaseID {
+			if a.Held != nil && !a.ended && a.Held.LeaseID != r.LeaseID {
 				return nil
 			}
-			limit := settleLimit
-			if a.held != nil && a.held.LeaseID != r.leaseID {
+			limit := Limit
+			if a.Held != nil && a.Held.LeaseID != r.LeaseID {
 				limit = pinnedAfter
 			}
 			// SQLite answers with the row before it commits: a COMMIT that is locked out undoes what it has told.
-			var told int64
-			err := c.patiently(limit, func(t target) error {
-				told = 0
-				_, err := t.queryOne(s.acquireSQL,
-					[]any{r.lockID, modifier(r.ttl), r.holder, r.leaseID, r.lockID, r.leaseID}, &told)
+			var token int64
+			err := c.patiently(limit, func(on executor) error {
+				token = 0
+				_, err := on.queryOne(s.acquireSQL,
+					[]any{r.LockID, modifier(r.TTL), r.Holder, r.LeaseID, r.LockID, r.LeaseID}, &token)
 				return err
 			})
 			if isBusy(err) && limit == pinnedAfter {
@@ -77,7 +77,7 @@ func (s *sqlite) acquire(t target, r request) (a answer, err error) {
 			if err != nil {
 				return err
 			}
-			if a.token = told; told != 0 {
+			if a.Token = token; token != 0 {
 				return nil
 			}
 		}
@@ -87,112 +87,94 @@ func (s *sqlite) acquire(t target, r request) (a answer, err error) {
 }
 
 // look reads the row that is there, if any.
-func (s *sqlite) look(t target, r request, a *answer) error {
+func (s *sqlite) look(on executor, r Request, a *Answer) error {
 	var expires sql.NullTime
 	var ended sql.NullBool
 	var left sql.NullInt64
-	row := &DBMutex{LockID: r.lockID}
-	found, err := t.queryOne(s.lookSQL, []any{r.lockID},
+	row := &Row{LockID: r.LockID}
+	found, err := on.queryOne(s.lookSQL, []any{r.LockID},
 		&row.Holder, &row.CreationTime, &expires, &row.LeaseID, &ended, &left)
-	if *a = (answer{}); err != nil || !found {
+	if *a = (Answer{}); err != nil || !found {
 		return err
 	}
 	if expires.Valid {
 		row.ExpiresAt = &expires.Time
 	}
-	*a = answer{held: row, left: time.Duration(left.Int64) * time.Millisecond, ended: ended.Bool}
+	*a = Answer{Held: row, Left: time.Duration(left.Int64) * time.Millisecond, ended: ended.Bool}
 	return nil
 }
 
-func (s *sqlite) renew(t target, own proof, ttl *time.Duration) (bool, error) {
-	return s.writeRow(t, s.renewSQL, []any{modifier(ttl), own.lockID, own.leaseID})
+func (s *sqlite) renew(on executor, k Key, ttl *time.Duration) (bool, error) {
+	return s.writeRow(on, s.renewSQL, []any{modifier(ttl), k.LockID, k.LeaseID})
 }
 
-func (s *sqlite) release(t target, r release) (bool, error) {
-	query, args := s.releaseStatement(r.proof, r.minHold)
-	return s.writeRow(t, query, args)
+func (s *sqlite) release(on executor, r Release) (bool, error) {
+	query, args := s.releaseStatement(r.Key, r.MinHold)
+	return s.writeRow(on, query, args)
 }
 
-func (s *sqlite) releaseIn(tx target, own proof, minHold time.Duration) (found bool, transaction string, err error) {
-	query, args := s.releaseStatement(own, minHold)
+func (s *sqlite) releaseIn(tx executor, k Key, minHold time.Duration) (found bool, transaction string, err error) {
+	query, args := s.releaseStatement(k, minHold)
 	found, err = tx.exec(query, args)
 	return found, "", err
 }
 
-func (s *sqlite) releaseStatement(own proof, minHold time.Duration) (string, []any) {
+func (s *sqlite) releaseStatement(k Key, minHold time.Duration) (string, []any) {
 	if minHold > 0 {
-		return s.leaveSQL, []any{newLeaseID(), modifier(&minHold), own.lockID, own.leaseID}
+		return s.leaveSQL, []any{crand.Text(), modifier(&minHold), k.LockID, k.LeaseID}
 	}
-	return s.releaseSQL, own.args()
+	return s.releaseSQL, k.args()
 }
 
-func (s *sqlite) guard(tx target, own proof) (bool, error) {
-	return tx.exec(s.guardSQL, own.args())
+func (s *sqlite) guard(tx executor, k Key) (bool, error) {
+	return tx.exec(s.guardSQL, k.args())
 }
-
-// fate: SQLite keeps no record of transactions, and needs none for its own: no answer of a COMMIT is lost.
-func (s *sqlite) fate(target, string) (fate, error) { return fateUnknown, nil }
 
 // begin takes the write lock with the transaction's first statement: one that had read before could not write any more
-// once another had written (SQLITE_BUSY_SNAPSHOT).
-func (s *sqlite) begin(tx target, own proof) (found bool, err error) {
+// once another had written (SQLITE_BUSY_SNAPSHOT). The transaction then keeps every writer out of the file, renewals as well
+// as take-overs.
+func (s *sqlite) begin(tx executor, k Key, _ bool) (found, renewable bool, err error) {
 	c := newSQLiteConn(tx)
 	err = c.use(func() error {
-		return c.patiently(settleLimit, func(t target) (err error) {
-			found, err = s.guard(t, own)
+		return c.patiently(Limit, func(on executor) (err error) {
+			found, err = s.guard(on, k)
 			return err
 		})
 	})
-	return found, err
+	return found, false, err
 }
 
-// renewable: the transaction keeps every writer out of the file, renewals as well as take-overs.
-func (s *sqlite) renewable(target) (bool, error) { return false, nil }
-
-// discard is settled at once, as nothing is under way when a call of SQLite has returned.
-func (s *sqlite) discard(t target, own proof) (settled bool, err error) {
-	_, err = s.release(t, release{proof: own})
-	return true, err
-}
-
-func (s *sqlite) holder(t target, lockID string) (row *DBMutex, err error) {
-	err = s.connect(t, func(c *sqliteConn) error {
-		return c.patiently(settleLimit, func(t target) (err error) {
-			row, err = queryHolder(t, s.holderSQL, lockID)
+func (s *sqlite) row(on executor, lockID string) (row *Row, live bool, err error) {
+	err = s.connect(on, func(c *sqliteConn) error {
+		return c.patiently(Limit, func(on executor) (err error) {
+			row, live, err = queryRow(on, s.rowSQL, lockID)
 			return err
 		})
 	})
-	return row, err
+	return row, live, err
 }
 
-func (s *sqlite) leaseID(t target, lockID string) (leaseID string, found bool, err error) {
-	err = s.connect(t, func(c *sqliteConn) error {
-		return c.patiently(settleLimit, func(t target) (err error) {
-			found, err = t.queryOne(s.leaseIDSQL, []any{lockID}, &leaseID)
-			return err
-		})
-	})
-	return leaseID, found, err
-}
+// remote: SQLite runs in this process, so that nothing is under way once a call has returned.
+func (s *sqlite) remote() bool { return false }
 
 // migrate tries again where another process wrote, or made the same table or index, at the same time.
-func (s *sqlite) migrate(t target) error {
-	for giveUp := time.Now().Add(settleLimit); ; {
+func (s *sqlite) migrate(on executor, model any) error {
+	for giveUp := time.Now().Add(Limit); ; {
 		// In a transaction, as dbresolver would look for the table in a replica.
-		err := s.transaction(t, func(tx *gorm.DB) error { return tx.AutoMigrate(&DBMutex{}) })
+		err := s.transaction(on, func(tx *gorm.DB) error { return tx.AutoMigrate(model) })
 		if err == nil || time.Now().After(giveUp) || !isBusy(err) && !strings.Contains(err.Error(), "already exists") {
 			return err
 		}
-		if err := sleep(t.ctx, 10*time.Millisecond); err != nil {
+		if err := Sleep(on.ctx, 10*time.Millisecond); err != nil {
 			return err
 		}
 	}
 }
 
-func (s *sqlite) writeRow(t target, query string, args []any) (found bool, err error) {
-	err = s.connect(t, func(c *sqliteConn) error {
-		return c.patiently(settleLimit, func(t target) (err error) {
-			found, err = t.exec(query, args)
+func (s *sqlite) writeRow(on executor, query string, args []any) (found bool, err error) {
+	err = s.connect(on, func(c *sqliteConn) error {
+		return c.patiently(Limit, func(on executor) (err error) {
+			found, err = on.exec(query, args)
 			return err
 		})
 	})
@@ -201,17 +183,17 @@ func (s *sqlite) writeRow(t target, query string, args []any) (found bool, err e
 
 // clean needs a BEGIN to find a transaction: SQLite has none within another. On a connection it costs no file access, and so
 // needs no end. A pool of somebody else's making may prepare its statements, each alone.
-func (s *sqlite) clean(t target) (left bool, err error) {
-	if _, bound := t.pool.(*sql.Conn); bound {
-		t = t.under(context.WithoutCancel(t.ctx))
-		_, err = t.pool.ExecContext(t.ctx, `BEGIN; COMMIT`)
-	} else if tx := t.session().Begin(); tx.Error == nil {
+func (s *sqlite) clean(on executor) (left bool, err error) {
+	if _, bound := on.pool.(*sql.Conn); bound {
+		on = on.under(context.WithoutCancel(on.ctx))
+		_, err = on.pool.ExecContext(on.ctx, `BEGIN; COMMIT`)
+	} else if tx := on.session().Begin(); tx.Error == nil {
 		tx.Rollback()
 	} else if err = tx.Error; isBusy(err) || errors.Is(err, gorm.ErrInvalidTransaction) {
 		return false, nil // it is not in a transaction, or there is no way to tell
 	}
 	if left = err != nil && isNested(err); left {
-		_, err = t.pool.ExecContext(t.ctx, `ROLLBACK`)
+		_, err = on.pool.ExecContext(on.ctx, `ROLLBACK`)
 	}
 	if err != nil {
 		err = &unsentError{err}
@@ -221,46 +203,46 @@ func (s *sqlite) clean(t target) (left bool, err error) {
 
 // transaction runs fn in a transaction and leaves the connection outside of any: not every driver rolls back after a COMMIT
 // that was locked out.
-func (s *sqlite) transaction(t target, fn func(tx *gorm.DB) error) error {
-	err := t.session().Transaction(fn)
+func (s *sqlite) transaction(on executor, fn func(tx *gorm.DB) error) error {
+	err := on.session().Transaction(fn)
 	if err != nil && !isNested(err) {
-		_, _ = s.clean(t)
+		_, _ = s.clean(on)
 	}
 	return err
 }
 
 // sqliteConn is a connection, or a transaction, which waits for other writers in a way that ends with the context.
 type sqliteConn struct {
-	target
+	executor
 	sqlite *sqlite // of a pool of somebody else's making: each statement needs a transaction of its own
 }
 
 // connect uses the target's connection.
-func (s *sqlite) connect(t target, fn func(c *sqliteConn) error) error {
-	c := newSQLiteConn(t)
-	if _, bound := t.pool.(*sql.Conn); !bound {
+func (s *sqlite) connect(on executor, fn func(c *sqliteConn) error) error {
+	c := newSQLiteConn(on)
+	if _, bound := on.pool.(*sql.Conn); !bound {
 		c.sqlite = s
 		return fn(c)
 	}
 	return c.use(func() error { return fn(c) })
 }
 
-func newSQLiteConn(t target) *sqliteConn {
-	config := *t.config
+func newSQLiteConn(on executor) *sqliteConn {
+	config := *on.config
 	config.Logger = busyLogger{config.Logger}
-	t.config = &config
-	return &sqliteConn{target: t}
+	on.config = &config
+	return &sqliteConn{executor: on}
 }
 
 // run runs a statement outside of any transaction that somebody left open. Where a pool can begin no transactions there is
 // no way to be sure.
-func (c *sqliteConn) run(statement func(t target) error) error {
+func (c *sqliteConn) run(statement func(on executor) error) error {
 	if c.sqlite == nil {
-		return statement(c.target)
+		return statement(c.executor)
 	}
-	err := c.sqlite.transaction(c.target, func(tx *gorm.DB) error { return statement(in(c.ctx, tx)) })
+	err := c.sqlite.transaction(c.executor, func(tx *gorm.DB) error { return statement(in(c.ctx, tx)) })
 	if errors.Is(err, gorm.ErrInvalidTransaction) {
-		return statement(c.target)
+		return statement(c.executor)
 	}
 	return err
 }
@@ -313,24 +295,26 @@ func (c *sqliteConn) use(fn func() error) error {
 }
 
 // patiently repeats a statement up to limit while other connections lock it out.
-func (c *sqliteConn) patiently(limit time.Duration, statement func(t target) error) error {
+func (c *sqliteConn) patiently(limit time.Duration, statement func(on executor) error) error {
 	giveUp := time.Now().Add(limit)
 	for {
 		err := c.run(statement)
 		if !isBusy(err) || time.Now().After(giveUp) {
 			return err
 		}
-		if err := sleep(c.ctx, time.Millisecond+rand.N(time.Millisecond)); err != nil {
+		if err := Sleep(c.ctx, time.Millisecond+rand.N(time.Millisecond)); err != nil {
 			return &unsentError{err}
 		}
 	}
 }
 
-// classify: SQLite runs in this process, so no answer is lost but that of a statement whose context ended.
+// classify: SQLite runs in this process, so no Answer is lost but that of a statement whose context ended.
 func (s *sqlite) classify(err error) failure {
 	switch {
 	case isBusy(err), isInterrupted(err), isNested(err):
 		return conflicting
+	case strings.Contains(err.Error(), "no such table"):
+		return noTable
 	case isPoolClosed(err):
 		return refused
 	case isUnsent(err), errors.Is(err, sql.ErrConnDone):
@@ -339,10 +323,6 @@ func (s *sqlite) classify(err error) failure {
 		return unknown
 	}
 	return refused
-}
-
-func (s *sqlite) missing(err error) bool {
-	return err != nil && strings.Contains(err.Error(), "no such table")
 }
 
 // modifier is a duration as strftime adds it, in milliseconds, rounded up, or NULL.

@@ -1,8 +1,9 @@
-package dbmutex
+package locktable
 
 import (
 	"cmp"
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"encoding/json"
 	"errors"
@@ -19,7 +20,7 @@ import (
 type postgres struct {
 	table                            string
 	takeOverSQL, handOnSQL, renewSQL string
-	guardSQL, holderSQL, leaseIDSQL  string
+	guardSQL, rowSQL                 string
 	tellSQL, withdrawSQL             string
 	reserveSQL                       map[bool]string // by whether a crash may undo it
 	releaseSQL, leaveSQL             map[ending]string
@@ -59,10 +60,10 @@ FROM stale WHERE m.id = stale.id RETURNING m.id, ` + durable,
 		handOnSQL: `UPDATE ` + table + `
 SET id = DEFAULT, creation_time = clock_timestamp(), expires_at = ` + expires("$3") + `, holder = $4, lease_id = $2
 WHERE lock_id = $1 AND lease_id IN ($5, $6) RETURNING id, ` + durable,
-		renewSQL:   `UPDATE ` + table + ` SET expires_at = ` + expires("$3") + owned + ` RETURNING ` + durable,
-		guardSQL:   `SELECT 1 FROM ` + table + owned + ` FOR KEY SHARE`,
-		holderSQL:  `SELECT id, lock_id, creation_time, expires_at, holder, lease_id FROM ` + table + ` WHERE lock_id = $1 AND (expires_at IS NULL OR expires_at > clock_timestamp())`,
-		leaseIDSQL: `SELECT lease_id FROM ` + table + ` WHERE lock_id = $1`,
+		renewSQL: `UPDATE ` + table + ` SET expires_at = ` + expires("$3") + owned + ` RETURNING ` + durable,
+		guardSQL: `SELECT 1 FROM ` + table + owned + ` FOR KEY SHARE`,
+		rowSQL: `SELECT id, lock_id, creation_time, expires_at, holder, lease_id, coalesce(expires_at > clock_timestamp(), true)
+FROM ` + table + ` WHERE lock_id = $1`,
 		releaseSQL: map[ending]string{},
 		leaveSQL:   map[ending]string{},
 	}
@@ -71,9 +72,9 @@ WHERE lock_id = $1 AND lease_id IN ($5, $6) RETURNING id, ` + durable,
 	// RETURNING, so that no row need be sent; without the CASE the planner would evaluate it for other rows, and before the
 	// others.
 	const async = `set_config('synchronous_commit', 'off', true) = 'off'`
-	const notify = async + ` AND pg_catalog.pg_notify('` + notifyChannel + `', lock_id::text) IS NOT NULL`
+	const notify = async + ` AND pg_catalog.pg_notify('` + ReleaseChannel + `', lock_id::text) IS NOT NULL`
 	message := func(parameter string) string {
-		return `pg_catalog.pg_notify('` + turnChannel + `', ` + parameter + `::text) IS NOT NULL`
+		return `pg_catalog.pg_notify('` + MessageChannel + `', ` + parameter + `::text) IS NOT NULL`
 	}
 	only := func(condition string) string { return ` AND CASE WHEN lease_id = $2 THEN ` + condition + ` END` }
 	for end, rest := range map[ending]func(parameter string) string{
@@ -104,10 +105,10 @@ WHERE lock_id = $1 AND lease_id IN ($5, $6) RETURNING id, ` + durable,
 	// The lock is the mark.
 	p.tellSQL = `WITH marked AS MATERIALIZED (
 	SELECT FROM ` + table + ` WHERE lock_id = $1 AND ` + async + ` FOR KEY SHARE SKIP LOCKED)
-SELECT count(*), pg_catalog.pg_notify('` + turnChannel + `', $2::text)::text FROM marked`
+SELECT count(*), pg_catalog.pg_notify('` + MessageChannel + `', $2::text)::text FROM marked`
 	p.withdrawSQL = `WITH ended AS (DELETE FROM ` + table + owned + only(async) + ` RETURNING lock_id)
-SELECT pg_catalog.pg_notify('` + notifyChannel + `', lock_id::text)::text FROM ended
-UNION ALL SELECT pg_catalog.pg_notify('` + turnChannel + `', $3::text)::text`
+SELECT pg_catalog.pg_notify('` + ReleaseChannel + `', lock_id::text)::text FROM ended
+UNION ALL SELECT pg_catalog.pg_notify('` + MessageChannel + `', $3::text)::text`
 	return p
 }
 
@@ -122,7 +123,7 @@ func expires(parameter string) string {
 // Where the mutex is held the statement writes nothing, waits for nobody and needs no transaction id; an upsert would
 // lock the row before it looked at it. The token is drawn in RETURNING, after the row is won: the id that the INSERT
 // draws for itself may be smaller than that of a lease that came before.
-func (p *postgres) acquireStatement(t target) (string, error) {
+func (p *postgres) acquireStatement(on executor) (string, error) {
 	if known := p.known.Load(); known != nil {
 		return known.acquireSQL, nil
 	}
@@ -133,7 +134,7 @@ func (p *postgres) acquireStatement(t target) (string, error) {
 	}
 	var sequence sql.NullString
 	var id uint32
-	if _, err := t.queryOne(query, []any{p.table}, &sequence, &id); err != nil {
+	if _, err := on.queryOne(query, []any{p.table}, &sequence, &id); err != nil {
 		return "", err
 	}
 	if !sequence.Valid {
@@ -156,58 +157,58 @@ SELECT token, '' FROM made UNION ALL SELECT 0, lease FROM other`
 
 var errNoSequence = errors.New("the id of the table has no sequence: let AutoMigrate make the table")
 
-func (p *postgres) acquire(t target, r request) (a answer, err error) {
-	ctx, cancel := gracefully(t.ctx)
+func (p *postgres) acquire(on executor, r Request) (a Answer, err error) {
+	ctx, cancel := gracefully(on.ctx)
 	defer cancel()
-	t = t.under(ctx)
-	query, err := p.acquireStatement(t)
+	on = on.under(ctx)
+	query, err := p.acquireStatement(on)
 	if err != nil {
-		return answer{}, err
+		return Answer{}, err
 	}
 	var row struct { // one allocation rather than two
 		token int64
 		other string
 	}
 	takeOver := func() (found bool, err error) {
-		return t.queryOne(p.takeOverSQL, r.args(microseconds(r.ttl), r.holder, cmp.Or(r.ticket, r.leaseID)),
+		return on.queryOne(p.takeOverSQL, r.args(microseconds(r.TTL), r.Holder, cmp.Or(r.Ticket, r.LeaseID)),
 			&row.token, new(sql.NullString))
 	}
-	if r.kept {
+	if r.Kept {
 		if found, err := takeOver(); err != nil || found {
-			return answer{token: row.token}, err
+			return Answer{Token: row.token}, err
 		}
 	}
-	for range looks {
-		found, err := t.queryOne(query, r.args(microseconds(r.ttl), r.holder), &row.token, &row.other)
+	for range maxLooks {
+		found, err := on.queryOne(query, r.args(microseconds(r.TTL), r.Holder), &row.token, &row.other)
 		switch {
 		case err != nil:
-			if p.missing(err) { // or made again since, with another sequence
+			if p.classify(err) == noTable { // or made again since, with another sequence
 				p.known.Store(nil)
 			}
-			return answer{}, err
+			return Answer{}, err
 		case row.token != 0:
-			return answer{token: row.token}, nil
+			return Answer{Token: row.token}, nil
 		case !found:
 			continue
 		}
-		if a, err = heldBy(r.lockID, row.other); err != nil {
-			return answer{}, err
+		if a, err = heldBy(r.LockID, row.other); err != nil {
+			return Answer{}, err
 		}
-		if a.held.LeaseID != r.leaseID && a.held.LeaseID != r.ticket && (a.held.ExpiresAt == nil || a.left > 0) {
+		if a.Held.LeaseID != r.LeaseID && a.Held.LeaseID != r.Ticket && (a.Held.ExpiresAt == nil || a.Left > 0) {
 			return a, nil
 		}
 		if found, err = takeOver(); err != nil {
-			return answer{}, err
+			return Answer{}, err
 		}
 		if found {
-			return answer{token: row.token}, nil
+			return Answer{Token: row.token}, nil
 		}
 	}
 	return a, nil
 }
 
 // heldBy reads the lease that an acquire found.
-func heldBy(lockID, found string) (a answer, err error) {
+func heldBy(lockID, found string) (a Answer, err error) {
 	var row struct {
 		Holder, Lease    string
 		Since            time.Time
@@ -215,11 +216,11 @@ func heldBy(lockID, found string) (a answer, err error) {
 		LeftMicroseconds int64
 	}
 	if err := json.Unmarshal([]byte(found), &row); err != nil {
-		return answer{}, err
+		return Answer{}, err
 	}
-	return answer{
-		held: &DBMutex{LockID: lockID, CreationTime: row.Since, ExpiresAt: row.Expires, Holder: row.Holder, LeaseID: row.Lease},
-		left: time.Duration(row.LeftMicroseconds) * time.Microsecond,
+	return Answer{
+		Held: &Row{LockID: lockID, CreationTime: row.Since, ExpiresAt: row.Expires, Holder: row.Holder, LeaseID: row.Lease},
+		Left: time.Duration(row.LeftMicroseconds) * time.Microsecond,
 	}, nil
 }
 
@@ -237,128 +238,117 @@ func gracefully(ctx context.Context) (context.Context, context.CancelFunc) {
 	return own, func() { stop(); cancel() }
 }
 
-func (p *postgres) renew(t target, own proof, ttl *time.Duration) (bool, error) {
-	return t.exec(p.renewSQL, own.args(microseconds(ttl)))
+func (p *postgres) renew(on executor, k Key, ttl *time.Duration) (bool, error) {
+	return on.exec(p.renewSQL, k.args(microseconds(ttl)))
 }
 
-func (p *postgres) release(t target, r release) (bool, error) {
-	end := ending{async: r.async, notify: r.notify, message: r.message != "", unmarked: r.knocked != nil}
-	if end.unmarked {
-		query, args := p.endSQL(r.proof, r.minHold, end)
-		if found, err := t.exec(query, args); err != nil || found {
-			return found, err
-		}
-		end.unmarked = false
-	}
-	query, args := p.endSQL(r.proof, r.minHold, end)
-	if end.message {
-		args = append(args, r.message)
-	}
-	found, err := t.exec(query, args)
-	if r.knocked != nil {
-		*r.knocked = found
-	}
-	return found, err
+func (p *postgres) release(on executor, r Release) (bool, error) {
+	return p.end(on, r, ending{async: r.Async, notify: r.Notify, message: r.Message != ""})
 }
 
-func (p *postgres) handOn(t target, own proof, next request, again bool) (token int64, err error) {
-	other := own.leaseID
+func (p *postgres) releaseUnmarked(on executor, r Release) (bool, error) {
+	return p.end(on, r, ending{async: r.Async, notify: r.Notify, unmarked: true})
+}
+
+func (p *postgres) end(on executor, r Release, how ending) (bool, error) {
+	query, args := p.endSQL(r.Key, r.MinHold, how)
+	if how.message {
+		args = append(args, r.Message)
+	}
+	return on.exec(query, args)
+}
+
+func (p *postgres) handOn(on executor, k Key, next Request, again bool) (token int64, err error) {
+	other := k.LeaseID
 	if again {
-		other = next.leaseID
+		other = next.LeaseID
 	}
-	_, err = t.queryOne(p.handOnSQL, next.args(microseconds(next.ttl), next.holder, own.leaseID, other),
+	_, err = on.queryOne(p.handOnSQL, next.args(microseconds(next.TTL), next.Holder, k.LeaseID, other),
 		&token, new(sql.NullString))
 	return token, err
 }
 
-func (p *postgres) reserve(t target, own proof, to turn, async bool) (found bool, err error) {
-	return t.exec(p.reserveSQL[async], own.args(to.Ticket, to.Reserve, to.Holder, to.message))
+func (p *postgres) reserve(on executor, k Key, to Reservation, async bool) (found bool, err error) {
+	return on.exec(p.reserveSQL[async], k.args(to.Ticket, to.For.Microseconds(), to.Holder, to.Message))
 }
 
-func (p *postgres) tell(t target, lockID, message string) error {
-	_, err := t.exec(p.tellSQL, []any{lockID, message})
+func (p *postgres) tell(on executor, lockID, message string) error {
+	_, err := on.exec(p.tellSQL, []any{lockID, message})
 	return err
 }
 
-func (p *postgres) withdraw(t target, own proof, message string) error {
-	_, err := t.exec(p.withdrawSQL, own.args(message))
+func (p *postgres) withdraw(on executor, k Key, message string) error {
+	_, err := on.exec(p.withdrawSQL, k.args(message))
 	return err
 }
 
-func (p *postgres) tableID() uint32 {
+func (p *postgres) id() uint32 {
 	if known := p.known.Load(); known != nil {
 		return known.id
 	}
 	return 0
 }
 
-func (p *postgres) releaseIn(tx target, own proof, minHold time.Duration) (found bool, transaction string, err error) {
-	query, args := p.endSQL(own, minHold, ending{inTransaction: true})
+func (p *postgres) releaseIn(tx executor, k Key, minHold time.Duration) (found bool, transaction string, err error) {
+	query, args := p.endSQL(k, minHold, ending{inTransaction: true})
 	found, err = tx.queryOne(query, args, &transaction)
 	return found, transaction, err
 }
 
-func (p *postgres) endSQL(own proof, minHold time.Duration, end ending) (string, []any) {
+func (p *postgres) endSQL(k Key, minHold time.Duration, end ending) (string, []any) {
 	if minHold > 0 {
-		return p.leaveSQL[end], own.args(newLeaseID(), microseconds(&minHold))
+		return p.leaveSQL[end], k.args(rand.Text(), microseconds(&minHold))
 	}
-	return p.releaseSQL[end], own.args()
+	return p.releaseSQL[end], k.args()
 }
 
-func (p *postgres) guard(tx target, own proof) (bool, error) {
+func (p *postgres) guard(tx executor, k Key) (bool, error) {
 	var one int
-	return tx.queryOne(p.guardSQL, own.args(), &one)
+	return tx.queryOne(p.guardSQL, k.args(), &one)
 }
 
 // fate asks for the outcome of a transaction, which survives a crash and is the same on a promoted standby.
 // https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-SNAPSHOT
-func (p *postgres) fate(t target, transaction string) (fate, error) {
+func (p *postgres) fate(on executor, transaction string) (Fate, error) {
 	var status sql.NullString
-	if _, err := t.queryOne(`SELECT pg_xact_status($1::text::xid8)`, []any{transaction}, &status); err != nil {
-		return fateUnknown, err
+	if _, err := on.queryOne(`SELECT pg_xact_status($1::text::xid8)`, []any{transaction}, &status); err != nil {
+		return Unknown, err
 	}
 	switch status.String {
 	case "committed":
-		return fateCommitted, nil
+		return Committed, nil
 	case "aborted":
-		return fateAborted, nil
+		return Aborted, nil
 	case "in progress":
-		return fateUnknown, errInProgress
+		return Unknown, errInProgress
 	}
-	return fateUnknown, nil
+	return Unknown, nil
 }
 
 // errInProgress makes settle ask again.
 var errInProgress = errors.New("the transaction is still in progress")
 
-// begin pins nothing: a holder that hangs in its transaction must not outlast its TTL.
-func (p *postgres) begin(target, proof) (bool, error) { return true, nil }
-
-// renewable: above READ COMMITTED the row's release fails where a renewal came after the transaction's snapshot.
-func (p *postgres) renewable(tx target) (bool, error) {
+// begin pins nothing: a holder that hangs in its transaction must not outlast its TTL. Above READ COMMITTED the row's release
+// fails if a renewal came after the transaction's snapshot.
+func (p *postgres) begin(tx executor, _ Key, renew bool) (found, renewable bool, err error) {
+	if !renew {
+		return true, false, nil
+	}
 	var level string
-	_, err := tx.queryOne(`SELECT current_setting('transaction_isolation')`, nil, &level)
-	return level == "read committed" || level == "read uncommitted", err
+	_, err = tx.queryOne(`SELECT current_setting('transaction_isolation')`, nil, &level)
+	return true, level == "read committed" || level == "read uncommitted", err
 }
 
-// discard is settled where it finds a row: a statement whose context was cancelled may still run on the server.
-func (p *postgres) discard(t target, own proof) (settled bool, err error) {
-	return p.release(t, release{proof: own})
+func (p *postgres) row(on executor, lockID string) (*Row, bool, error) {
+	return queryRow(on, p.rowSQL, lockID)
 }
 
-func (p *postgres) holder(t target, lockID string) (*DBMutex, error) {
-	return queryHolder(t, p.holderSQL, lockID)
-}
-
-func (p *postgres) leaseID(t target, lockID string) (leaseID string, found bool, err error) {
-	found, err = t.queryOne(p.leaseIDSQL, []any{lockID}, &leaseID)
-	return leaseID, found, err
-}
+func (p *postgres) remote() bool { return true }
 
 // clean looks at the connections of a driver that may keep a transaction, which costs a round trip. pgx gives up a
 // connection that comes back in one.
-func (p *postgres) clean(t target) (left bool, err error) {
-	conn, bound := t.pool.(*sql.Conn)
+func (p *postgres) clean(on executor) (left bool, err error) {
+	conn, bound := on.pool.(*sql.Conn)
 	if !bound {
 		return false, nil
 	}
@@ -373,11 +363,11 @@ func (p *postgres) clean(t target) (left bool, err error) {
 	}
 	// Both are the time at which this statement came, unless the transaction began with an earlier one. An error tells so
 	// as drivers run Exec without arguments, but not Query, in the one message that makes it sure.
-	_, err = conn.ExecContext(t.ctx, `SELECT 1 / (pg_catalog.now() = pg_catalog.statement_timestamp())::int`)
+	_, err = conn.ExecContext(on.ctx, `SELECT 1 / (pg_catalog.now() = pg_catalog.statement_timestamp())::int`)
 	if code, _ := sqlState(err); code != "22012" && code != "25P02" { // division by zero, the transaction has failed
 		return false, err
 	}
-	_, err = conn.ExecContext(t.ctx, `ROLLBACK`)
+	_, err = conn.ExecContext(on.ctx, `ROLLBACK`)
 	return true, err
 }
 
@@ -394,6 +384,8 @@ func sqlState(err error) (string, bool) {
 func (p *postgres) classify(err error) failure {
 	if code, ok := sqlState(err); ok {
 		switch {
+		case code == "42P01":
+			return noTable
 		case code == "40001", code == "40P01": // serialization failure, deadlock
 			return conflicting
 		case code == "57014", code == "55P03": // statement_timeout, lock_timeout
@@ -417,21 +409,16 @@ func (p *postgres) classify(err error) failure {
 	return unknown // driver.ErrBadConn among them: not every driver gives it only for what it has not sent
 }
 
-func (p *postgres) missing(err error) bool {
-	code, _ := sqlState(err)
-	return code == "42P01"
-}
-
 // migrationLock is the advisory lock of processes that make the table at the same time.
 const migrationLock = 0x64626d75746578 // "dbmutex"
 
-func (p *postgres) migrate(t target) error {
+func (p *postgres) migrate(on executor, model any) error {
 	// READ COMMITTED, so that what another process made during the wait for the lock is seen.
-	return t.session().Transaction(func(tx *gorm.DB) error {
+	return on.session().Transaction(func(tx *gorm.DB) error {
 		if err := tx.Exec(`SELECT pg_advisory_xact_lock(?::bigint)`, int64(migrationLock)).Error; err != nil {
 			return err
 		}
-		if err := tx.AutoMigrate(&DBMutex{}); err != nil {
+		if err := tx.AutoMigrate(model); err != nil {
 			return err
 		}
 		return p.keepSize(tx)

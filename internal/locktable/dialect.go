@@ -1,0 +1,180 @@
+package locktable
+
+import (
+	"database/sql"
+	"fmt"
+	"time"
+)
+
+// dialect has the statements of one database on one table. A new database is a file that implements it, and a line in
+// newDialect. Nothing else in the module knows databases apart, but for the tests' own testdb.
+//
+// A statement runs on an executor: a connection of the pool, or a transaction of a caller's, named tx here.
+type dialect interface {
+	// acquire takes the mutex if it is free, if its lease has run out, or if the row is the request's own already. Else it
+	// says whose the mutex is. It waits for nobody's transaction.
+	acquire(on executor, r Request) (Answer, error)
+
+	// renew, release and guard say whether the row was there.
+	renew(on executor, k Key, ttl *time.Duration) (found bool, err error)
+	release(on executor, r Release) (found bool, err error)
+	guard(tx executor, k Key) (found bool, err error)
+
+	// begin prepares a transaction that ends with releaseIn. If renew is wanted, it says whether the lease can be renewed
+	// meanwhile without making the transaction fail.
+	begin(tx executor, k Key, renew bool) (found, renewable bool, err error)
+	// releaseIn is release as a part of a transaction, which it names for recording.fate.
+	releaseIn(tx executor, k Key, minHold time.Duration) (found bool, transaction string, err error)
+
+	// row reads the row, and says whether its lease is live. It is nil if there is none.
+	row(on executor, lockID string) (row *Row, live bool, err error)
+
+	// clean rolls back a transaction that somebody left open on the executor's connection, and says whether there was one.
+	// A pool that is no *sql.DB has no connection to look at: there it looks at the one that the pool gives next, if it can.
+	clean(on executor) (left bool, err error)
+
+	// classify says what an error means for the statement that gave it.
+	classify(err error) failure
+
+	// remote says whether the database runs outside of this process. Then a statement can go on, and a COMMIT be done,
+	// although no answer arrives.
+	remote() bool
+
+	// migrate makes the model's table. Many processes may do so at once.
+	migrate(on executor, model any) error
+}
+
+// notifying is a dialect whose releases other processes can hear of. Only then can a mutex be handed on: waiters that do
+// not hear of a release need the gaps between two leases.
+type notifying interface {
+	// handOn is a release and the next lease's acquire in one statement. It returns the next lease's token, or 0 if the row is
+	// neither the lease's nor, after a try without an answer (again), the next one's.
+	handOn(on executor, k Key, next Request, again bool) (token int64, err error)
+	// reserve is a release that keeps the mutex for a waiter of another process.
+	reserve(on executor, k Key, to Reservation, async bool) (found bool, err error)
+	// releaseUnmarked is release, but finds no row that has the mark of tell.
+	releaseUnmarked(on executor, r Release) (found bool, err error)
+	// tell sends a message, and leaves a mark at the mutex's row.
+	tell(on executor, lockID, message string) error
+	// withdraw sends a message, and removes the row that keeps the mutex for a waiter.
+	withdraw(on executor, k Key, message string) error
+	// id tells tables apart, and is the same in all processes. It is 0 while it is not known.
+	id() uint32
+}
+
+// recording is a dialect whose database can be asked how a transaction ended.
+type recording interface {
+	fate(on executor, transaction string) (Fate, error)
+}
+
+// The channels of a database that notifies.
+const (
+	ReleaseChannel = "dbmutex"       // a mutex was released; the payload is its id
+	MessageChannel = "dbmutex turns" // what processes tell each other of their waiters
+)
+
+// newDialect returns the statements for a table, whose name is quoted.
+func newDialect(database, table string) (dialect, error) {
+	switch database {
+	case "postgres":
+		return newPostgres(table), nil
+	case "sqlite":
+		return newSQLite(table), nil
+	default:
+		return nil, fmt.Errorf("the database %q is not supported: use PostgreSQL or SQLite", database)
+	}
+}
+
+// Row is a row of the table.
+type Row struct {
+	ID           int64
+	LockID       string
+	CreationTime time.Time
+	ExpiresAt    *time.Time // nil = never
+	Holder       string
+	LeaseID      string
+}
+
+// Key owns a row: it is the lease's id with the mutex's.
+type Key struct {
+	LockID, LeaseID string
+	boxed           [2]any // both, as a conversion for every statement would allocate
+}
+
+// NewKey makes a Key.
+func NewKey(lockID, leaseID string) Key { return Key{lockID, leaseID, [2]any{lockID, leaseID}} }
+
+// args are a statement's arguments: the lock_id, the lease_id and others. Each statement gets a slice of its own, as a
+// logger's ParamsFilter may write to it.
+func (k Key) args(others ...any) []any {
+	args := make([]any, 2, 2+len(others))
+	copy(args, k.boxed[:])
+	return append(args, others...)
+}
+
+// Request asks for a lease.
+type Request struct {
+	Key
+	Holder string
+	TTL    *time.Duration // nil = never expires
+	Ticket string         // the Reservation.Ticket that the mutex may be kept under; "" = none
+	Kept   bool           // the mutex is kept for it already, as far as is known
+}
+
+// Answer is the outcome of an acquire: a token, or the lease in the way.
+type Answer struct {
+	Token int64         // 0: not acquired
+	Held  *Row          // nil: the row changed while it was looked at
+	Left  time.Duration // of Held, by the database's clock
+	Start time.Time     // when the statement was sent, by this process's clock
+	ended bool          // Held has expired
+}
+
+// Release says how a lease ends.
+type Release struct {
+	Key
+	MinHold time.Duration // > 0: the row stays, without an owner, until this long after its acquisition
+	Async   bool          // a crash of the server may undo it
+	Notify  bool          // tell the waiters of other processes
+	Message string        // and send this, if it is not "" (with Notify)
+	Unaware bool          // look for the mark of a waiter that has sent a message (with Notify)
+}
+
+// Reservation keeps a mutex for a waiter of another process.
+type Reservation struct {
+	Ticket  string        // stands in the place of a lease's id, and is none
+	Holder  string        // the waiter's
+	For     time.Duration // how long the mutex is kept
+	Message string        // sent with it
+}
+
+// Fate is how a transaction ended.
+type Fate int
+
+// A transaction's fates.
+const (
+	Unknown Fate = iota
+	Committed
+	Aborted
+)
+
+// maxLooks is how often an acquire looks at a row that changes meanwhile, or that somebody pins, before it calls it held.
+const maxLooks = 3
+
+// roundUp counts the units of a duration, the last of which may not be whole.
+func roundUp(d, unit time.Duration) int64 { return int64((d-1)/unit) + 1 }
+
+// queryRow reads a row, and whether its lease is live.
+func queryRow(on executor, query, lockID string) (row *Row, live bool, err error) {
+	row = &Row{}
+	var expires sql.NullTime
+	found, err := on.queryOne(query, []any{lockID},
+		&row.ID, &row.LockID, &row.CreationTime, &expires, &row.Holder, &row.LeaseID, &live)
+	if err != nil || !found {
+		return nil, false, err
+	}
+	if expires.Valid {
+		row.ExpiresAt = &expires.Time
+	}
+	return row, live, nil
+}

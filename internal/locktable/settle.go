@@ -1,0 +1,107 @@
+package locktable
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"strings"
+	"time"
+)
+
+// Limit is how long a statement is tried again, counted from its first failure whose outcome is unknown. A release may take
+// as long in all.
+const Limit = 5 * time.Second
+
+// failure is what an error says of the statement that gave it.
+type failure int
+
+const (
+	refused     failure = iota // it had no effect, and another try would have none
+	noTable                    // the same, as there is no such table
+	conflicting                // it had no effect; it may work at once
+	cancelled                  // it had no effect; the database's own time limit ended it
+	unreachable                // it was not sent
+	unknown                    // it may have had its effect
+)
+
+// settle runs a statement outside of any transaction, and again after a failure that another try can mend. Every try must be
+// for the same lease, so that what an earlier one did shows. doubt says that a try may have had an effect that it did not
+// report.
+//
+// With a deadline settle is patient: until then it also goes on while the database cannot be reached, and after a statement
+// that a time limit ended. No try takes more than half of what is left.
+func (t Table) settle(ctx context.Context, deadline time.Time, try func(executor) error) (doubt bool, err error) {
+	patient, giveUp := !deadline.IsZero(), time.Now().Add(Limit)
+	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
+		if patient {
+			limited, cancel := context.WithDeadline(ctx, time.Now().Add(max(time.Until(deadline)/2, time.Millisecond)))
+			err = t.tryOnce(limited, try)
+			cancel()
+		} else {
+			err = t.tryOnce(ctx, try)
+		}
+		if err == nil {
+			return doubt, nil
+		}
+		f := t.classify(err)
+		if f == unknown && !doubt {
+			doubt, giveUp = true, time.Now().Add(Limit)
+		}
+		now := time.Now()
+		if !f.mends(patient, doubt, err) || now.After(giveUp) || patient && !now.Before(deadline) ||
+			Sleep(ctx, pause/2+rand.N(pause)) != nil {
+			return doubt, err
+		}
+	}
+}
+
+// mends says whether another try can mend a failure.
+func (f failure) mends(patient, doubt bool, err error) bool {
+	switch f {
+	case refused, noTable:
+		return false
+	case conflicting:
+		return true
+	case unknown: // the time limit may be GORM's DefaultContextTimeout, if it is not the caller's
+		return patient || !errors.Is(err, context.DeadlineExceeded)
+	case unreachable:
+		return patient || doubt
+	default:
+		return patient
+	}
+}
+
+// Done is the context's error. It is there as soon as the deadline has passed, even if the context's timer is late: a
+// network's timeout may come first.
+func Done(ctx context.Context) error {
+	if deadline, ok := ctx.Deadline(); ok && ctx.Err() == nil && time.Until(deadline) <= 0 {
+		return context.DeadlineExceeded
+	}
+	return ctx.Err()
+}
+
+// Sleep waits, or returns the context's error once it is done.
+func Sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+// unsentError is the error of a statement that was not sent: it cannot have had an effect.
+type unsentError struct{ error }
+
+// Unwrap returns why it was not sent.
+func (e *unsentError) Unwrap() error { return e.error }
+
+func isUnsent(err error) bool {
+	var unsent *unsentError
+	return errors.As(err, &unsent)
+}
+
+// isPoolClosed knows an error of database/sql that has no name.
+func isPoolClosed(err error) bool { return strings.Contains(err.Error(), "sql: database is closed") }

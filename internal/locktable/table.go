@@ -1,0 +1,292 @@
+// Package locktable runs the lock's statements on its table, each until its outcome is known. It knows neither what a lease
+// is for its holder nor who waits.
+package locktable
+
+import (
+	"context"
+	"time"
+
+	"gorm.io/gorm"
+)
+
+// Table is the lock's table in a database. The zero Table is none; one from New needs On before it can run statements.
+type Table struct {
+	*statements
+	config *gorm.Config
+}
+
+// statements are those of one database on one table. All handles of a pool share them.
+type statements struct {
+	dialect
+	notifying // nil if the database does not notify
+	recording // nil if the database keeps no record of transactions
+}
+
+// New makes a Table from the name that GORM has for the database and the table's quoted name. The error is that of a database
+// that is not supported.
+func New(database, name string) (Table, error) {
+	d, err := newDialect(database, name)
+	if err != nil {
+		return Table{}, err
+	}
+	s := &statements{dialect: d}
+	s.notifying, _ = d.(notifying)
+	s.recording, _ = d.(recording)
+	return Table{statements: s}, nil
+}
+
+// On is the table on a handle's main pool.
+func (t Table) On(config *gorm.Config) Table { return Table{t.statements, config} }
+
+// Valid says whether it can run statements.
+func (t Table) Valid() bool { return t.config != nil }
+
+// Notifies says whether other processes can hear of releases. HandOn, Reserve, Tell, Withdraw and ID need that.
+func (t Table) Notifies() bool { return t.notifying != nil }
+
+// ID tells tables apart, for all processes. It is 0 until an Acquire has asked for it.
+func (t Table) ID() uint32 { return t.notifying.id() }
+
+// Outcome is what statements on a lease's row came to.
+type Outcome struct {
+	Row     RowState
+	Err     error // the last try's, if it failed
+	Doubt   bool  // a try may have had its effect, but its answer did not come
+	Told    bool  // the message went out
+	Knocked bool  // a waiter of another process has left its mark; asked for by Release.Unaware
+}
+
+// RowState is what a statement found of a lease's row.
+type RowState int
+
+// A row's states.
+const (
+	RowNotAsked RowState = iota // Outcome.Err says why
+	RowFound                    // it was there, and the lease's
+	RowMissing                  // it was not there, nor perhaps the table; Outcome.Err says so then
+)
+
+func (t Table) outcome(found, doubt bool, err error) Outcome {
+	o := Outcome{Err: err, Doubt: doubt}
+	switch {
+	case err == nil && found:
+		o.Row = RowFound
+	case err == nil, t.Missing(err):
+		o.Row = RowMissing
+	}
+	return o
+}
+
+// Acquire asks for a lease once. Without one, it leaves none in the table: it removes what a try without an answer may have
+// made, also after ctx is done. If that fails too, GORM has logged the error.
+func (t Table) Acquire(ctx context.Context, r Request) (Answer, error) {
+	var a Answer
+	doubt, err := t.settle(ctx, time.Time{}, func(on executor) (err error) {
+		start := time.Now()
+		a, err = t.acquire(on, r)
+		a.Start = start
+		if err == nil && a.Token != 0 && ctx.Err() != nil {
+			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), discardLimit/2)
+			defer cancel()
+			if settled, err := t.remove(on.under(limited), r.Key); settled && err == nil {
+				a.Token = 0 // as if it had not been
+			}
+			err = &unsentError{ctx.Err()}
+		}
+		return err
+	})
+	if err == nil && a.Token != 0 {
+		return a, nil
+	}
+	if doubt || a.Token != 0 {
+		a.Token = 0
+		t.Discard(ctx, r.Key, r.TTL)
+	}
+	return a, err
+}
+
+// discardLimit is how long Discard goes on for a lease that has a TTL.
+const discardLimit = 2 * time.Second
+
+// Discard removes a lease that nobody will use, also after ctx is done. GORM logs its errors. A lease that it cannot remove
+// within discardLimit is left to its TTL; without a TTL it goes on up to Limit.
+func (t Table) Discard(ctx context.Context, k Key, ttl *time.Duration) {
+	limit := discardLimit
+	if ttl == nil {
+		limit = Limit
+	}
+	ctx, deadline := context.WithoutCancel(ctx), time.Now().Add(limit)
+	for _, pause := range []time.Duration{0, 20 * time.Millisecond, 100 * time.Millisecond} {
+		if Sleep(ctx, pause) != nil {
+			return
+		}
+		var settled bool
+		_, err := t.settle(ctx, deadline, func(on executor) (err error) {
+			settled, err = t.remove(on, k)
+			return err
+		})
+		if settled || err != nil {
+			return
+		}
+	}
+}
+
+// remove deletes the row of a lease that may have been made. If there is none, and the database is remote, a statement without
+// an answer may make it yet.
+func (t Table) remove(on executor, k Key) (settled bool, err error) {
+	found, err := t.release(on, Release{Key: k})
+	return found || !t.remote(), err
+}
+
+// Live is the row of a lease that is live, or nil.
+func (t Table) Live(ctx context.Context, lockID string) (live *Row, err error) {
+	_, err = t.settle(ctx, time.Time{}, func(on executor) error {
+		row, isLive, err := t.row(on, lockID)
+		if live = nil; isLive {
+			live = row
+		}
+		return err
+	})
+	return live, err
+}
+
+// Renew makes a lease last ttl from start.
+func (t Table) Renew(ctx context.Context, limit time.Time, k Key, ttl *time.Duration) (o Outcome, start time.Time) {
+	var found bool
+	doubt, err := t.settle(ctx, limit, func(on executor) (err error) {
+		start = time.Now()
+		found, err = t.renew(on, k, ttl)
+		return err
+	})
+	return t.outcome(found, doubt, err), start
+}
+
+// Release ends a lease. If the database refuses that with a notification, it does so without.
+func (t Table) Release(ctx context.Context, limit time.Time, r Release) Outcome {
+	var found, knocked bool
+	try := func(on executor) (err error) {
+		unaware := r.Unaware
+		r.Unaware = false
+		if unaware {
+			if found, err = t.releaseUnmarked(on, r); err != nil || found {
+				return err
+			}
+		}
+		found, err = t.release(on, r)
+		knocked = knocked || unaware && found
+		return err
+	}
+	doubt, err := t.settle(ctx, limit, try)
+	if r.Notify && t.Refused(err) {
+		r.Notify, r.Message = false, ""
+		before := doubt
+		doubt, err = t.settle(ctx, limit, try)
+		doubt = doubt || before
+	}
+	o := t.outcome(found, doubt, err)
+	o.Told, o.Knocked = o.Row == RowFound && r.Message != "", knocked
+	return o
+}
+
+// HandOn makes a lease's row the next lease's. The answer has no token if the row was not there.
+func (t Table) HandOn(ctx context.Context, limit time.Time, k Key, next Request) (a Answer, o Outcome) {
+	again := false
+	doubt, err := t.settle(ctx, limit, func(on executor) (err error) {
+		a.Start = time.Now()
+		a.Token, err = t.handOn(on, k, next, again)
+		again = again || err != nil && t.classify(err) == unknown
+		return err
+	})
+	return a, t.outcome(a.Token != 0, doubt, err)
+}
+
+// Reserve ends a lease, and keeps the mutex for a waiter of another process. A try without an answer leaves a row that is
+// not the lease's, and that must stay as it is.
+func (t Table) Reserve(ctx context.Context, limit time.Time, k Key, to Reservation, async bool) Outcome {
+	var found bool
+	doubt, err := t.settle(ctx, limit, func(on executor) (err error) {
+		found, err = t.reserve(on, k, to, async)
+		return err
+	})
+	o := t.outcome(found, doubt, err)
+	o.Told = o.Row == RowFound
+	return o
+}
+
+// Tell sends a message, and leaves a mark at the mutex's row for Release.Unaware. It tries once. GORM logs its error.
+func (t Table) Tell(ctx context.Context, lockID, message string) {
+	_ = t.tryOnce(ctx, func(on executor) error { return t.tell(on, lockID, message) })
+}
+
+// Withdraw sends a message, and frees the mutex that is kept for a waiter. The key has the ticket in the place of a lease's
+// id. It tries once. GORM logs its error.
+func (t Table) Withdraw(ctx context.Context, k Key, message string) {
+	_ = t.tryOnce(ctx, func(on executor) error { return t.withdraw(on, k, message) })
+}
+
+// ForceRelease ends the lease whose row is there, whosever it is, and spares a successor.
+func (t Table) ForceRelease(ctx context.Context, limit time.Time, lockID string) error {
+	var ending string // the lease that a try is about to end: if its answer is lost, a successor may be in already
+	_, err := t.settle(ctx, limit, func(on executor) error {
+		for {
+			again := ending != ""
+			if !again {
+				row, _, err := t.row(on, lockID)
+				if err != nil || row == nil {
+					return err
+				}
+				ending = row.LeaseID
+			}
+			ended, err := t.release(on, Release{Key: NewKey(lockID, ending)})
+			if err != nil || ended || again {
+				return err
+			}
+			ending = "" // it changed hands in between
+		}
+	})
+	return err
+}
+
+// Prepare makes a transaction of Begin ready for the caller's work. The transaction then ends with ReleaseIn.
+func (t Table) Prepare(tx *gorm.DB, k Key, renew bool) (o Outcome, renewable bool) {
+	found, renewable, err := t.begin(in(tx.Statement.Context, tx), k, renew)
+	return t.outcome(found, false, err), renewable
+}
+
+// Guard pins a lease's row until the end of a caller's transaction.
+func (t Table) Guard(tx *gorm.DB, k Key) Outcome {
+	found, err := t.guard(in(tx.Statement.Context, tx), k)
+	return t.outcome(found, false, err)
+}
+
+// ReleaseIn is Release as a part of a caller's transaction, which it names for Fate.
+func (t Table) ReleaseIn(ctx context.Context, tx *gorm.DB, k Key, minHold time.Duration) (o Outcome, transaction string) {
+	found, transaction, err := t.releaseIn(in(ctx, tx), k, minHold)
+	return t.outcome(found, false, err), transaction
+}
+
+// InDoubt says whether a transaction whose COMMIT gave err may have committed.
+func (t Table) InDoubt(err error) bool { return t.remote() && t.classify(err) == unknown }
+
+// Fate asks how a transaction ended, until the answer is known or Limit has passed.
+func (t Table) Fate(ctx context.Context, transaction string) (f Fate, err error) {
+	if t.recording == nil {
+		return Unknown, nil
+	}
+	_, err = t.settle(ctx, time.Now().Add(Limit), func(on executor) (err error) {
+		f, err = t.fate(on, transaction)
+		return err
+	})
+	return f, err
+}
+
+// Migrate makes the table of a model. Many processes may do so at once.
+func (t Table) Migrate(ctx context.Context, model any) error {
+	return t.tryOnce(ctx, func(on executor) error { return t.migrate(on, model) })
+}
+
+// Missing says whether an error means that there is no such table.
+func (t Table) Missing(err error) bool { return err != nil && t.classify(err) == noTable }
+
+// Refused says whether the database refused a statement, and would refuse it again.
+func (t Table) Refused(err error) bool { return err != nil && t.classify(err) == refused }
