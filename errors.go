@@ -10,8 +10,8 @@ import (
 )
 
 // The errors of this package, for errors.Is. The error of a database wraps its driver's. The error of a context that is done
-// matches context.Canceled or context.DeadlineExceeded. An error matches only one of the three: ErrNotAcquired, the context's
-// or the database's. ErrTimeout is joined with the work's own error, whatever that matches: look for ErrTimeout first.
+// matches context.Canceled or context.DeadlineExceeded. An error matches only one of the three: ErrNotAcquired, the
+// context's or the database's. ErrTimeout is joined with the work's own error, whatever that is: look for ErrTimeout first.
 var (
 	// ErrNotAcquired says that somebody else holds the mutex; the work did not run. The error that matches it is a
 	// *HeldError, which names the holder. It is django-db-mutex's DBMutexError.
@@ -22,8 +22,8 @@ var (
 	// django-db-mutex's DBMutexTimeoutError.
 	ErrTimeout = errors.New("dbmutex: the lease ended before the work did")
 
-	// ErrInTransaction says that the mutex was asked for on a handle that is in a transaction, where a rollback would
-	// take the lock away and others could not see it before the commit. No SQL ran.
+	// ErrInTransaction says that the mutex was asked for on a handle that is in a transaction. A rollback would take the
+	// lock away, and others could not see it before the commit. No SQL ran.
 	ErrInTransaction = errors.New("dbmutex: the handle is in a transaction: use one that is not, or Mutex.Transaction")
 
 	// ErrNotRegistered says that the plugin is missing. No SQL ran.
@@ -93,7 +93,7 @@ type TimeoutError struct {
 	LockID string
 	// Lost is false for a lease that only ran out. It is true for one that was lost, and for one that had been released.
 	Lost bool
-	// Late is how long after the lease's deadline the work ended, or would have begun. It is 0 where the lease was lost
+	// Late is how long after the lease's deadline the work ended, or would have begun. It is 0 if the lease was lost
 	// before its deadline, and in the cause of a context.
 	Late time.Duration
 	// Err is the last failure of a renewal or of the release; nil if none failed.
@@ -138,7 +138,8 @@ func (m *Mutex) failed(ctx context.Context, verb string, err error) error {
 	case locktable.Done(ctx) != nil:
 		return fmt.Errorf("dbmutex: %s %q: %w", verb, m.id, locktable.Done(ctx))
 	case m.table.Missing(err):
-		return fmt.Errorf("dbmutex: %s %q: table %q is missing: run AutoMigrate(&dbmutex.DBMutex{}): %w", verb, m.id, m.key.table, err)
+		return fmt.Errorf("dbmutex: %s %q: table %q is missing: run AutoMigrate(&dbmutex.DBMutex{}): %w",
+			verb, m.id, m.key.table, err)
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("dbmutex: %s %q: the database did not answer in time: %s", verb, m.id, err.Error())
 	default:

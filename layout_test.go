@@ -42,8 +42,8 @@ func texts(t *testing.T, file string) (found []string) {
 	return found
 }
 
-var statement = regexp.MustCompile(`(?i)\b(SELECT\s|INSERT\s+(OR\s+\w+\s+)?INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|ALTER\s+TABLE|` +
-	`CREATE\s+(TABLE|INDEX)|PRAGMA\b|WITH\s+\w+\s+AS|ROLLBACK|SAVEPOINT|LISTEN\s|NOTIFY\s)`)
+var statement = regexp.MustCompile(`(?i)\b(SELECT\s|INSERT\s+(OR\s+\w+\s+)?INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|` +
+	`ALTER\s+TABLE|CREATE\s+(TABLE|INDEX)|PRAGMA\b|WITH\s+\w+\s+AS|ROLLBACK|SAVEPOINT|LISTEN\s|NOTIFY\s)`)
 
 func TestTheRootPackageHasNoSQL(t *testing.T) {
 	files, err := filepath.Glob("*.go")

@@ -102,10 +102,14 @@ func (l *Lease) LockID() string { return l.key.LockID }
 // database stays consistent if it refuses a token smaller than the greatest it has seen.
 func (l *Lease) Token() int64 { return l.token }
 
-// Context ends when the handle's context does; when the lease does, at its deadline, even while the database hangs, or as
-// soon as a renewal finds it lost; or when the lease is released. Its Err is context.Canceled then, and it has no Deadline:
-// see ExpiresAt. Where the lease ended first, context.Cause gives a *TimeoutError. At the deadline nobody has asked yet
-// whether the lease was lost, so its Lost is true. Where the lease was released the cause is context.Canceled.
+// Context ends with the first of these:
+//   - the end of the handle's context;
+//   - the lease's deadline, even while the database hangs: context.Cause is a *TimeoutError. Nobody has asked yet whether
+//     the lease was lost, so its Lost is true;
+//   - a renewal that finds the lease lost: context.Cause is a *TimeoutError;
+//   - the release: context.Cause is context.Canceled.
+//
+// Its Err is context.Canceled in the last three cases. It has no Deadline: see ExpiresAt.
 func (l *Lease) Context() context.Context { return l.ctx }
 
 // ExpiresAt is when the lease ends unless it is renewed, by this process's clock and not later than by the database's;
@@ -168,7 +172,7 @@ func (l *Lease) fateOfMissingRow(late time.Duration, err error) state {
 	return released
 }
 
-// late is how long after the deadline a moment is, or 0 where it is before.
+// late is how long after the deadline a moment is, or 0 if it is before.
 func (l *Lease) late(moment time.Time) time.Duration {
 	deadline, expires := l.ExpiresAt()
 	if !expires || moment.Before(deadline) {
@@ -177,7 +181,7 @@ func (l *Lease) late(moment time.Time) time.Duration {
 	return max(moment.Sub(deadline), 1)
 }
 
-// timeout is the error of a lease that ended before its work; err is what failed last, or nil where that was a renewal.
+// timeout is the error of a lease that ended before its work. err is what failed last, or nil if that was a renewal.
 func (l *Lease) timeout(lost bool, late time.Duration, err error) *TimeoutError {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -187,7 +191,7 @@ func (l *Lease) timeout(lost bool, late time.Duration, err error) *TimeoutError 
 	return &TimeoutError{LockID: l.key.LockID, Lost: lost, Late: late, Err: err, lease: l}
 }
 
-// unasked is timeout where the deadline has passed and the row was not asked for.
+// unasked is timeout for a deadline that has passed while nobody has asked for the row.
 func (l *Lease) unasked(late time.Duration, err error) *TimeoutError {
 	timeout := l.timeout(true, late, err)
 	timeout.unasked = true
@@ -197,7 +201,7 @@ func (l *Lease) unasked(late time.Duration, err error) *TimeoutError {
 // Renew makes the lease last its TTL from now. It tries for up to 5 seconds, but not past the lease's end. It works while
 // the handle's context is done, too, for work that is winding down.
 //
-// Once the lease has ended it returns ErrTimeout without SQL. Where it finds the lease lost, it ends the lease's context
+// Once the lease has ended it returns ErrTimeout without SQL. If it finds the lease lost, it ends the lease's context
 // and returns ErrTimeout. Any other error is the database's: the lease then lasts as long as before.
 func (l *Lease) Renew() error {
 	if l == nil || l.mutex == nil {
@@ -309,8 +313,8 @@ func (l *Lease) startRenewing() {
 // late it is called. After the lease has ended it returns ErrTimeout. The *TimeoutError says whether the lease was lost, or
 // only ran out; it frees the mutex in that case, too. Calling it again returns the same.
 //
-// Any other error is the database's: the lease may last until its TTL, and Release may be called again. Where the deadline
-// has passed as well, that error is in a *TimeoutError with Lost, as the row could not be asked for.
+// Any other error is the database's: the lease may last until its TTL, and Release may be called again. If the deadline has
+// passed as well, that error is in a *TimeoutError with Lost, as nobody could ask for the row.
 //
 // While a transaction pins the lease with Guard, Release waits for it, and says so if the 5 seconds pass.
 func (l *Lease) Release() error {
@@ -389,8 +393,8 @@ func (l *Lease) result() error {
 	return l.outcome
 }
 
-// tellGone tells other processes that nobody waits for the lease any more. It is for a lease that was not ended by a statement
-// which said so.
+// tellGone tells other processes that nobody waits for the lease any more. It is for a lease that was not ended by a
+// statement which said so.
 func (l *Lease) tellGone() {
 	if l.ticket == "" {
 		return
@@ -461,10 +465,12 @@ func (l *Lease) undo() {
 
 func (l *Lease) discard() { l.mutex.table.Discard(l.parent, l.key, l.mutex.settings.TTL) }
 
-// Lost says whether somebody else may have held the mutex before the work's end, as TimeoutError.Lost does. It asks nobody.
-// It is final once Release has returned nil or ErrTimeout (Do has called it then). Before that it is true where a renewal has
-// found the lease lost, or where the deadline has passed and nobody has asked for the row. It is false for a lease that was
-// released in time, or only ran out, and for one that is nil.
+// Lost says whether somebody else may have held the mutex before the work ended, as TimeoutError.Lost does. It runs no SQL.
+//   - Once Release, or a Do that calls it, has returned nil or ErrTimeout, Lost is final: it is false for a lease that was
+//     released in time or only ran out.
+//   - Before, it is true if a renewal has found the lease lost, or if the deadline has passed: nobody has asked then.
+//
+// It is false for a nil lease.
 func (l *Lease) Lost() bool {
 	if l == nil || l.mutex == nil {
 		return false
@@ -484,7 +490,7 @@ func (l *Lease) releaseAndLog() {
 }
 
 // Do is Mutex.Do under a lease that is there already, as from Acquire: it runs fn with the lease's context and releases.
-// Where the lease has ended before, fn does not run. Do then releases what is left of it and returns ErrTimeout.
+// If the lease has ended before, fn does not run: Do releases what is left of it and returns ErrTimeout.
 func (l *Lease) Do(fn func(ctx context.Context) error) error {
 	switch {
 	case l == nil || l.mutex == nil:
@@ -545,8 +551,8 @@ func (l *Lease) Guard(tx *gorm.DB) error {
 }
 
 // ReleaseIn makes the release a part of a transaction: it commits, or rolls back, with it. Others get the mutex with the
-// commit. Call Release afterwards (Do does): it has nothing left to do, or releases if the transaction rolled back. ReleaseIn
-// fails as Guard does. In Mutex.Transaction, which releases by itself, it gives ErrInvalidSettings.
+// commit. Call Release afterwards (Do does): it has nothing left to do, or releases if the transaction rolled back.
+// ReleaseIn fails as Guard does. In Mutex.Transaction, which releases by itself, it gives ErrInvalidSettings.
 //
 // The lease's context goes on after the commit until Release or, as its row is gone, a renewal. A transaction under that
 // context cannot commit after the deadline: begin it on a handle with another context if it should.
@@ -595,8 +601,8 @@ func (l *Lease) within(tx *gorm.DB, verb string, statement func() locktable.Outc
 	return err
 }
 
-// lostAt is the error of a statement in a transaction that did not find the lease's row, at a moment. Nobody asks why the row
-// is missing: that may take another connection, while the transaction has the only one.
+// lostAt is the error of a statement in a transaction that did not find the lease's row, at a moment. Nobody asks why the
+// row is missing: that may take another connection, while the transaction has the only one.
 func (l *Lease) lostAt(o locktable.Outcome, moment time.Time) error {
 	if o.Row != locktable.RowMissing {
 		return nil

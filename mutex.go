@@ -26,18 +26,18 @@ type Mutex struct {
 	key    queueKey
 }
 
-// Mutex names a mutex, with the plugin's settings as opts change them. It runs no SQL. What is wrong with the call comes
-// from the verbs, before any SQL: the handle's own error, ErrNotRegistered, ErrDryRun, ErrInTransaction,
-// ErrInvalidLockID or ErrInvalidSettings.
+// Mutex names a mutex, with the plugin's settings as opts change them. It runs no SQL. If the call is wrong, every verb says
+// so before any SQL: the error is the handle's own, ErrNotRegistered, ErrDryRun, ErrInTransaction, ErrInvalidLockID or
+// ErrInvalidSettings.
 //
-// An id has 1 to MaxLockIDLength characters of valid UTF-8 without NUL, and is compared byte for byte.
+// An id has 1 to MaxLockIDLength characters of valid UTF-8 without NUL. Ids are compared byte for byte.
 //
-// The lock's statements run on connections of the main pool, also where the handle is that of gorm.DB.Connection: there a
-// rollback of the caller's could undo them. Work that keeps the pool's only connection cannot acquire.
+// The lock's statements run on connections of the main pool. They do so also for the handle of gorm.DB.Connection: on that
+// connection a rollback of the caller's could undo them. Work that keeps the pool's only connection cannot acquire.
 //
-// A transaction that somebody left open on such a connection, by a raw BEGIN or by a COMMIT that failed, is rolled back, and
-// GORM's logger gets a warning. (pgx closes such a connection by itself, without a warning.) This needs a pool that is an
-// *sql.DB; GORM may prepare its statements. On SQLite any pool that can begin transactions is enough.
+// Somebody may have left a transaction open on such a connection, by a raw BEGIN or by a COMMIT that failed. It is rolled
+// back, and GORM's logger gets a warning. (pgx closes such a connection by itself, without a warning.) This needs a pool
+// that is an *sql.DB; GORM may prepare its statements. On SQLite any pool that can begin transactions is enough.
 func (db *DB) Mutex(id string, opts ...Option) *Mutex {
 	m := &Mutex{id: id}
 	m.err = m.bind(db, opts)
@@ -90,21 +90,24 @@ func (m *Mutex) bind(db *DB, opts []Option) error {
 	return nil
 }
 
-// Do acquires the mutex, runs fn and releases. fn gets the lease's context, with the lease for LeaseFrom. It ends when the
-// handle's does, or when the lease does, with a cause that matches ErrTimeout. At the deadline that cause cannot know
-// whether the lease was lost (see TimeoutError): the error of Do is the last word. Work that must run to its end in any case
-// uses context.WithoutCancel.
+// Do acquires the mutex, runs fn and releases. fn gets the lease's context, with the lease for LeaseFrom. The context ends
+// when the handle's does, or when the lease does, with a cause that matches ErrTimeout. At the deadline that cause cannot
+// know whether the lease was lost (see TimeoutError): the error of Do is the last word. Work that must run to its end in any
+// case uses context.WithoutCancel.
 //
-// Where fn did not run, the error matches ErrNotAcquired (somebody else holds the mutex, after Settings.Wait), or the
-// context's error, or it wraps the database's.
+// If fn did not run, the error is one of these:
+//   - It matches ErrNotAcquired: somebody else holds the mutex, after Settings.Wait.
+//   - It matches the context's error.
+//   - It wraps the database's.
 //
-// Where fn ran, Do returns what fn returned, unless the lease ended before fn did: then the error always matches ErrTimeout,
-// joined with fn's own. The *TimeoutError in it says whether the lease was lost, so that somebody else may have overlapped
-// with fn, or only ran out. A failed release is joined with fn's error, too. A panic or runtime.Goexit in fn releases and
-// goes on; GORM's logger gets what Do would have returned. Where fn released the lease itself, in time or by a ReleaseIn
-// that committed, there is no timeout.
+// If fn ran, Do returns what fn returned, with these additions:
+//   - If the lease ended before fn did, the error always matches ErrTimeout, joined with fn's own. The *TimeoutError in it
+//     says whether the lease was lost, so that somebody else may have overlapped with fn, or only ran out. There is no
+//     timeout if fn released the lease itself, in time or by a ReleaseIn that committed.
+//   - The error of a failed release is joined with fn's own.
+//   - A panic or runtime.Goexit in fn releases and goes on. GORM's logger gets what Do would have returned.
 //
-// With Settings.SkipHeld, Do returns nil and logs a warning where the mutex is held.
+// With Settings.SkipHeld, Do returns nil and logs a warning if the mutex is held.
 func (m *Mutex) Do(fn func(ctx context.Context) error) error {
 	if err := m.check(); err != nil {
 		return err
@@ -137,8 +140,8 @@ func (m *Mutex) Decorate(fn func(ctx context.Context) error) func(ctx context.Co
 	}
 }
 
-// DoValue is Mutex.Do for work that returns a value. The value is fn's even where the error is not nil, and zero where
-// fn did not run. With Settings.SkipHeld it gives ErrInvalidSettings: there would be no value to return.
+// DoValue is Mutex.Do for work that returns a value. The value is fn's even if the error is not nil. It is zero if fn did
+// not run. With Settings.SkipHeld it gives ErrInvalidSettings: there would be no value to return.
 func DoValue[T any](m *Mutex, fn func(ctx context.Context) (T, error)) (value T, err error) {
 	if err := m.checkLeasing("DoValue"); err != nil {
 		return value, err
@@ -156,10 +159,14 @@ func DoValue[T any](m *Mutex, fn func(ctx context.Context) (T, error)) (value T,
 // Acquire takes the mutex until Lease.Release, for work that does not fit into a function. The caller must release; a
 // lease that is forgotten lasts until its TTL, or, with Settings.Renew, as long as the process.
 //
-// The error matches ErrNotAcquired where somebody else holds the mutex (after Settings.Wait), or the context's error, or
-// wraps the database's. Nothing is held then, unless the database could not be reached any more: a lease that it may
-// have made lasts until its TTL. A context that is done ends it at once, but for a statement under way, which gets a
-// second, and for what it may have done, which is undone within 2 seconds (5 for a lease that never expires).
+// The error is one of these:
+//   - It matches ErrNotAcquired: somebody else holds the mutex, after Settings.Wait.
+//   - It matches the context's error. A context that is done ends Acquire at once, with two exceptions: a statement under
+//     way gets a second, and what it may have done is undone within 2 seconds (5 for a lease that never expires).
+//   - It wraps the database's.
+//
+// Nothing is held then, unless the database could not be reached any more: a lease that it may have made lasts until its
+// TTL.
 func (m *Mutex) Acquire() (*Lease, error) {
 	if err := m.checkLeasing("Acquire"); err != nil {
 		return nil, err
@@ -175,7 +182,7 @@ func (m *Mutex) check() error {
 	return m.err
 }
 
-// checkLeasing also refuses what cannot be skipped.
+// checkLeasing also refuses Settings.SkipHeld, for a verb that has nothing to return then.
 func (m *Mutex) checkLeasing(verb string) error {
 	if err := m.check(); err != nil {
 		return err
@@ -209,7 +216,8 @@ func (m *Mutex) waitersRequest() locktable.Request {
 	return r
 }
 
-// try asks the database for a lease once. If the mutex is held the error is a *HeldError, and the answer says by which lease.
+// try asks the database for a lease once. If the mutex is held the error is a *HeldError, and the answer says by which
+// lease.
 func (m *Mutex) try(r locktable.Request) (*Lease, locktable.Answer, error) {
 	if err := m.ctx.Err(); err != nil {
 		return nil, locktable.Answer{}, m.failed(m.ctx, "acquire", err)
@@ -224,9 +232,9 @@ func (m *Mutex) try(r locktable.Request) (*Lease, locktable.Answer, error) {
 	return newLease(m, r.Key, a), locktable.Answer{}, nil
 }
 
-// Holder returns the lease that holds the mutex now, or nil, nil where it is free. With pgnotify it may be a waiter's, for
-// which the mutex is kept for a moment. What it says may be over when it returns. It returns the context's or the database's
-// error.
+// Holder returns the lease that holds the mutex now, or nil, nil if it is free. With pgnotify it may be a waiter's, for
+// which the mutex is kept for a moment. What it says may be outdated when it returns. The error is the context's or the
+// database's.
 func (m *Mutex) Holder() (*DBMutex, error) {
 	if err := m.check(); err != nil {
 		return nil, err
@@ -238,9 +246,10 @@ func (m *Mutex) Holder() (*DBMutex, error) {
 	return (*DBMutex)(row), nil
 }
 
-// ForceRelease ends the lease that holds the mutex now, whosever it is, for operators, as after the crash of a holder whose
-// lease never expires. The holder learns of it as of a loss: by its next renewal, or at the end of its work. A free mutex is
-// no error. While a transaction pins the lease with Lease.Guard it waits, for 5 seconds at the most, and then says so.
+// ForceRelease ends the lease that holds the mutex now, whosever it is. It is for operators, for example after the crash
+// of a holder whose lease never expires. The holder learns of it as of a loss: by its next renewal, or at the end of its
+// work. A free mutex is no error. While a transaction pins the lease with Lease.Guard, ForceRelease waits, for 5 seconds
+// at the most, and then says so. The error is the context's or the database's; the lease may last then.
 func (m *Mutex) ForceRelease() error {
 	if err := m.check(); err != nil {
 		return err

@@ -93,8 +93,8 @@ func (w *waiter) hasAnnounced() bool { return !w.announced.at.IsZero() }
 // unserved says whether it has not been promised the mutex.
 func (w *waiter) unserved() bool { return w.stage == resting || w.stage == asking }
 
-// receptive says whether a releaser can hand a head the mutex. Without a TTL, a lease whose waiter has gone could be left for
-// ever.
+// receptive says whether a releaser can hand a head the mutex. Without a TTL, a lease whose waiter has gone could be left
+// for ever.
 func (w *waiter) receptive() bool { return w.stage == resting && w.request.TTL != nil }
 
 func (w *waiter) signal() {
@@ -292,8 +292,8 @@ func (q *queue) signal() {
 	}
 }
 
-// ask lets a waiter ask the database, unless a releaser has the mutex for it or is handing it. A waiter whose time is over asks
-// in the second case, too.
+// ask lets a waiter ask the database, unless a releaser has the mutex for it or is handing it. A waiter whose time is over
+// asks in the second case, too.
 func (qs *queueSet) ask(w *waiter, over bool) (s stage, lease *Lease, turn bool) {
 	qs.mu.Lock()
 	defer qs.mu.Unlock()
@@ -324,8 +324,8 @@ func (qs *queueSet) firstPause(q *queue) time.Duration {
 	return max(pause, time.Millisecond)
 }
 
-// stillHeldBy keeps what a head learned of the holder. The head rests then. Other processes are to hear the news, if there are
-// any. heard says whether the last change of the holder was heard of.
+// stillHeldBy keeps what a head learned of the holder. The head rests then. Other processes are to hear the news, if there
+// are any. heard says whether the last change of the holder was heard of.
 func (qs *queueSet) stillHeldBy(w *waiter, seen locktable.Answer, err error, trip time.Duration) (heard bool, news string) {
 	qs.mu.Lock()
 	defer qs.mu.Unlock()

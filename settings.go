@@ -34,8 +34,8 @@ type Settings struct {
 	// is also waited for, up to 5 seconds, while another connection writes to the file.
 	Wait time.Duration
 
-	// Renew keeps the lease alive while the work runs, with a renewal every TTL/3. It needs a database connection now
-	// and then: where the work keeps the pool's only one, the lease runs out. Defaults to false. No effect without a TTL.
+	// Renew keeps the lease alive while the work runs, with a renewal every TTL/3. Each renewal needs a connection of the
+	// pool: if the work keeps the only one, the lease runs out. Defaults to false. It has no effect without a TTL.
 	Renew bool
 
 	// MinHold keeps the mutex taken for at least this long from its acquisition, even if the work ends sooner, for
@@ -43,7 +43,7 @@ type Settings struct {
 	MinHold time.Duration
 
 	// SkipHeld makes Do and Decorate's function return nil without running the work, and log a warning through GORM's
-	// logger, where the mutex is held. It is django-db-mutex's suppress_acquisition_exceptions. Acquire, Transaction
+	// logger, if the mutex is held. It is django-db-mutex's suppress_acquisition_exceptions. Acquire, Transaction
 	// and DoValue then give ErrInvalidSettings, as they would have nothing to return. Defaults to false.
 	SkipHeld bool
 
@@ -97,7 +97,7 @@ func WithRenewal() Option { return func(s *Settings) { s.Renew = true } }
 // WithMinHold keeps the mutex taken for at least d from its acquisition; it may not be greater than the TTL.
 func WithMinHold(d time.Duration) Option { return func(s *Settings) { s.MinHold = d } }
 
-// WithSkipHeld makes Do and Decorate's function return nil, and log, where the mutex is held.
+// WithSkipHeld makes Do and Decorate's function return nil, and log, if the mutex is held.
 func WithSkipHeld() Option { return func(s *Settings) { s.SkipHeld = true } }
 
 // WithHolder names the holder, for people; "" means host/pid.
@@ -140,7 +140,8 @@ func validateLockID(id string) error {
 	case strings.ContainsRune(id, 0):
 		return fmt.Errorf("%w %q: it has a NUL character", ErrInvalidLockID, id)
 	case utf8.RuneCountInString(id) > MaxLockIDLength:
-		return fmt.Errorf("%w: it has %d characters and may have %d", ErrInvalidLockID, utf8.RuneCountInString(id), MaxLockIDLength)
+		return fmt.Errorf("%w: it has %d characters and may have %d",
+			ErrInvalidLockID, utf8.RuneCountInString(id), MaxLockIDLength)
 	}
 	return nil
 }

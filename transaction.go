@@ -12,22 +12,26 @@ import (
 	"github.com/gorm-dbmutex/dbmutex/internal/locktable"
 )
 
-// Transaction acquires the mutex, runs fn in a transaction, and commits only if the lease is still held, releasing it in the
-// same commit. No clock, pause or network partition can make two such transactions of one mutex overlap. Where the lease was
-// lost, it rolls back and returns ErrTimeout, with a *TimeoutError whose Lost is true. A lease that only ran out does not
-// abort it: it commits and returns nil, however late, as nobody had the mutex meanwhile. (Where fn fails after the deadline,
-// its error is joined with ErrTimeout, as in Do.)
+// Transaction acquires the mutex, runs fn in a transaction, and commits only if the lease is still held. The same commit
+// releases the lease. No clock, pause or network partition can make two such transactions of one mutex overlap.
+//
+// If the lease was lost, Transaction rolls back and returns ErrTimeout, with a *TimeoutError whose Lost is true. A lease that
+// only ran out does not stop it: it commits and returns nil, however late, as nobody had the mutex meanwhile. (If fn fails
+// after the deadline, its error is joined with ErrTimeout, as in Do.)
 //
 // fn must use tx alone for the database. tx has the handle's settings (gorm.DB.Set, Session), and none of its conditions.
-// The transaction runs under the handle's context; LeaseFrom finds the lease in tx.Statement.Context. Where fn returns an
-// error the transaction is rolled back and the error returned. Where fn did not run, the error is as Acquire's, or that of
-// the transaction's beginning. Where the release cannot be done within 5 seconds the transaction is rolled back, and the
-// error says so. Where the answer to the COMMIT was lost, its outcome is asked for on another connection; only where that
-// cannot be had either does the error say that it is unknown.
+// The transaction runs under the handle's context; LeaseFrom finds the lease in tx.Statement.Context.
+//
+// Other errors, and what they leave:
+//   - fn did not run: the error is as Acquire's, or that of the transaction's beginning.
+//   - fn returned an error: the transaction is rolled back, and that error returned.
+//   - The release was not done within 5 seconds: the transaction is rolled back, and the error says so.
+//   - The answer to the COMMIT was lost: another connection asks how the transaction ended. Only if that fails too, the error
+//     says that it is unknown.
 //
 // ErrInvalidSettings is the error for read-only options and with Settings.SkipHeld. Settings.Renew has an effect on
 // PostgreSQL at READ COMMITTED alone: at higher isolation levels a renewal would make the transaction fail, and SQLite
-// lets nobody else write anyway.
+// lets nobody else write meanwhile.
 func (m *Mutex) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) error {
 	if err := m.checkLeasing("Transaction"); err != nil {
 		return err

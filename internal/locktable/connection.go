@@ -48,7 +48,7 @@ func (t Table) hold(ctx context.Context) (on executor, giveBack func(), err erro
 // Begin begins a transaction on a connection that is held until giveBack, which takes the error of the transaction's end:
 // not every driver ends a transaction whose COMMIT fails.
 func (t Table) Begin(ctx context.Context, opts []*sql.TxOptions) (tx *gorm.DB, giveBack func(error), err error) {
-	for range 3 { // as database/sql does by itself where no connection is held
+	for range 3 { // as database/sql does by itself if no connection is held
 		if tx, giveBack, err = t.beginOnce(ctx, opts); !errors.Is(err, driver.ErrBadConn) {
 			break
 		}

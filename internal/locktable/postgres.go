@@ -37,7 +37,7 @@ type lookedUp struct {
 type ending struct{ async, notify, message, unmarked, inTransaction bool }
 
 const (
-	// An acknowledged lease survives a crash even where the database commits asynchronously; stronger settings stay.
+	// An acknowledged lease survives a crash even if the database commits asynchronously. Stronger settings stay.
 	durable = `CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END`
 	owned   = ` WHERE lock_id = $1 AND lease_id = $2`
 )
@@ -45,9 +45,9 @@ const (
 func newPostgres(table string) *postgres {
 	p := &postgres{
 		table: table,
-		// SKIP LOCKED passes a row that somebody's guard pins. The new id is a change of a key column, which a guard's
-		// KEY SHARE lock keeps out while it lets renewals through. A row with this lease's own id is there when the
-		// reply to an earlier try was lost.
+		// SKIP LOCKED passes a row that somebody's guard pins. The new id is a change of a key column: a guard's KEY SHARE
+		// lock keeps it out, but lets renewals through. A row with this lease's own id is there if the answer to an earlier
+		// try was lost.
 		takeOverSQL: `WITH stale AS MATERIALIZED (
 	SELECT id FROM ` + table + `
 	WHERE lock_id = $1 AND (expires_at <= clock_timestamp() OR lease_id IN ($2, $5)) FOR UPDATE SKIP LOCKED)
@@ -55,8 +55,8 @@ UPDATE ` + table + ` AS m
 SET id = DEFAULT, creation_time = clock_timestamp(), expires_at = ` + expires("$3") + `, holder = $4, lease_id = $2
 FROM stale WHERE m.id = stale.id RETURNING m.id, ` + durable,
 
-		// The next lease's own row is $6 where the reply to an earlier try was lost. Its token is drawn in time: whoever
-		// else wins the row ends this lease first. It waits for guards, as a release does.
+		// $6 is the next lease, if the answer to an earlier try was lost: the row may be its own then. Its token is drawn in
+		// time: whoever else wins the row ends this lease first. It waits for guards, as a release does.
 		handOnSQL: `UPDATE ` + table + `
 SET id = DEFAULT, creation_time = clock_timestamp(), expires_at = ` + expires("$3") + `, holder = $4, lease_id = $2
 WHERE lock_id = $1 AND lease_id IN ($5, $6) RETURNING id, ` + durable,
@@ -85,14 +85,16 @@ FROM ` + table + ` WHERE lock_id = $1`,
 			return only(notify + ` AND ` + message(parameter))
 		},
 		// A lock on the row leaves its transaction's number there, as xmax, also when it has ended. A take-over leaves its own.
-		{async: true, notify: true, unmarked: true}: func(string) string { return ` AND (xmax = 0 OR xmax = xmin)` + only(notify) },
+		{async: true, notify: true, unmarked: true}: func(string) string {
+			return ` AND (xmax = 0 OR xmax = xmin)` + only(notify)
+		},
 		// By its number a transaction can be asked for later.
 		{inTransaction: true}: func(string) string { return ` RETURNING pg_current_xact_id()::text` },
 	} {
 		p.releaseSQL[end] = `DELETE FROM ` + table + owned + rest(`$3`)
 		// The new lease_id makes the row ownerless, so that a late renewal cannot revive it; the new id waits for guards.
-		p.leaveSQL[end] = `UPDATE ` + table + ` SET id = DEFAULT, lease_id = $3, expires_at = creation_time + $4::bigint * interval '1 microsecond'` +
-			owned + rest(`$5`)
+		p.leaveSQL[end] = `UPDATE ` + table + ` SET id = DEFAULT, lease_id = $3,
+	expires_at = creation_time + $4::bigint * interval '1 microsecond'` + owned + rest(`$5`)
 	}
 	// It waits for guards, as a release does. The waiter's own acquire makes the row its lease. Nothing here matches a row
 	// that is the waiter's already: it may have more time by then than this would give it.
@@ -120,7 +122,7 @@ func expires(parameter string) string {
 // acquireStatement is built once, with the sequence of the table's id: asking for that in every statement would cost 10
 // to 19 µs.
 //
-// Where the mutex is held the statement writes nothing, waits for nobody and needs no transaction id; an upsert would
+// If the mutex is held the statement writes nothing, waits for nobody and needs no transaction id; an upsert would
 // lock the row before it looked at it. The token is drawn in RETURNING, after the row is won: the id that the INSERT
 // draws for itself may be smaller than that of a lease that came before.
 func (p *postgres) acquireStatement(on executor) (string, error) {
@@ -328,8 +330,8 @@ func (p *postgres) fate(on executor, transaction string) (Fate, error) {
 // errInProgress makes settle ask again.
 var errInProgress = errors.New("the transaction is still in progress")
 
-// begin pins nothing: a holder that hangs in its transaction must not outlast its TTL. Above READ COMMITTED the row's release
-// fails if a renewal came after the transaction's snapshot.
+// begin pins nothing: a holder that hangs in its transaction must not outlast its TTL. Above READ COMMITTED the row's
+// release fails if a renewal came after the transaction's snapshot.
 func (p *postgres) begin(tx executor, _ Key, renew bool) (found, renewable bool, err error) {
 	if !renew {
 		return true, false, nil
@@ -427,7 +429,7 @@ func (p *postgres) migrate(on executor, model any) error {
 
 // keepSize keeps VACUUM from giving the pages of dead rows back. A table that it had cut down to a page or two would be read
 // from end to end rather than by its index, also when it has grown again, as plans are kept. And VACUUM locks everybody out
-// to cut. Where the table is another's, or has a setting of its own, it stays as it is.
+// to cut. A table that another role owns, or that has a setting of its own, stays as it is.
 func (p *postgres) keepSize(tx *gorm.DB) error {
 	var may bool
 	err := tx.Raw(`SELECT pg_has_role(relowner, 'USAGE') AND coalesce(reloptions::text, '') NOT LIKE '%vacuum_truncate%'

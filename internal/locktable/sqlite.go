@@ -26,7 +26,7 @@ func newSQLite(table string) *sqlite {
 	const expiry = `strftime(` + form + `, 'now', ?)` // NULL for a modifier that is NULL
 	const owned = ` WHERE lock_id = ? AND lease_id = ?`
 	return &sqlite{
-		// A SELECT first, as an INSERT takes the file's write lock even where it inserts nothing.
+		// A SELECT first, as an INSERT takes the file's write lock even if it inserts nothing.
 		lookSQL: `SELECT holder, creation_time, expires_at, lease_id, expires_at < ` + now + `,
 	CAST((julianday(expires_at) - julianday('now')) * 86400000 AS INTEGER) FROM ` + table + ` WHERE lock_id = ?`,
 		// OR REPLACE takes over a row that has expired, or that bears this lease's own id because the outcome of an
@@ -157,7 +157,7 @@ func (s *sqlite) row(on executor, lockID string) (row *Row, live bool, err error
 // remote: SQLite runs in this process, so that nothing is under way once a call has returned.
 func (s *sqlite) remote() bool { return false }
 
-// migrate tries again where another process wrote, or made the same table or index, at the same time.
+// migrate tries again if another process wrote, or made the same table or index, at the same time.
 func (s *sqlite) migrate(on executor, model any) error {
 	for giveUp := time.Now().Add(Limit); ; {
 		// In a transaction, as dbresolver would look for the table in a replica.
@@ -234,8 +234,8 @@ func newSQLiteConn(on executor) *sqliteConn {
 	return &sqliteConn{executor: on}
 }
 
-// run runs a statement outside of any transaction that somebody left open. Where a pool can begin no transactions there is
-// no way to be sure.
+// run runs a statement outside of any transaction that somebody left open. If a pool can begin no transactions there is no
+// way to be sure.
 func (c *sqliteConn) run(statement func(on executor) error) error {
 	if c.sqlite == nil {
 		return statement(c.executor)
@@ -267,7 +267,7 @@ func (l busyLogger) ParamsFilter(ctx context.Context, sql string, params ...any)
 
 // busySlice is SQLite's own wait for other connections, busy_timeout, in milliseconds. That wait does not end with a
 // context in every driver, so it is short, and patiently repeats it. It is not 0: while it lasts a COMMIT keeps new
-// readers out, who would otherwise starve it where the journal is not a WAL (https://www.sqlite.org/lockingv3.html).
+// readers out, who would otherwise starve it if the journal is not a WAL (https://www.sqlite.org/lockingv3.html).
 const busySlice = 100
 
 // use runs fn with busySlice, and leaves the connection as it was. Its own statements touch no file, so that they need no
@@ -334,8 +334,8 @@ func modifier(d *time.Duration) any {
 	return fmt.Sprintf("+%d.%03d seconds", ms/1000, ms%1000)
 }
 
-// isInterrupted says whether a statement was undone as its context ended, where the driver does not give that context's
-// error: SQLITE_INTERRUPT.
+// isInterrupted says whether a statement was undone as its context ended (SQLITE_INTERRUPT). Not every driver gives the
+// context's error then.
 func isInterrupted(err error) bool { return strings.Contains(err.Error(), "interrupted") }
 
 // isNested says whether a BEGIN found itself within a transaction that somebody left open.

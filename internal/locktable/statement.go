@@ -53,7 +53,7 @@ func (e executor) statement(query string, args []any) *gorm.DB {
 	return &s.db
 }
 
-// queryOne scans the one row that a statement may return. It reads to the end, where a failed commit shows.
+// queryOne scans the one row that a statement may return. It reads to the end: a failed commit shows there.
 func (e executor) queryOne(query string, args []any, dest ...any) (found bool, err error) {
 	rows, err := e.statement(query, args).Rows()
 	if err != nil {

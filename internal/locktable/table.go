@@ -22,8 +22,8 @@ type statements struct {
 	recording // nil if the database keeps no record of transactions
 }
 
-// New makes a Table from the name that GORM has for the database and the table's quoted name. The error is that of a database
-// that is not supported.
+// New makes a Table from the name that GORM has for the database and the table's quoted name. The error is that of a
+// database that is not supported.
 func New(database, name string) (Table, error) {
 	d, err := newDialect(database, name)
 	if err != nil {
@@ -131,8 +131,8 @@ func (t Table) Discard(ctx context.Context, k Key, ttl *time.Duration) {
 	}
 }
 
-// remove deletes the row of a lease that may have been made. If there is none, and the database is remote, a statement without
-// an answer may make it yet.
+// remove deletes the row of a lease that may have been made. If there is none, and the database is remote, a statement
+// without an answer may make it yet.
 func (t Table) remove(on executor, k Key) (settled bool, err error) {
 	found, err := t.release(on, Release{Key: k})
 	return found || !t.remote(), err
