@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"gorm.io/gorm"
-	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
@@ -74,15 +73,12 @@ func TestMain(m *testing.M) {
 // withDB is a task on a handle that has mutexes.
 func withDB(task func(db *dbmutex.DB, stdin io.Reader) error) testprocess.Task {
 	return func(d *testdb.Database, stdin io.Reader) error {
-		gdb, err := gorm.Open(d.Dialector(), &gorm.Config{Logger: logger.Discard})
+		db, err := d.Connect()
 		if err != nil {
 			return err
 		}
-		if err := gdb.Use(dbmutex.New(dbmutex.DefaultSettings())); err != nil {
-			return err
-		}
-		err = task(dbmutex.Wrap(gdb), stdin)
-		pool, _ := gdb.DB()
+		err = task(db, stdin)
+		pool, _ := db.DB()
 		return errors.Join(err, pool.Close())
 	}
 }

@@ -23,12 +23,9 @@ import (
 
 // onNetwork runs a test on PostgreSQL: direct reaches it undisturbed, proxied through a network that can be broken.
 func onNetwork(t *testing.T, test func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy)) {
-	t.Run("postgres", func(t *testing.T) {
-		d := testdb.Postgres(t)
-		direct := open(t, d)
-		network := pgproxy.New(t, d.DSN)
-		test(t, direct, openDSN(t, network.DSN()), network)
-	})
+	d := testdb.Postgres(t)
+	network := pgproxy.New(t, d.DSN)
+	test(t, open(t, d), openDSN(t, network.DSN()), network)
 }
 
 // positions runs a test once for every position at which the network may break: at each request after arm was called,
@@ -91,7 +88,7 @@ func TestATakeOverIsSettledWhereverItBreaks(t *testing.T) {
 	t.Parallel()
 	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
 		crashed := acquire(t, direct, "job")
-		expire(t, direct, "job")
+		testdb.Expire(t, direct, "job")
 		arm(func() {})
 		lease, err := proxied.Mutex("job").Acquire()
 		require.NoError(t, err)
@@ -381,52 +378,48 @@ func TestTheServersTimeLimits(t *testing.T) {
 	t.Parallel()
 	for _, limit := range []string{"statement_timeout", "lock_timeout"} {
 		t.Run(limit, func(t *testing.T) {
-			t.Run("postgres", func(t *testing.T) {
-				d := testdb.Postgres(t)
-				direct := open(t, d)
-				hasty := openDSN(t, withSetting(d.DSN, limit, "500ms"))
-				lock := func() (unlock func()) {
-					tx := direct.Begin()
-					require.NoError(t, tx.Exec(`LOCK TABLE db_mutexes IN ACCESS EXCLUSIVE MODE`).Error)
-					return func() { require.NoError(t, tx.Rollback().Error) }
-				}
-				renewed, released := acquire(t, hasty, "renewed"), acquire(t, hasty, "released")
+			d := testdb.Postgres(t)
+			direct := open(t, d)
+			hasty := openDSN(t, withSetting(d.DSN, limit, "500ms"))
+			lock := func() (unlock func()) {
+				tx := direct.Begin()
+				require.NoError(t, tx.Exec(`LOCK TABLE db_mutexes IN ACCESS EXCLUSIVE MODE`).Error)
+				return func() { require.NoError(t, tx.Rollback().Error) }
+			}
+			renewed, released := acquire(t, hasty, "renewed"), acquire(t, hasty, "released")
 
-				unlock := lock()
-				err := hasty.Mutex("job").Do(func(context.Context) error { panic("ran") })
-				require.NotErrorIs(t, err, dbmutex.ErrNotAcquired)
-				require.ErrorContains(t, err, map[string]string{"statement_timeout": "57014", "lock_timeout": "55P03"}[limit])
-				outcomes := make(chan error, 2)
-				go func() { outcomes <- renewed.Renew() }()
-				go func() { outcomes <- released.Release() }()
-				time.Sleep(1500 * time.Millisecond)
-				unlock()
-				require.NoError(t, <-outcomes, "a holder goes on trying")
-				require.NoError(t, <-outcomes)
-				require.Nil(t, row(t, direct, "job"))
-				require.Nil(t, row(t, direct, "released"))
-			})
+			unlock := lock()
+			err := hasty.Mutex("job").Do(func(context.Context) error { panic("ran") })
+			require.NotErrorIs(t, err, dbmutex.ErrNotAcquired)
+			require.ErrorContains(t, err, map[string]string{"statement_timeout": "57014", "lock_timeout": "55P03"}[limit])
+			outcomes := make(chan error, 2)
+			go func() { outcomes <- renewed.Renew() }()
+			go func() { outcomes <- released.Release() }()
+			time.Sleep(1500 * time.Millisecond)
+			unlock()
+			require.NoError(t, <-outcomes, "a holder goes on trying")
+			require.NoError(t, <-outcomes)
+			require.Nil(t, row(t, direct, "job"))
+			require.Nil(t, row(t, direct, "released"))
 		})
 	}
 	t.Run("idle_in_transaction_session_timeout", func(t *testing.T) {
-		t.Run("postgres", func(t *testing.T) {
-			d := testdb.Postgres(t)
-			direct := open(t, d)
-			require.NoError(t, direct.Exec(`CREATE TABLE made (id integer)`).Error)
-			hasty := openDSN(t, withSetting(d.DSN, "idle_in_transaction_session_timeout", "500ms"))
-			err := hasty.Mutex("job").Transaction(func(tx *gorm.DB) error {
-				require.NoError(t, tx.Exec(`INSERT INTO made VALUES (1)`).Error)
-				time.Sleep(1500 * time.Millisecond)
-				return nil
-			})
-			require.Error(t, err)
-			require.NotErrorIs(t, err, dbmutex.ErrTimeout)
-			require.NotContains(t, err.Error(), "unknown")
-			require.Nil(t, row(t, direct, "job"))
-			var n int
-			require.NoError(t, direct.Raw(`SELECT count(*) FROM made`).Scan(&n).Error)
-			require.Zero(t, n)
+		d := testdb.Postgres(t)
+		direct := open(t, d)
+		require.NoError(t, direct.Exec(`CREATE TABLE made (id integer)`).Error)
+		hasty := openDSN(t, withSetting(d.DSN, "idle_in_transaction_session_timeout", "500ms"))
+		err := hasty.Mutex("job").Transaction(func(tx *gorm.DB) error {
+			require.NoError(t, tx.Exec(`INSERT INTO made VALUES (1)`).Error)
+			time.Sleep(1500 * time.Millisecond)
+			return nil
 		})
+		require.Error(t, err)
+		require.NotErrorIs(t, err, dbmutex.ErrTimeout)
+		require.NotContains(t, err.Error(), "unknown")
+		require.Nil(t, row(t, direct, "job"))
+		var n int
+		require.NoError(t, direct.Raw(`SELECT count(*) FROM made`).Scan(&n).Error)
+		require.Zero(t, n)
 	})
 }
 

@@ -23,12 +23,8 @@ import (
 
 // onCluster runs a test on such a server.
 func onCluster(t *testing.T, test func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB), settings ...string) {
-	t.Run("postgres", func(t *testing.T) {
-		c := testdb.NewCluster(t, settings...)
-		db := openDSN(t, c.DSN())
-		require.NoError(t, db.Migrate())
-		test(t, c, db)
-	})
+	c := testdb.NewCluster(t, settings...)
+	test(t, c, testdb.PostgresAt(c.DSN()).Mutexes(t, dbmutex.DefaultSettings()))
 }
 
 func TestItSurvivesACrashOfTheServer(t *testing.T) {
@@ -49,12 +45,12 @@ func TestItSurvivesACrashOfTheServer(t *testing.T) {
 					"acquire": func() *dbmutex.Lease { return acquire(t, db, "acquire") },
 					"take-over": func() *dbmutex.Lease {
 						acquire(t, db, "take-over")
-						expire(t, db, "take-over")
+						testdb.Expire(t, db, "take-over")
 						return acquire(t, db, "take-over")
 					},
 					"renew": func() *dbmutex.Lease {
 						lease := acquire(t, db, "renew")
-						expire(t, db, "renew") // a renewal that is lost shows
+						testdb.Expire(t, db, "renew") // a renewal that is lost shows
 						require.NoError(t, lease.Renew())
 						return lease
 					},
@@ -282,24 +278,22 @@ func TestStepsOfTheServersClock(t *testing.T) {
 // A SQLite file's clock is that of the machine, which is each process's own.
 func TestStepsOfSQLitesClock(t *testing.T) {
 	t.Parallel()
-	t.Run("sqlite", func(t *testing.T) {
-		d := testdb.SQLite(t)
-		db := open(t, d)
-		held := acquire(t, db, "job")
-		clock := testdb.NewClock(t)
-		try := func() string {
-			p := testprocess.Start(t, d, "try", clock.Environment(t)...)
-			defer p.End(t)
-			return p.Line(t)
-		}
-		clock.Set(t, -time.Hour)
-		require.Equal(t, "held", try())
-		clock.Set(t, 10*time.Minute)
-		require.Equal(t, "held", try())
-		clock.Set(t, time.Hour)
-		require.Equal(t, "acquired and released", try())
-		require.ErrorIs(t, held.Release(), dbmutex.ErrTimeout)
-	})
+	d := testdb.SQLite(t)
+	db := open(t, d)
+	held := acquire(t, db, "job")
+	clock := testdb.NewClock(t)
+	try := func() string {
+		p := testprocess.Start(t, d, "try", clock.Environment(t)...)
+		defer p.End(t)
+		return p.Line(t)
+	}
+	clock.Set(t, -time.Hour)
+	require.Equal(t, "held", try())
+	clock.Set(t, 10*time.Minute)
+	require.Equal(t, "held", try())
+	clock.Set(t, time.Hour)
+	require.Equal(t, "acquired and released", try())
+	require.ErrorIs(t, held.Release(), dbmutex.ErrTimeout)
 }
 
 func TestReadOnlyAfterAFailover(t *testing.T) {
@@ -351,7 +345,7 @@ func TestAFullDisk(t *testing.T) {
 				func() error { return db.Exec(`DROP TABLE filler`).Error })
 		})
 	})
-	t.Run("sqlite", func(t *testing.T) {
+	t.Run("a SQLite file", func(t *testing.T) {
 		db := open(t, testdb.SQLite(t))
 		pool, err := db.DB()
 		require.NoError(t, err)

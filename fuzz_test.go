@@ -126,16 +126,8 @@ func FuzzTTLFromTheEnvironment(f *testing.F) {
 
 // fuzzed are the databases that fuzzing runs on: each of its processes has its own.
 func fuzzed(f *testing.F) (dbs []*dbmutex.DB) {
-	databases := []*testdb.Database{testdb.SQLite(f)}
-	if testdb.HasPostgres() {
-		databases = append(databases, testdb.Postgres(f))
-	}
-	for _, d := range databases {
-		gdb := d.Open(f)
-		require.NoError(f, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
-		db := dbmutex.Wrap(gdb)
-		require.NoError(f, db.Migrate())
-		dbs = append(dbs, db)
+	for _, d := range testdb.All(f) {
+		dbs = append(dbs, d.Mutexes(f, dbmutex.DefaultSettings()))
 	}
 	return dbs
 }

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"gorm.io/driver/postgres"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
 
@@ -26,15 +25,8 @@ func each(t *testing.T, test func(t *testing.T, db *dbmutex.DB, d *testdb.Databa
 }
 
 func open(t *testing.T, d *testdb.Database, opts ...gorm.Option) *dbmutex.DB {
-	return openWith(t, d, dbmutex.DefaultSettings(), opts...)
-}
-
-func openWith(t *testing.T, d *testdb.Database, s dbmutex.Settings, opts ...gorm.Option) *dbmutex.DB {
-	gdb := d.Open(t, opts...)
-	require.NoError(t, gdb.Use(dbmutex.New(s)))
-	db := dbmutex.Wrap(gdb)
-	require.NoError(t, db.Migrate())
-	return db
+	t.Helper()
+	return d.Mutexes(t, dbmutex.DefaultSettings(), opts...)
 }
 
 // acquire must succeed; the lease is released when the test ends.
@@ -44,18 +36,6 @@ func acquire(t *testing.T, db *dbmutex.DB, id string, opts ...dbmutex.Option) *d
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = lease.Release() })
 	return lease
-}
-
-// expire makes a lease's row run out now, as if its TTL had passed.
-func expire(t *testing.T, db *dbmutex.DB, id string) {
-	t.Helper()
-	past := `strftime('%Y-%m-%d %H:%M:%f', 'now', '-1 second')`
-	if db.Name() == "postgres" {
-		past = `clock_timestamp() - interval '1 second'`
-	}
-	res := db.Exec(`UPDATE db_mutexes SET expires_at = `+past+` WHERE lock_id = ?`, id)
-	require.NoError(t, res.Error)
-	require.EqualValues(t, 1, res.RowsAffected)
 }
 
 // row is a mutex's row, expired or not.
@@ -210,18 +190,13 @@ func (tx *faultyTx) Commit() error {
 	return err
 }
 
-// openFaulty opens a PostgreSQL database through a faultyPool.
-func openFaulty(t *testing.T) (*dbmutex.DB, *faultyPool) {
-	d := testdb.Postgres(t)
+// openFaulty opens a database through a faultyPool.
+func openFaulty(t *testing.T, d *testdb.Database) (*dbmutex.DB, *faultyPool) {
+	t.Helper()
 	sqlDB, err := d.Open(t).DB()
 	require.NoError(t, err)
 	pool := &faultyPool{DB: sqlDB}
-	gdb, err := gorm.Open(postgres.New(postgres.Config{Conn: pool}), &gorm.Config{Logger: logger.Discard})
-	require.NoError(t, err)
-	require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
-	db := dbmutex.Wrap(gdb)
-	require.NoError(t, db.Migrate())
-	return db, pool
+	return d.MutexesOn(t, pool, dbmutex.DefaultSettings()), pool
 }
 
 // withSetting is a PostgreSQL DSN whose sessions have a setting of the server's.
@@ -240,11 +215,6 @@ func currentSchema(t *testing.T, db *dbmutex.DB) (schema string) {
 
 // openDSN opens a PostgreSQL database that has its table already, or gets none.
 func openDSN(t *testing.T, dsn string) *dbmutex.DB {
-	gdb, err := gorm.Open(postgres.Open(dsn), &gorm.Config{Logger: logger.Discard})
-	require.NoError(t, err)
-	pool, err := gdb.DB()
-	require.NoError(t, err)
-	t.Cleanup(func() { require.NoError(t, pool.Close()) })
-	require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
-	return dbmutex.Wrap(gdb)
+	t.Helper()
+	return testdb.PostgresAt(dsn).Registered(t, dbmutex.DefaultSettings())
 }

@@ -97,7 +97,7 @@ func TestAnOptionSeesTheDefaultHolder(t *testing.T) {
 	for _, holder := range []string{"", "worker 7"} {
 		s := dbmutex.DefaultSettings()
 		s.Holder = holder
-		db := openWith(t, testdb.SQLite(t), s)
+		db := testdb.SQLite(t).Mutexes(t, s)
 		seen := ""
 		lease := acquire(t, db, "job", func(s *dbmutex.Settings) { seen = s.Holder; s.Holder += ", task 1" })
 		require.NotEmpty(t, seen)
@@ -130,9 +130,7 @@ func TestNotRegistered(t *testing.T) {
 
 func TestNoTable(t *testing.T) {
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
-		gdb := d.Open(t)
-		require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
-		db := dbmutex.Wrap(gdb)
+		db := d.Registered(t, dbmutex.DefaultSettings())
 		check := func(err error) {
 			t.Helper()
 			require.ErrorContains(t, err, "run AutoMigrate(&dbmutex.DBMutex{})")
@@ -145,7 +143,7 @@ func TestNoTable(t *testing.T) {
 		check(db.Mutex("job").ForceRelease())
 		_, err := db.Mutex("job").Holder()
 		check(err)
-		require.NoError(t, gdb.AutoMigrate(&dbmutex.DBMutex{}))
+		require.NoError(t, db.AutoMigrate(&dbmutex.DBMutex{}))
 		requireFree(t, db, "job")
 	})
 }

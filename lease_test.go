@@ -146,7 +146,7 @@ func TestReleaseIn(t *testing.T) {
 		requireHeld(t, db, "job") // the successor's
 
 		lease := acquire(t, db, "lost")
-		expire(t, db, "lost")
+		testdb.Expire(t, db, "lost")
 		acquire(t, db, "lost")
 		require.ErrorIs(t, db.Gorm.Transaction(func(tx *gorm.DB) error { return lease.ReleaseIn(tx) }), dbmutex.ErrTimeout)
 
@@ -165,7 +165,7 @@ func TestALossAfterARollbackOfReleaseIn(t *testing.T) {
 			require.NoError(t, lease.ReleaseIn(tx))
 			return errWork
 		}))
-		expire(t, db, "job")
+		testdb.Expire(t, db, "job")
 		acquire(t, db, "job")
 		return nil
 	})
@@ -212,7 +212,7 @@ func TestAFailedTransactionIsNoLoss(t *testing.T) {
 }
 
 func TestARenewalDoesNotForgetReleaseIn(t *testing.T) {
-	db, pool := openFaulty(t)
+	db, pool := openFaulty(t, testdb.Postgres(t))
 	require.NoError(t, db.Mutex("job").Do(func(ctx context.Context) error {
 		lease, _ := dbmutex.LeaseFrom(ctx)
 		pool.setLose(func(statement string) error { // runs before the renewal's answer arrives
@@ -292,7 +292,7 @@ func TestNoLease(t *testing.T) {
 }
 
 func TestARenewalCountsFromWhenItWasAskedFor(t *testing.T) {
-	db, pool := openFaulty(t)
+	db, pool := openFaulty(t, testdb.Postgres(t))
 	lease := acquire(t, db, "job", dbmutex.WithTTL(time.Hour))
 	var done time.Time
 	pool.setLose(func(statement string) error {
@@ -308,7 +308,7 @@ func TestARenewalCountsFromWhenItWasAskedFor(t *testing.T) {
 }
 
 func TestALateAnswerBringsAnEndedContext(t *testing.T) {
-	db, pool := openFaulty(t)
+	db, pool := openFaulty(t, testdb.Postgres(t))
 	requireFree(t, db, "warm")
 	pool.setLose(func(statement string) error {
 		if strings.HasPrefix(statement, "WITH other") {

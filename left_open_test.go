@@ -14,7 +14,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/require"
-	"gorm.io/driver/postgres"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
 
@@ -87,14 +86,14 @@ func eachLeaver(t *testing.T, test func(t *testing.T, l *leaver, d *testdb.Datab
 				for _, prepare := range []bool{false, true} {
 					for _, maxOpen := range []int{1, 3} {
 						out := &logs{}
-						gdb := d.Open(t, &gorm.Config{Logger: out.logger(logger.Warn), PrepareStmt: prepare})
-						require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
-						pool, err := gdb.DB()
+						db := d.Registered(t, dbmutex.DefaultSettings(),
+							&gorm.Config{Logger: out.logger(logger.Warn), PrepareStmt: prepare})
+						pool, err := db.DB()
 						require.NoError(t, err)
 						pool.SetMaxOpenConns(maxOpen)
 						pool.SetMaxIdleConns(maxOpen)
-						l := &leaver{db: dbmutex.Wrap(gdb).WithContext(limited(t)), out: out, inside: inside, maxOpen: maxOpen}
-						l.discarded = d.Name == "postgres"
+						l := &leaver{db: db.WithContext(limited(t)), out: out, inside: inside, maxOpen: maxOpen}
+						l.discarded = d.DropsLeftOpen
 						test(t, l, d)
 					}
 				}
@@ -109,7 +108,7 @@ func TestNoVerbRunsInATransactionThatWasLeftOpen(t *testing.T) {
 		l.leave(t)
 		require.NoError(t, l.db.Migrate())
 		l.told(t)
-		other := openDatabase(t, d).WithContext(limited(t))
+		other := d.Registered(t, dbmutex.DefaultSettings()).WithContext(limited(t))
 		last := int64(0)
 		grows := func(lease *dbmutex.Lease) {
 			t.Helper()
@@ -155,7 +154,7 @@ func TestNoVerbRunsInATransactionThatWasLeftOpen(t *testing.T) {
 
 		stale := acquire(t, other, "job")
 		grows(stale)
-		expire(t, other, "job")
+		testdb.Expire(t, other, "job")
 		l.leave(t)
 		lease = acquire(t, l.db, "job")
 		l.told(t)
@@ -190,13 +189,6 @@ func TestNoVerbRunsInATransactionThatWasLeftOpen(t *testing.T) {
 		require.Equal(t, []int{2}, ids)
 		require.NoError(t, other.Exec(`DELETE FROM left_open`).Error)
 	})
-}
-
-// openDatabase opens a database that has its table already.
-func openDatabase(t *testing.T, d *testdb.Database, opts ...gorm.Option) *dbmutex.DB {
-	gdb := d.Open(t, opts...)
-	require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
-	return dbmutex.Wrap(gdb)
 }
 
 func TestHolderSeesBeyondATransactionThatWasLeftOpen(t *testing.T) {
@@ -529,11 +521,9 @@ func TestTransactionBeginsOnAnotherConnection(t *testing.T) {
 	pool := sql.OpenDB(staleConnector{stdlib.GetConnector(*config), &stale})
 	defer func() { require.NoError(t, pool.Close()) }()
 	pool.SetMaxOpenConns(1)
-	gdb, err := gorm.Open(postgres.New(postgres.Config{Conn: pool}), &gorm.Config{Logger: logger.Discard})
-	require.NoError(t, err)
-	require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
+	db := d.MutexesOn(t, pool, dbmutex.DefaultSettings())
 	stale.Store(2)
-	require.NoError(t, dbmutex.Wrap(gdb).Mutex("job").Transaction(func(tx *gorm.DB) error { return tx.Exec(`SELECT 1`).Error }))
+	require.NoError(t, db.Mutex("job").Transaction(func(tx *gorm.DB) error { return tx.Exec(`SELECT 1`).Error }))
 	require.Negative(t, stale.Load())
 }
 
@@ -541,16 +531,15 @@ func TestAContextThatEndsAtTheTransactionsBeginning(t *testing.T) {
 	for _, prepare := range []bool{false, true} {
 		each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 			ctx, cancel := context.WithCancel(limited(t))
-			gdb := d.Open(t, &gorm.Config{PrepareStmt: prepare, Logger: logger.Discard})
-			require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
-			pool, err := gdb.DB()
+			cut := d.Registered(t, dbmutex.DefaultSettings(), &gorm.Config{PrepareStmt: prepare})
+			pool, err := cut.DB()
 			require.NoError(t, err)
-			gdb.ConnPool = &beginning{DB: pool, end: cancel}
+			cut.ConnPool = &beginning{DB: pool, end: cancel}
 			if prepare {
-				gdb.ConnPool = gorm.NewPreparedStmtDB(gdb.ConnPool, 100, time.Hour)
+				cut.ConnPool = gorm.NewPreparedStmtDB(cut.ConnPool, 100, time.Hour)
 			}
-			gdb.Statement.ConnPool = gdb.ConnPool
-			err = dbmutex.Wrap(gdb).WithContext(ctx).Mutex("job").Transaction(func(*gorm.DB) error { return nil })
+			cut.Statement.ConnPool = cut.ConnPool
+			err = cut.WithContext(ctx).Mutex("job").Transaction(func(*gorm.DB) error { return nil })
 			require.ErrorIs(t, err, context.Canceled)
 			requireFree(t, db, "job")
 			require.Zero(t, pool.Stats().InUse)
@@ -607,10 +596,7 @@ func TestALookForATransactionCostsPgxNothing(t *testing.T) {
 	config.Tracer = trace
 	pool := stdlib.OpenDB(*config)
 	defer func() { require.NoError(t, pool.Close()) }()
-	gdb, err := gorm.Open(postgres.New(postgres.Config{Conn: pool}), &gorm.Config{Logger: logger.Discard})
-	require.NoError(t, err)
-	require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
-	db := dbmutex.Wrap(gdb)
+	db := d.MutexesOn(t, pool, dbmutex.DefaultSettings())
 	require.NoError(t, db.Mutex("job").Do(nothing)) // asks for the sequence, too
 	trace.statements = nil
 	require.NoError(t, db.Mutex("job").Do(nothing))

@@ -30,9 +30,7 @@ func TestMigrateFromEveryReplicaAtOnce(t *testing.T) {
 		const replicas, rounds = 12, 8
 		var dbs []*dbmutex.DB
 		for range replicas {
-			gdb := d.Open(t)
-			require.NoError(t, gdb.Use(dbmutex.New(dbmutex.Settings{SkipHeld: true, MinHold: time.Hour})))
-			dbs = append(dbs, dbmutex.Wrap(gdb))
+			dbs = append(dbs, d.Registered(t, dbmutex.Settings{SkipHeld: true, MinHold: time.Hour}))
 		}
 		for range rounds {
 			var wg sync.WaitGroup

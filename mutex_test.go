@@ -75,7 +75,7 @@ func TestDefaultTTL(t *testing.T) {
 func TestCustomTTL(t *testing.T) {
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		ttl := time.Hour
-		db := openWith(t, d, dbmutex.Settings{TTL: &ttl})
+		db := d.Mutexes(t, dbmutex.Settings{TTL: &ttl})
 		ttl = time.Nanosecond // New has its own copy
 		acquire(t, db, "settings")
 		acquire(t, db, "option", dbmutex.WithTTL(2*time.Hour))
@@ -83,7 +83,7 @@ func TestCustomTTL(t *testing.T) {
 			stored := row(t, db, id)
 			require.InDelta(t, want, stored.ExpiresAt.Sub(stored.CreationTime), float64(time.Second))
 		}
-		expire(t, db, "option")
+		testdb.Expire(t, db, "option")
 		requireFree(t, db, "option")
 		requireHeld(t, db, "settings")
 	})
@@ -111,14 +111,14 @@ func TestNeverExpires(t *testing.T) {
 func TestTimedOutDuringTheWork(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		err := db.Mutex("job").Do(func(context.Context) error {
-			expire(t, db, "job")
+			testdb.Expire(t, db, "job")
 			requireFree(t, db, "job") // somebody else takes over, and is done
 			return nil
 		})
 		require.ErrorIs(t, err, dbmutex.ErrTimeout)
 
 		err = db.Mutex("job").Do(func(context.Context) error {
-			expire(t, db, "job")
+			testdb.Expire(t, db, "job")
 			acquire(t, db, "job") // somebody else takes over, and goes on
 			return errWork
 		})
@@ -248,7 +248,7 @@ func TestHolder(t *testing.T) {
 		require.Equal(t, stored.LeaseID, holder.LeaseID)
 		require.True(t, stored.ExpiresAt.Equal(*holder.ExpiresAt))
 
-		expire(t, db, "job")
+		testdb.Expire(t, db, "job")
 		holder, err = mutex.Holder()
 		require.NoError(t, err)
 		require.Nil(t, holder)
@@ -256,7 +256,7 @@ func TestHolder(t *testing.T) {
 }
 
 func TestForceReleaseSparesASuccessor(t *testing.T) {
-	db, pool := openFaulty(t)
+	db, pool := openFaulty(t, testdb.Postgres(t))
 	acquire(t, db, "job")
 	var successor *dbmutex.Lease
 	pool.setLose(func(statement string) error {
@@ -275,7 +275,7 @@ func TestForceReleaseSparesASuccessor(t *testing.T) {
 }
 
 func TestForceReleaseFollowsALeaseThatChangesHands(t *testing.T) {
-	db, pool := openFaulty(t)
+	db, pool := openFaulty(t, testdb.Postgres(t))
 	lease := acquire(t, db, "job", dbmutex.WithMinHold(time.Minute))
 	pool.setLose(func(statement string) error {
 		if strings.HasPrefix(statement, "SELECT lease_id") { // it has been read
@@ -313,7 +313,7 @@ func TestMinHold(t *testing.T) {
 		require.InDelta(t, 10*time.Minute, after.ExpiresAt.Sub(after.CreationTime), float64(time.Millisecond))
 		requireHeld(t, db, "job")
 		require.ErrorIs(t, lease.Renew(), dbmutex.ErrTimeout)
-		expire(t, db, "job")
+		testdb.Expire(t, db, "job")
 		requireFree(t, db, "job")
 
 		require.NoError(t, db.Mutex("short", dbmutex.WithMinHold(time.Microsecond)).Do(func(context.Context) error {

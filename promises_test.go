@@ -15,7 +15,6 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/require"
-	"gorm.io/driver/postgres"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
 
@@ -71,7 +70,7 @@ func TestOneHolderTakesOver(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		for range 20 {
 			lost := acquire(t, db, "job")
-			expire(t, db, "job")
+			testdb.Expire(t, db, "job")
 			var winners atomic.Int32
 			var wg sync.WaitGroup
 			for range 8 {
@@ -118,10 +117,10 @@ func TestOnlyTheDatabasesClock(t *testing.T) {
 func TestOnlyTheWantedRow(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		other := acquire(t, db, "other")
-		expire(t, db, "other")
+		testdb.Expire(t, db, "other")
 		before := row(t, db, "other")
 		lease := acquire(t, db, "job")
-		expire(t, db, "job")
+		testdb.Expire(t, db, "job")
 		acquire(t, db, "job")
 		require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout)
 		require.NoError(t, db.Mutex("job").ForceRelease())
@@ -136,7 +135,7 @@ func TestATryIsCheapAndSilent(t *testing.T) {
 		db := open(t, d, &gorm.Config{Logger: out.logger(logger.Warn)})
 		acquire(t, db, "job")
 		expiredLease := acquire(t, db, "pinned")
-		expire(t, db, "pinned")
+		testdb.Expire(t, db, "pinned")
 
 		// While a transaction pins one lease (and, on SQLite, the file), tries neither wait nor fail.
 		tx := open(t, d).Begin()
@@ -193,15 +192,10 @@ func TestTheHolderKnowsInTime(t *testing.T) {
 		})
 		t.Run("while the database hangs", func(t *testing.T) {
 			lease := acquire(t, db, "hangs", dbmutex.WithTTL(time.Second), dbmutex.WithRenewal())
-			tx := open(t, d).Begin()
-			if d.Name == "postgres" {
-				require.NoError(t, tx.Exec(`LOCK TABLE db_mutexes IN ACCESS EXCLUSIVE MODE`).Error)
-			} else {
-				require.NoError(t, lease.Guard(tx))
-			}
+			letGo := d.Hang(t)
 			requireEnds(t, lease.Context())
 			require.ErrorIs(t, context.Cause(lease.Context()), dbmutex.ErrTimeout)
-			require.NoError(t, tx.Rollback().Error)
+			letGo()
 		})
 		t.Run("as soon as a renewal finds it gone", func(t *testing.T) {
 			lease := acquire(t, db, "gone", dbmutex.WithTTL(time.Minute))
@@ -244,7 +238,7 @@ func TestNobodyTakesOverBeforeTheHolderKnows(t *testing.T) {
 }
 
 func TestOneFailedRenewalIsNoLoss(t *testing.T) {
-	db, pool := openFaulty(t)
+	db, pool := openFaulty(t, testdb.Postgres(t))
 	lease := acquire(t, db, "job", dbmutex.WithTTL(3*time.Second), dbmutex.WithRenewal())
 	first, _ := lease.ExpiresAt()
 	var failed atomic.Int32
@@ -380,7 +374,7 @@ func TestAnUnknownOutcomeIsSettled(t *testing.T) {
 		"the transaction failed": &sqlError{"40001"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			db, pool := openFaulty(t)
+			db, pool := openFaulty(t, testdb.Postgres(t))
 			for _, opts := range [][]dbmutex.Option{nil, {dbmutex.WithoutTTL()}} {
 				calls := once(pool, "WITH other", lost)
 				lease, err := db.Mutex("job", opts...).Acquire()
@@ -389,7 +383,7 @@ func TestAnUnknownOutcomeIsSettled(t *testing.T) {
 				require.Equal(t, row(t, db, "job").ID, lease.Token(), "a fresh token, by a take-over of its own row")
 				requireHeld(t, db, "job")
 
-				expire(t, db, "job")
+				testdb.Expire(t, db, "job")
 				calls = once(pool, "WITH stale", lost)
 				successor, err := db.Mutex("job", opts...).Acquire()
 				require.NoError(t, err)
@@ -419,17 +413,13 @@ func TestAnUnknownOutcomeIsSettled(t *testing.T) {
 		var lose atomic.Bool
 		pool := sql.OpenDB(losingConnector{stdlib.GetConnector(*config), &lose})
 		defer func() { require.NoError(t, pool.Close()) }()
-		gdb, err := gorm.Open(postgres.New(postgres.Config{Conn: pool}), &gorm.Config{Logger: logger.Discard})
-		require.NoError(t, err)
-		require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
-		db := dbmutex.Wrap(gdb)
-		require.NoError(t, db.Migrate())
+		db := testdb.PostgresAt("").MutexesOn(t, pool, dbmutex.DefaultSettings())
 		require.NoError(t, db.Mutex("job").Do(func(context.Context) error { lose.Store(true); return nil }))
 		require.False(t, lose.Load())
 		require.Nil(t, row(t, db, "job"))
 	})
 	t.Run("a release that is called again", func(t *testing.T) {
-		db, pool := openFaulty(t)
+		db, pool := openFaulty(t, testdb.Postgres(t))
 		lease := acquire(t, db, "job")
 		pool.setLose(func(statement string) error {
 			if strings.HasPrefix(statement, "DELETE") {
@@ -442,14 +432,14 @@ func TestAnUnknownOutcomeIsSettled(t *testing.T) {
 		require.NoError(t, lease.Release(), "nobody overlapped")
 	})
 	t.Run("a late answer", func(t *testing.T) {
-		db, pool := openFaulty(t)
+		db, pool := openFaulty(t, testdb.Postgres(t))
 		lease := acquire(t, db, "job", dbmutex.WithTTL(20*time.Millisecond))
 		requireEnds(t, lease.Context())
 		once(pool, "DELETE", io.ErrUnexpectedEOF)
 		require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout, "past the deadline it may have been another's work")
 	})
 	t.Run("cancelled in the middle", func(t *testing.T) {
-		db, pool := openFaulty(t)
+		db, pool := openFaulty(t, testdb.Postgres(t))
 		ctx, cancel := context.WithCancel(context.Background())
 		pool.setLose(func(statement string) error {
 			if strings.HasPrefix(statement, "WITH other") {
@@ -464,7 +454,7 @@ func TestAnUnknownOutcomeIsSettled(t *testing.T) {
 		require.Nil(t, row(t, db, "job"), "nothing is left behind")
 	})
 	t.Run("COMMIT", func(t *testing.T) {
-		db, pool := openFaulty(t)
+		db, pool := openFaulty(t, testdb.Postgres(t))
 		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
 		once(pool, "COMMIT", io.ErrUnexpectedEOF)
 		require.NoError(t, db.Mutex("job").Transaction(func(tx *gorm.DB) error {
@@ -473,7 +463,7 @@ func TestAnUnknownOutcomeIsSettled(t *testing.T) {
 		require.Nil(t, row(t, db, "job"))
 	})
 	t.Run("COMMIT that did not happen", func(t *testing.T) {
-		db, pool := openFaulty(t)
+		db, pool := openFaulty(t, testdb.Postgres(t))
 		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
 		once(pool, "ROLLBACK", io.ErrUnexpectedEOF)
 		err := db.Mutex("job").Transaction(func(tx *gorm.DB) error {
@@ -488,7 +478,7 @@ func TestAnUnknownOutcomeIsSettled(t *testing.T) {
 		require.Nil(t, row(t, db, "job"))
 	})
 	t.Run("COMMIT, and nobody to ask", func(t *testing.T) {
-		db, pool := openFaulty(t)
+		db, pool := openFaulty(t, testdb.Postgres(t))
 		pool.setLose(func(statement string) error {
 			if statement == "COMMIT" || strings.Contains(statement, "pg_xact_status") {
 				return io.ErrUnexpectedEOF
@@ -500,7 +490,7 @@ func TestAnUnknownOutcomeIsSettled(t *testing.T) {
 		require.NotErrorIs(t, err, dbmutex.ErrTimeout)
 	})
 	t.Run("ReleaseIn's COMMIT", func(t *testing.T) {
-		db, pool := openFaulty(t)
+		db, pool := openFaulty(t, testdb.Postgres(t))
 		err := db.Mutex("job").Do(func(ctx context.Context) error {
 			lease, _ := dbmutex.LeaseFrom(ctx)
 			once(pool, "COMMIT", io.ErrUnexpectedEOF)
@@ -573,7 +563,7 @@ func TestTokensStrictlyGrow(t *testing.T) {
 		wg.Wait()
 		lease := acquire(t, db, "job")
 		require.Greater(t, lease.Token(), last.Load())
-		expire(t, db, "job")
+		testdb.Expire(t, db, "job")
 		require.Greater(t, acquire(t, db, "job").Token(), lease.Token(), "a take-over")
 	})
 }
@@ -581,32 +571,32 @@ func TestTokensStrictlyGrow(t *testing.T) {
 // A try that waited for the row may have drawn its id before a lease that ended meanwhile drew its token.
 func TestATokenIsDrawnOnceTheRowIsWon(t *testing.T) {
 	t.Parallel()
-	t.Run("postgres", func(t *testing.T) {
-		db := open(t, testdb.Postgres(t))
-		first := db.Begin()
-		require.NoError(t, first.Exec(`INSERT INTO db_mutexes (lock_id, creation_time, holder, lease_id) VALUES ('job', now(), '', '')`).Error)
-		acquired := make(chan *dbmutex.Lease, 1)
-		go func() {
-			lease, err := db.WithContext(limited(t)).Mutex("job").Acquire()
-			if err != nil {
-				t.Error(err)
-			}
-			acquired <- lease
-		}()
-		require.Eventually(t, func() bool {
-			var waiting int
-			require.NoError(t, db.Raw(`SELECT count(*) FROM pg_locks WHERE NOT granted AND transactionid::text = (
-				SELECT transactionid::text FROM pg_locks WHERE pid = ? AND locktype = 'transactionid' AND granted)`, backend(t, first)).Scan(&waiting).Error)
-			return waiting == 1
-		}, time.Minute, time.Millisecond)
-		var token int64
-		require.NoError(t, first.Raw(`SELECT nextval(pg_get_serial_sequence('db_mutexes', 'id'))`).Scan(&token).Error)
-		require.NoError(t, first.Exec(`DELETE FROM db_mutexes`).Error)
-		require.NoError(t, first.Commit().Error)
-		lease := <-acquired
-		require.Greater(t, lease.Token(), token)
-		require.NoError(t, lease.Release())
-	})
+	db := open(t, testdb.Postgres(t))
+	first := db.Begin()
+	require.NoError(t, first.Exec(`INSERT INTO db_mutexes (lock_id, creation_time, holder, lease_id)
+		VALUES ('job', now(), '', '')`).Error)
+	acquired := make(chan *dbmutex.Lease, 1)
+	go func() {
+		lease, err := db.WithContext(limited(t)).Mutex("job").Acquire()
+		if err != nil {
+			t.Error(err)
+		}
+		acquired <- lease
+	}()
+	require.Eventually(t, func() bool {
+		var waiting int
+		require.NoError(t, db.Raw(`SELECT count(*) FROM pg_locks WHERE NOT granted AND transactionid::text = (
+			SELECT transactionid::text FROM pg_locks WHERE pid = ? AND locktype = 'transactionid' AND granted)`,
+			backend(t, first)).Scan(&waiting).Error)
+		return waiting == 1
+	}, time.Minute, time.Millisecond)
+	var token int64
+	require.NoError(t, first.Raw(`SELECT nextval(pg_get_serial_sequence('db_mutexes', 'id'))`).Scan(&token).Error)
+	require.NoError(t, first.Exec(`DELETE FROM db_mutexes`).Error)
+	require.NoError(t, first.Commit().Error)
+	lease := <-acquired
+	require.Greater(t, lease.Token(), token)
+	require.NoError(t, lease.Release())
 }
 
 // backend is a session's process on the server.
@@ -649,12 +639,12 @@ func TestTransactionCommitsOnlyWhileHeld(t *testing.T) {
 		}))
 		require.True(t, made(3))
 
-		// A loss does. (SQLite lets nobody else write meanwhile, so there the row goes in the transaction itself.)
+		// A loss does. (If nobody else can write meanwhile, the row goes in the transaction itself.)
 		err := db.Mutex("job").Transaction(func(tx *gorm.DB) error {
-			if d.Name == "sqlite" {
+			if d.OneWriter {
 				require.NoError(t, tx.Exec(`DELETE FROM db_mutexes`).Error)
 			} else {
-				expire(t, db, "job")
+				testdb.Expire(t, db, "job")
 				acquire(t, db, "job")
 			}
 			return insert(tx, 4)
@@ -838,7 +828,7 @@ func TestItSurvivesACrash(t *testing.T) {
 			}()
 			lease := acquire(t, db, "job")
 			require.NoError(t, lease.Renew())
-			expire(t, db, "job") // under the session's setting
+			testdb.Expire(t, db, "job") // under the session's setting
 			lease = acquire(t, db, "job")
 			require.NoError(t, lease.Release())
 			lease = acquire(t, db, "job", dbmutex.WithoutTTL())

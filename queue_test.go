@@ -31,7 +31,7 @@ func TestWhatWakesAQueue(t *testing.T) {
 		requireWoken(true)
 		require.NoError(t, mutex.ForceRelease())
 		requireWoken(true)
-		if d.Name == "postgres" {
+		if d.Notifies {
 			dbmutex.Notify(mutex)
 			requireWoken(true)
 		}

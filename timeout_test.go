@@ -318,7 +318,7 @@ func TestALeaseThatEndedBeforeItsWorkBegan(t *testing.T) {
 func TestTheMomentThatCountsIsTheEndOfTheWork(t *testing.T) {
 	t.Parallel()
 	const ttl = 2 * time.Second
-	db, pool := openFaulty(t)
+	db, pool := openFaulty(t, testdb.Postgres(t))
 	slow := func(lose error) {
 		pool.setLose(func(statement string) error {
 			if !strings.HasPrefix(statement, "DELETE") && !strings.HasPrefix(statement, "UPDATE") {
@@ -350,7 +350,7 @@ func TestTheMomentThatCountsIsTheEndOfTheWork(t *testing.T) {
 func TestATimeoutSaysWhatFailed(t *testing.T) {
 	t.Parallel()
 	t.Run("renewals that fail", func(t *testing.T) {
-		db, pool := openFaulty(t)
+		db, pool := openFaulty(t, testdb.Postgres(t))
 		broken := errors.New("the renewal's own")
 		var cause error
 		err := db.Mutex("job", dbmutex.WithTTL(2*time.Second), dbmutex.WithRenewal()).Do(func(ctx context.Context) error {
@@ -372,7 +372,7 @@ func TestATimeoutSaysWhatFailed(t *testing.T) {
 		require.ErrorAs(t, cause, &refused)
 	})
 	t.Run("a renewal that recovered is no cause", func(t *testing.T) {
-		db, pool := openFaulty(t)
+		db, pool := openFaulty(t, testdb.Postgres(t))
 		lease := acquire(t, db, "job", dbmutex.WithTTL(3*time.Second))
 		pool.setLose(func(statement string) error {
 			if strings.Contains(statement, "SET expires_at") {

@@ -243,7 +243,7 @@ func TestWhatIsKeptForAWaiterIsGivenBackWhenItLeaves(t *testing.T) {
 func TestALostAnswerDoesNotTouchWhatIsKeptForAWaiter(t *testing.T) {
 	for name, opts := range map[string][]dbmutex.Option{"TTL": nil, "no TTL": {dbmutex.WithoutTTL()}} {
 		t.Run(name, func(t *testing.T) {
-			db, pool := openFaulty(t)
+			db, pool := openFaulty(t, testdb.Postgres(t))
 			lease := acquire(t, db, "job", opts...)
 			pool.setLose(func(statement string) error {
 				if strings.HasPrefix(statement, `UPDATE "db_mutexes" SET id = DEFAULT`) {
@@ -273,7 +273,7 @@ func TestALostLeaseStaysLostWhateverIsKeptForItsWaiter(t *testing.T) {
 	require.NoError(t, first.Release())
 	lease := <-acquired
 	require.NoError(t, <-failed)
-	expire(t, db, "job")
+	testdb.Expire(t, db, "job")
 	found, err := dbmutex.Reserve(acquire(t, other, "job"), ticket) // by one who has not heard that it waits no more
 	require.NoError(t, err)
 	require.True(t, found)
@@ -411,8 +411,8 @@ func TestAHandOnThatIsTriedAgainIsNoProof(t *testing.T) {
 }
 
 func handOnTwice(t *testing.T, failure error) {
-	db, pool := openFaulty(t)
-	direct := open(t, testdb.At("postgres", dsnOf(t, db)))
+	db, pool := openFaulty(t, testdb.Postgres(t))
+	direct := open(t, testdb.At(db.Name(), dsnOf(t, db)))
 	var refuse atomic.Pointer[func() error]
 	pool.refuse = func(statement string) error {
 		if call := refuse.Load(); call != nil && strings.HasPrefix(statement, handOn) {
@@ -451,7 +451,7 @@ func handOnTwice(t *testing.T, failure error) {
 func TestAReleaseThatMayNotNotifyIsDone(t *testing.T) {
 	for _, turn := range []bool{false, true} {
 		t.Run(fmt.Sprint("a waiter's turn: ", turn), func(t *testing.T) {
-			db, pool := openFaulty(t)
+			db, pool := openFaulty(t, testdb.Postgres(t))
 			var full atomic.Bool
 			pool.refuse = func(statement string) error {
 				if full.Load() && strings.Contains(statement, "pg_notify") {
@@ -464,7 +464,7 @@ func TestAReleaseThatMayNotNotifyIsDone(t *testing.T) {
 				letListen(t, db)
 				ctx, cancel := context.WithCancel(limited(t))
 				t.Cleanup(cancel)
-				waiting(t, open(t, testdb.At("postgres", dsnOf(t, db))).WithContext(ctx))
+				waiting(t, open(t, testdb.At(db.Name(), dsnOf(t, db))).WithContext(ctx))
 				require.Eventually(t, func() bool { return dbmutex.Strangers(db.Mutex("job")) == 1 }, time.Minute, time.Millisecond)
 			}
 			full.Store(true)
@@ -526,7 +526,7 @@ func TestATakeOverIsNoKnock(t *testing.T) {
 		var out logs
 		logged := db.Session(&gorm.Session{Logger: out.logger(logger.Info)})
 		require.NoError(t, logged.Mutex("job", dbmutex.WithMinHold(time.Millisecond)).Do(nothing))
-		expire(t, db, "job")
+		testdb.Expire(t, db, "job")
 		before := len(out.String())
 		require.NoError(t, logged.Mutex("job").Do(nothing))
 		require.Equal(t, 1, strings.Count(out.String()[before:], "DELETE"), "the release needs one statement")
@@ -540,7 +540,7 @@ func TestATakeOverIsNoKnock(t *testing.T) {
 func TestACrowdOfProcessesTellsLittle(t *testing.T) {
 	t.Parallel()
 	onCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
-		next := overhear(t, testdb.At("postgres", c.DSN()))
+		next := overhear(t, testdb.PostgresAt(c.DSN()))
 		var runs []*atomic.Int64
 		for range 20 {
 			runs = append(runs, loop(t, openDSN(t, c.DSN()), 2, 20*time.Millisecond, 0))

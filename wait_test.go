@@ -373,8 +373,8 @@ func waiting(t *testing.T, db *dbmutex.DB, opts ...dbmutex.Option) (acquired cha
 }
 
 func TestAReleaserHandsTheMutexOn(t *testing.T) {
-	t.Run("postgres", func(t *testing.T) {
-		db, pool := openFaulty(t)
+	testdb.EachOf(t, testdb.Notifies, func(t *testing.T, d *testdb.Database) {
+		db, pool := openFaulty(t, d)
 		db = db.WithContext(limited(t))
 		first := acquire(t, db, "job")
 		acquired, failed := waiting(t, db, dbmutex.WithHolder("the next"), dbmutex.WithTTL(time.Hour))
@@ -405,8 +405,8 @@ func TestAReleaserHandsTheMutexOn(t *testing.T) {
 }
 
 func TestAReleaserHandsTheMutexOnWhoseAnswerIsLost(t *testing.T) {
-	t.Run("postgres", func(t *testing.T) {
-		db, pool := openFaulty(t)
+	testdb.EachOf(t, testdb.Notifies, func(t *testing.T, d *testdb.Database) {
+		db, pool := openFaulty(t, d)
 		db = db.WithContext(limited(t))
 		first := acquire(t, db, "job")
 		acquired, failed := waiting(t, db)
@@ -427,8 +427,8 @@ func TestAReleaserHandsTheMutexOnWhoseAnswerIsLost(t *testing.T) {
 }
 
 func TestAWaiterThatIsGoneWhenItIsHandedTheMutex(t *testing.T) {
-	t.Run("postgres", func(t *testing.T) {
-		db, pool := openFaulty(t)
+	testdb.EachOf(t, testdb.Notifies, func(t *testing.T, d *testdb.Database) {
+		db, pool := openFaulty(t, d)
 		first := acquire(t, db, "job")
 		ctx, cancel := context.WithCancel(context.Background())
 		_, failed := waiting(t, db.WithContext(ctx))
@@ -448,9 +448,9 @@ func TestAWaiterThatIsGoneWhenItIsHandedTheMutex(t *testing.T) {
 // What a waiter that is gone was handed is undone, whether the answer came or not, and without its MinHold.
 func TestNothingIsLeftOfAWaiterThatIsGone(t *testing.T) {
 	t.Parallel()
-	t.Run("postgres", func(t *testing.T) {
+	testdb.EachOf(t, testdb.Notifies, func(t *testing.T, d *testdb.Database) {
 		for _, lost := range []error{nil, io.ErrUnexpectedEOF} {
-			db, pool := openFaulty(t)
+			db, pool := openFaulty(t, d)
 			first := acquire(t, db, "job")
 			ctx, cancel := context.WithCancel(context.Background())
 			_, failed := waiting(t, db.WithContext(ctx), dbmutex.WithMinHold(10*time.Minute))
@@ -476,8 +476,8 @@ func TestNothingIsLeftOfAWaiterThatIsGone(t *testing.T) {
 }
 
 func TestAReleaserThatPanicsTakesNoWaiterWithIt(t *testing.T) {
-	t.Run("postgres", func(t *testing.T) {
-		db, pool := openFaulty(t)
+	testdb.EachOf(t, testdb.Notifies, func(t *testing.T, d *testdb.Database) {
+		db, pool := openFaulty(t, d)
 		first := acquire(t, db, "job")
 		acquired, failed := waiting(t, db.WithContext(limited(t)))
 		pool.setLose(func(statement string) error {
@@ -495,8 +495,8 @@ func TestAReleaserThatPanicsTakesNoWaiterWithIt(t *testing.T) {
 }
 
 func TestAMutexThatCannotBeHandedOn(t *testing.T) {
-	t.Run("postgres", func(t *testing.T) {
-		db, pool := openFaulty(t)
+	testdb.EachOf(t, testdb.Notifies, func(t *testing.T, d *testdb.Database) {
+		db, pool := openFaulty(t, d)
 		db = db.WithContext(limited(t))
 		first := acquire(t, db, "job")
 		acquired, failed := waiting(t, db)
@@ -525,9 +525,9 @@ func TestAMutexThatCannotBeHandedOn(t *testing.T) {
 
 func TestAWaiterWhoseTimeIsOverWhenItIsHandedTheMutex(t *testing.T) {
 	t.Parallel()
-	t.Run("postgres", func(t *testing.T) {
+	testdb.EachOf(t, testdb.Notifies, func(t *testing.T, d *testdb.Database) {
 		for name, lost := range map[string]error{"in the end": nil, "in vain": &sqlError{"42501"}} {
-			db, pool := openFaulty(t)
+			db, pool := openFaulty(t, d)
 			db = db.WithContext(limited(t))
 			first := acquire(t, db, "job")
 			acquired, failed := make(chan *dbmutex.Lease, 1), make(chan error, 1)
@@ -556,8 +556,8 @@ func TestAWaiterWhoseTimeIsOverWhenItIsHandedTheMutex(t *testing.T) {
 }
 
 func TestALeaseIsHandedToAWaiterOnce(t *testing.T) {
-	t.Run("postgres", func(t *testing.T) {
-		db := open(t, testdb.Postgres(t)).WithContext(limited(t))
+	testdb.EachOf(t, testdb.Notifies, func(t *testing.T, d *testdb.Database) {
+		db := open(t, d).WithContext(limited(t))
 		mutex := db.Mutex("job")
 		first := acquire(t, db, "job")
 		w := dbmutex.JoinAsHead(t, mutex)

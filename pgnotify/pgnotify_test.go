@@ -13,10 +13,7 @@ import (
 )
 
 func TestListenHearsOfReleases(t *testing.T) {
-	gdb := testdb.Postgres(t).Open(t)
-	require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
-	db := dbmutex.Wrap(gdb)
-	require.NoError(t, db.Migrate())
+	db := testdb.Postgres(t).Mutexes(t, dbmutex.DefaultSettings())
 	pool, err := db.DB()
 	require.NoError(t, err)
 

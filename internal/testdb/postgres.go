@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"gorm.io/driver/postgres"
+	"gorm.io/gorm"
 )
 
 const (
@@ -27,6 +29,19 @@ const (
 	// howTo ends the messages about a missing server.
 	howTo = "set " + envDSN + ", or install it (Debian: apt-get install postgresql)"
 )
+
+var postgresKind = &Kind{
+	Name:          "postgres",
+	Notifies:      true,
+	Remote:        true,
+	DropsLeftOpen: true, // pgx does
+	dialector:     postgres.Open,
+	on:            func(pool gorm.ConnPool) gorm.Dialector { return postgres.New(postgres.Config{Conn: pool}) },
+	past:          `clock_timestamp() - interval '1 second'`,
+	hang:          `LOCK TABLE db_mutexes IN ACCESS EXCLUSIVE MODE`,
+}
+
+func init() { postgresKind.fresh = Postgres }
 
 // errNoPrograms: there is no server to use, nor programs to start one.
 var errNoPrograms = errors.New("no PostgreSQL found")
@@ -111,8 +126,11 @@ func Postgres(t testing.TB) *Database {
 			t.Errorf("testdb: drop schema: %v", err)
 		}
 	})
-	return &Database{Name: namePostgres, DSN: dsn}
+	return &Database{postgresKind, dsn}
 }
+
+// PostgresAt is the database of a DSN.
+func PostgresAt(dsn string) *Database { return &Database{postgresKind, dsn} }
 
 // withSearchPath returns dsn with its search_path set to the schema.
 func withSearchPath(dsn, schema string) (string, error) {

@@ -17,87 +17,97 @@
 package testdb
 
 import (
-	"fmt"
-	"path/filepath"
 	"testing"
 
-	"gorm.io/driver/postgres"
-	"gorm.io/driver/sqlite"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
+
+	"github.com/gorm-dbmutex/dbmutex"
 )
 
-const (
-	nameSQLite   = "sqlite"
-	namePostgres = "postgres"
-)
+// Kind is a kind of database, such as "sqlite". A test that must know more than its promises asks for a fact, not for
+// the name.
+type Kind struct {
+	Name string
 
-// SQLiteDialector makes the dialector of a SQLite file from its path. Tests of
-// another driver replace it before they ask for a database.
-var SQLiteDialector = func(dsn string) gorm.Dialector { return sqlite.Open(dsn) }
+	// Notifies: other processes hear of releases (with pgnotify).
+	Notifies bool
+	// Remote: the database is another process, whose answers can get lost.
+	Remote bool
+	// OneWriter: a transaction that has written keeps everybody else from writing.
+	OneWriter bool
+	// DropsLeftOpen: the usual driver closes a connection that comes back to the pool within a transaction.
+	DropsLeftOpen bool
+
+	fresh     func(t testing.TB) *Database
+	dialector func(dsn string) gorm.Dialector
+	on        func(pool gorm.ConnPool) gorm.Dialector
+	past      string // an SQL expression: the time a second ago, as expires_at has it
+	hang      string // a statement in a transaction that makes the writes of others wait until the transaction ends
+}
+
+// kinds are all that Each runs a test on.
+var kinds = []*Kind{sqliteKind, postgresKind}
 
 // Database is one database of a test's own: a schema on a PostgreSQL server,
 // or a SQLite file.
 type Database struct {
-	Name string // "sqlite" or "postgres"
-	DSN  string // a file's path, or a DSN whose search_path is the schema
+	*Kind
+	DSN string // a file's path, or a DSN whose search_path is the schema
 }
 
 // At is the database another process made: a child process gets name and dsn
 // from its parent, which keeps the database until the child has ended.
 func At(name, dsn string) *Database {
-	return &Database{Name: name, DSN: dsn}
+	for _, kind := range kinds {
+		if kind.Name == name {
+			return &Database{kind, dsn}
+		}
+	}
+	panic("testdb: no database is called " + name)
 }
 
-// Each runs fn in a subtest per kind of database, "sqlite" and "postgres",
-// each with a fresh Database.
+// Each runs fn in a subtest per kind of database, each with a fresh Database.
 func Each(t *testing.T, fn func(t *testing.T, d *Database)) {
 	t.Helper()
-	t.Run(nameSQLite, func(t *testing.T) { fn(t, SQLite(t)) })
-	t.Run(namePostgres, func(t *testing.T) { fn(t, Postgres(t)) })
+	EachOf(t, func(*Kind) bool { return true }, fn)
 }
 
-// SQLite makes a database in a new file, in WAL mode, in t.TempDir().
-func SQLite(t testing.TB) *Database {
+// Notifies is for EachOf.
+func Notifies(k *Kind) bool { return k.Notifies }
+
+// Remote is for EachOf.
+func Remote(k *Kind) bool { return k.Remote }
+
+// EachOf is Each for the kinds that are wanted.
+func EachOf(t *testing.T, wanted func(*Kind) bool, fn func(t *testing.T, d *Database)) {
 	t.Helper()
-	d := &Database{Name: nameSQLite, DSN: filepath.Join(t.TempDir(), "test.db")}
-	if err := d.createSQLite(); err != nil {
-		t.Fatalf("testdb: make SQLite file %s: %v", d.DSN, err)
+	for _, kind := range kinds {
+		if wanted(kind) {
+			t.Run(kind.Name, func(t *testing.T) { fn(t, kind.fresh(t)) })
+		}
 	}
-	return d
 }
 
-// createSQLite creates the file and sets WAL mode, which the file keeps.
-func (d *Database) createSQLite() error {
-	db, err := gorm.Open(d.Dialector(), quiet{})
-	if err != nil {
-		return err
+// All are fresh databases, one of each kind that this machine has, for what is no *testing.T.
+func All(t testing.TB) (all []*Database) {
+	t.Helper()
+	for _, kind := range kinds {
+		if kind != postgresKind || HasPostgres() {
+			all = append(all, kind.fresh(t))
+		}
 	}
-	pool, err := db.DB()
-	if err != nil {
-		return err
-	}
-	var mode string
-	err = db.Raw("PRAGMA journal_mode=WAL").Scan(&mode).Error
-	if err == nil && mode != "wal" {
-		err = fmt.Errorf("journal_mode is %q, not wal", mode)
-	}
-	if closeErr := pool.Close(); err == nil {
-		err = closeErr
-	}
-	return err
+	return all
+}
+
+// Another is a fresh database of the same kind.
+func (d *Database) Another(t testing.TB) *Database {
+	t.Helper()
+	return d.fresh(t)
 }
 
 // Dialector returns a new dialector, for a new pool on the same schema or file.
-func (d *Database) Dialector() gorm.Dialector {
-	switch d.Name {
-	case nameSQLite:
-		return SQLiteDialector(d.DSN)
-	case namePostgres:
-		return postgres.Open(d.DSN)
-	}
-	panic(fmt.Sprintf("testdb: no database is called %q", d.Name))
-}
+func (d *Database) Dialector() gorm.Dialector { return d.dialector(d.DSN) }
 
 // Open opens a new pool with these options and closes it when the test ends.
 // It logs nothing unless a *gorm.Config among the options has a Logger.
@@ -119,10 +129,83 @@ func (d *Database) Open(t testing.TB, opts ...gorm.Option) *gorm.DB {
 	return db
 }
 
+// Mutexes is Open with the plugin registered and the lock's table made.
+func (d *Database) Mutexes(t testing.TB, settings dbmutex.Settings, opts ...gorm.Option) *dbmutex.DB {
+	t.Helper()
+	db := d.Registered(t, settings, opts...)
+	if err := db.Migrate(); err != nil {
+		t.Fatalf("testdb: make the table in %s: %v", d.Name, err)
+	}
+	return db
+}
+
+// MutexesOn is Mutexes on a pool that is there, and may do with its statements what it likes. Closing it is the caller's.
+func (d *Database) MutexesOn(t testing.TB, pool gorm.ConnPool, settings dbmutex.Settings, opts ...gorm.Option) *dbmutex.DB {
+	t.Helper()
+	gdb, err := gorm.Open(d.on(pool), append([]gorm.Option{quiet{}}, opts...)...)
+	if err != nil {
+		t.Fatalf("testdb: open %s: %v", d.Name, err)
+	}
+	db := Register(t, gdb, settings)
+	if err := db.Migrate(); err != nil {
+		t.Fatalf("testdb: make the table in %s: %v", d.Name, err)
+	}
+	return db
+}
+
+// Registered is Open with the plugin registered. The table may be missing.
+func (d *Database) Registered(t testing.TB, settings dbmutex.Settings, opts ...gorm.Option) *dbmutex.DB {
+	t.Helper()
+	return Register(t, d.Open(t, opts...), settings)
+}
+
+// Register gives a handle the plugin.
+func Register(t testing.TB, db *gorm.DB, settings dbmutex.Settings) *dbmutex.DB {
+	t.Helper()
+	if err := db.Use(dbmutex.New(settings)); err != nil {
+		t.Fatalf("testdb: register the plugin: %v", err)
+	}
+	return dbmutex.Wrap(db)
+}
+
+// Connect is Registered for what is no test, such as a child process. It has the default settings.
+func (d *Database) Connect() (*dbmutex.DB, error) {
+	db, err := gorm.Open(d.Dialector(), quiet{})
+	if err != nil {
+		return nil, err
+	}
+	return dbmutex.Wrap(db), db.Use(dbmutex.New(dbmutex.DefaultSettings()))
+}
+
+// Expire makes the row of a lease, or of a MinHold, run out now, as if its time had passed.
+func Expire(t testing.TB, db *dbmutex.DB, id string) {
+	t.Helper()
+	res := db.Exec(`UPDATE db_mutexes SET expires_at = `+At(db.Name(), "").past+` WHERE lock_id = ?`, id)
+	if res.Error != nil || res.RowsAffected != 1 {
+		t.Fatalf("testdb: expire %q: %d rows, %v", id, res.RowsAffected, res.Error)
+	}
+}
+
+// Hang makes statements that write to the lock's table wait, as if the database hung, until letGo.
+func (d *Database) Hang(t testing.TB) (letGo func()) {
+	t.Helper()
+	tx := d.Open(t).Begin()
+	if err := tx.Exec(d.hang).Error; err != nil {
+		t.Fatalf("testdb: hang %s: %v", d.Name, err)
+	}
+	return func() {
+		t.Helper()
+		if err := tx.Rollback().Error; err != nil {
+			t.Errorf("testdb: let %s go: %v", d.Name, err)
+		}
+	}
+}
+
 // quiet is the gorm.Option which discards the log if nothing else is said.
 // GORM applies a *gorm.Config before every other option, whatever their order.
 type quiet struct{}
 
+// Apply sets the logger.
 func (quiet) Apply(c *gorm.Config) error {
 	if c.Logger == nil {
 		c.Logger = logger.Discard
@@ -130,4 +213,5 @@ func (quiet) Apply(c *gorm.Config) error {
 	return nil
 }
 
+// AfterInitialize does nothing.
 func (quiet) AfterInitialize(*gorm.DB) error { return nil }

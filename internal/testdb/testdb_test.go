@@ -19,11 +19,7 @@ type row struct{ ID int }
 
 func TestDatabasesAreSeparate(t *testing.T) {
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
-		other := map[string]func(testing.TB) *testdb.Database{
-			"sqlite":   testdb.SQLite,
-			"postgres": testdb.Postgres,
-		}[d.Name](t)
-		a, b := d.Open(t), other.Open(t)
+		a, b := d.Open(t), d.Another(t).Open(t)
 
 		require.NoError(t, a.AutoMigrate(&row{}))
 		require.NoError(t, a.Create(&row{ID: 1}).Error)
@@ -56,7 +52,7 @@ func TestDatabaseEndsWithItsTest(t *testing.T) {
 		t.Skip("no PostgreSQL")
 	}
 	var schemas []string
-	db := testdb.At("postgres", dsn).Open(t)
+	db := testdb.PostgresAt(dsn).Open(t)
 	require.NoError(t, db.Raw("SELECT unnest(current_schemas(false))").Scan(&schemas).Error)
 	assert.Empty(t, schemas)
 }

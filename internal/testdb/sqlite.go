@@ -1,0 +1,56 @@
+package testdb
+
+import (
+	"fmt"
+	"path/filepath"
+	"testing"
+
+	"gorm.io/driver/sqlite"
+	"gorm.io/gorm"
+)
+
+// SQLiteDialector makes the dialector of a SQLite file from its path. Tests of
+// another driver replace it before they ask for a database.
+var SQLiteDialector = func(dsn string) gorm.Dialector { return sqlite.Open(dsn) }
+
+var sqliteKind = &Kind{
+	Name:      "sqlite",
+	OneWriter: true,
+	dialector: func(dsn string) gorm.Dialector { return SQLiteDialector(dsn) },
+	on:        func(pool gorm.ConnPool) gorm.Dialector { return &sqlite.Dialector{Conn: pool} },
+	past:      `strftime('%Y-%m-%d %H:%M:%f', 'now', '-1 second')`,
+	hang:      `DELETE FROM db_mutexes WHERE false`, // it takes the write lock
+}
+
+func init() { sqliteKind.fresh = SQLite }
+
+// SQLite makes a database in a new file, in WAL mode, in t.TempDir().
+func SQLite(t testing.TB) *Database {
+	t.Helper()
+	d := &Database{sqliteKind, filepath.Join(t.TempDir(), "test.db")}
+	if err := d.createSQLite(); err != nil {
+		t.Fatalf("testdb: make SQLite file %s: %v", d.DSN, err)
+	}
+	return d
+}
+
+// createSQLite creates the file and sets WAL mode, which the file keeps.
+func (d *Database) createSQLite() error {
+	db, err := gorm.Open(d.Dialector(), quiet{})
+	if err != nil {
+		return err
+	}
+	pool, err := db.DB()
+	if err != nil {
+		return err
+	}
+	var mode string
+	err = db.Raw("PRAGMA journal_mode=WAL").Scan(&mode).Error
+	if err == nil && mode != "wal" {
+		err = fmt.Errorf("journal_mode is %q, not wal", mode)
+	}
+	if closeErr := pool.Close(); err == nil {
+		err = closeErr
+	}
+	return err
+}
