@@ -18,35 +18,6 @@ import (
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
-// exercise runs every verb once.
-func exercise(t *testing.T, db *dbmutex.DB) {
-	t.Helper()
-	db = db.WithContext(limited(t))
-	require.NoError(t, db.Mutex("job").Do(func(ctx context.Context) error {
-		lease, _ := dbmutex.LeaseFrom(ctx)
-		requireHeld(t, db, "job")
-		require.NoError(t, lease.Renew())
-		holder, err := db.Mutex("job").Holder()
-		require.NoError(t, err)
-		require.Equal(t, "job", holder.LockID)
-		require.InDelta(t, time.Now().Unix(), holder.CreationTime.Unix(), 60)
-		begin := db.Gorm.Session(&gorm.Session{NewDB: true}).Begin()
-		require.NoError(t, begin.Error)
-		require.NoError(t, lease.Guard(begin))
-		require.NoError(t, begin.Rollback().Error)
-		return nil
-	}))
-	require.NoError(t, db.Mutex("job").Transaction(func(tx *gorm.DB) error { return tx.Exec(`SELECT 1`).Error }))
-	requireFree(t, db, "job")
-	short, err := db.Mutex("job", dbmutex.WithTTL(time.Millisecond)).Acquire()
-	require.NoError(t, err)
-	lease, err := db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire() // a take-over
-	require.NoError(t, err)
-	require.ErrorIs(t, short.Release(), dbmutex.ErrTimeout)
-	require.NoError(t, db.Mutex("job").ForceRelease())
-	require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout)
-}
-
 // masking is a logger that hides values, in place.
 type masking struct{ logger.Interface }
 
@@ -114,104 +85,6 @@ func TestDefaultIsolationLevels(t *testing.T) {
 			})
 		}
 		wg.Wait()
-	}
-}
-
-func TestSQLiteWithARollbackJournal(t *testing.T) {
-	d := testdb.SQLite(t)
-	db := open(t, d)
-	require.NoError(t, db.Exec(`PRAGMA journal_mode = DELETE`).Error)
-	exercise(t, db)
-	var timeout int
-	require.NoError(t, db.Exec(`PRAGMA busy_timeout = 1234`).Error)
-	pool, err := db.DB()
-	require.NoError(t, err)
-	pool.SetMaxOpenConns(1)
-	exercise(t, db)
-	require.NoError(t, db.Raw(`PRAGMA busy_timeout`).Scan(&timeout).Error)
-	require.Equal(t, 1234, timeout, "left as it was")
-}
-
-func TestReadersDoNotStarveARollbackJournal(t *testing.T) {
-	d := testdb.SQLite(t)
-	db := open(t, d)
-	require.NoError(t, db.Exec(`PRAGMA journal_mode = DELETE`).Error)
-	stop := make(chan struct{})
-	var wg sync.WaitGroup
-	for range 4 {
-		reader := open(t, d)
-		wg.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				tx := reader.Begin()
-				var n int
-				tx.Raw(`SELECT count(*) FROM db_mutexes`).Scan(&n)
-				time.Sleep(10 * time.Millisecond)
-				tx.Rollback()
-			}
-		})
-	}
-	for range 5 {
-		lease := acquire(t, db, "job")
-		require.NoError(t, lease.Renew())
-		require.NoError(t, lease.Release())
-	}
-	close(stop)
-	wg.Wait()
-}
-
-// rollbackJournal opens a SQLite file in the mode that is SQLite's default, and a reader that keeps writers from committing.
-func rollbackJournal(t *testing.T) (db *dbmutex.DB, d *testdb.Database, read func() (end func())) {
-	d = testdb.SQLite(t)
-	db = open(t, d)
-	require.NoError(t, db.Exec(`PRAGMA journal_mode = DELETE`).Error)
-	return db, d, func() func() {
-		reader := d.Open(t).Begin()
-		var n int
-		require.NoError(t, reader.Raw(`SELECT count(*) FROM db_mutexes`).Scan(&n).Error)
-		return func() { require.NoError(t, reader.Rollback().Error) }
-	}
-}
-
-func TestATakeOverThatIsNotCommittedIsNone(t *testing.T) {
-	db, _, read := rollbackJournal(t)
-	old := acquire(t, db, "job")
-	testdb.Expire(t, db, "job")
-	end := read()
-	requireHeld(t, db, "job")
-	end()
-	require.Greater(t, acquire(t, db, "job").Token(), old.Token())
-}
-
-func TestAnAcquireThatIsNotCommittedIsNone(t *testing.T) {
-	t.Parallel()
-	db, d, read := rollbackJournal(t)
-	dbs := []*dbmutex.DB{db, open(t, d), open(t, d)}
-	for range 3 {
-		end := read()
-		outcomes := make(chan error, len(dbs))
-		for _, db := range dbs {
-			go func() {
-				_, err := db.Mutex("job").Acquire()
-				outcomes <- err
-			}()
-		}
-		time.Sleep(200 * time.Millisecond)
-		end()
-		holders := 0
-		for range dbs {
-			if err := <-outcomes; err == nil {
-				holders++
-			} else {
-				require.ErrorIs(t, err, dbmutex.ErrNotAcquired)
-			}
-		}
-		require.Equal(t, 1, holders)
-		require.NoError(t, db.Mutex("job").ForceRelease())
 	}
 }
 
@@ -290,40 +163,6 @@ func TestLeftOnTheHandle(t *testing.T) {
 			require.EqualValues(t, 1, n, "the transaction's handle is clean, too")
 		}
 	})
-}
-
-func TestTransactionCarriesTheHandlesSettings(t *testing.T) {
-	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
-		handle := dbmutex.Wrap(db.Set("tenant", "acme").Session(&gorm.Session{SkipHooks: true}))
-		require.NoError(t, handle.Mutex("job").Transaction(func(tx *gorm.DB) error {
-			for range 2 {
-				tenant, _ := tx.Get("tenant")
-				require.Equal(t, "acme", tenant)
-				require.True(t, tx.Exec(`SELECT 1`).Statement.SkipHooks)
-			}
-			return nil
-		}))
-		require.NoError(t, db.Mutex("job").Transaction(func(tx *gorm.DB) error {
-			_, set := tx.Get("tenant")
-			require.False(t, set)
-			return nil
-		}))
-	})
-}
-
-func TestWaitingForAnotherWriterIsNotLogged(t *testing.T) {
-	d := testdb.SQLite(t)
-	out := &logs{}
-	db := open(t, d, &gorm.Config{Logger: out.logger(logger.Warn)})
-	lease := acquire(t, db, "job")
-	other := open(t, d).Begin()
-	require.NoError(t, other.Exec(`CREATE TABLE made (id integer)`).Error)
-	done := make(chan error, 1)
-	go func() { done <- errors.Join(lease.Renew(), lease.Release()) }()
-	time.Sleep(300 * time.Millisecond)
-	require.NoError(t, other.Commit().Error)
-	require.NoError(t, <-done)
-	require.Empty(t, out.String())
 }
 
 // poolOfOnesOwn is a pool that database/sql does not know, such as one for tracing.

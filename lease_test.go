@@ -244,18 +244,6 @@ func TestAnIgnoredGuardCommitsNothing(t *testing.T) {
 	})
 }
 
-func TestTransactionReleasesItsLeaseItself(t *testing.T) {
-	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
-		require.NoError(t, db.Mutex("job").Transaction(func(tx *gorm.DB) error {
-			lease, _ := dbmutex.LeaseFrom(tx.Statement.Context)
-			require.NoError(t, lease.Guard(tx))
-			require.ErrorIs(t, lease.ReleaseIn(tx), dbmutex.ErrInvalidSettings)
-			return nil
-		}))
-		requireFree(t, db, "job")
-	})
-}
-
 func TestNestedLeases(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {

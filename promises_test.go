@@ -2,18 +2,13 @@ package dbmutex_test
 
 import (
 	"context"
-	"database/sql"
-	"database/sql/driver"
 	"errors"
-	"io"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/require"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
@@ -254,11 +249,6 @@ func TestOneFailedRenewalIsNoLoss(t *testing.T) {
 	require.NoError(t, lease.Release())
 }
 
-type sqlError struct{ code string }
-
-func (e *sqlError) Error() string    { return "SQLSTATE " + e.code }
-func (e *sqlError) SQLState() string { return e.code }
-
 func TestDoTellsTheTruth(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		short := dbmutex.WithTTL(20 * time.Millisecond)
@@ -354,180 +344,6 @@ func TestRenewalsOutlastTheCallersContext(t *testing.T) {
 	})
 }
 
-func TestAnUnknownOutcomeIsSettled(t *testing.T) {
-	t.Parallel()
-	// once loses the answer to the first statement that begins so.
-	once := func(pool *faultyPool, begins string, lost error) *atomic.Int32 {
-		var n atomic.Int32
-		pool.setLose(func(statement string) error {
-			if strings.HasPrefix(statement, begins) && n.Add(1) == 1 {
-				return lost
-			}
-			return nil
-		})
-		return &n
-	}
-	for name, lost := range map[string]error{
-		"the connection died":    io.ErrUnexpectedEOF,
-		"database/sql gave up":   driver.ErrBadConn,
-		"it was terminated":      &sqlError{"57P01"},
-		"the transaction failed": &sqlError{"40001"},
-	} {
-		t.Run(name, func(t *testing.T) {
-			db, pool := openFaulty(t, testdb.Postgres(t))
-			for _, opts := range [][]dbmutex.Option{nil, {dbmutex.WithoutTTL()}} {
-				calls := once(pool, "WITH other", lost)
-				lease, err := db.Mutex("job", opts...).Acquire()
-				require.NoError(t, err)
-				require.EqualValues(t, 2, calls.Load())
-				require.Equal(t, row(t, db, "job").ID, lease.Token(), "a fresh token, by a take-over of its own row")
-				requireHeld(t, db, "job")
-
-				testdb.Expire(t, db, "job")
-				calls = once(pool, "WITH stale", lost)
-				successor, err := db.Mutex("job", opts...).Acquire()
-				require.NoError(t, err)
-				require.EqualValues(t, 2, calls.Load())
-				require.Greater(t, successor.Token(), lease.Token())
-				require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout)
-				lease = successor
-
-				calls = once(pool, "UPDATE", lost)
-				require.NoError(t, lease.Renew())
-				require.EqualValues(t, 2, calls.Load())
-
-				calls = once(pool, "DELETE", lost)
-				if strings.HasPrefix(lost.Error(), "SQLSTATE 40") { // it has had its effect here, against what it says
-					require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout)
-				} else {
-					require.NoError(t, lease.Release())
-				}
-				require.EqualValues(t, 2, calls.Load())
-				require.Nil(t, row(t, db, "job"))
-			}
-		})
-	}
-	t.Run("a statement that database/sql would repeat", func(t *testing.T) {
-		config, err := pgx.ParseConfig(testdb.Postgres(t).DSN)
-		require.NoError(t, err)
-		var lose atomic.Bool
-		pool := sql.OpenDB(losingConnector{stdlib.GetConnector(*config), &lose})
-		defer func() { require.NoError(t, pool.Close()) }()
-		db := testdb.PostgresAt("").MutexesOn(t, pool, dbmutex.DefaultSettings())
-		require.NoError(t, db.Mutex("job").Do(func(context.Context) error { lose.Store(true); return nil }))
-		require.False(t, lose.Load())
-		require.Nil(t, row(t, db, "job"))
-	})
-	t.Run("a release that is called again", func(t *testing.T) {
-		db, pool := openFaulty(t, testdb.Postgres(t))
-		lease := acquire(t, db, "job")
-		pool.setLose(func(statement string) error {
-			if strings.HasPrefix(statement, "DELETE") {
-				return io.ErrUnexpectedEOF
-			}
-			return nil
-		})
-		require.ErrorIs(t, lease.Release(), io.ErrUnexpectedEOF)
-		pool.setLose(nil)
-		require.NoError(t, lease.Release(), "nobody overlapped")
-	})
-	t.Run("a late answer", func(t *testing.T) {
-		db, pool := openFaulty(t, testdb.Postgres(t))
-		lease := acquire(t, db, "job", dbmutex.WithTTL(20*time.Millisecond))
-		requireEnds(t, lease.Context())
-		once(pool, "DELETE", io.ErrUnexpectedEOF)
-		require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout, "past the deadline it may have been another's work")
-	})
-	t.Run("cancelled in the middle", func(t *testing.T) {
-		db, pool := openFaulty(t, testdb.Postgres(t))
-		ctx, cancel := context.WithCancel(context.Background())
-		pool.setLose(func(statement string) error {
-			if strings.HasPrefix(statement, "WITH other") {
-				cancel()
-				return context.Canceled
-			}
-			return nil
-		})
-		_, err := db.WithContext(ctx).Mutex("job", dbmutex.WithoutTTL()).Acquire()
-		require.ErrorIs(t, err, context.Canceled)
-		pool.setLose(nil)
-		require.Nil(t, row(t, db, "job"), "nothing is left behind")
-	})
-	t.Run("COMMIT", func(t *testing.T) {
-		db, pool := openFaulty(t, testdb.Postgres(t))
-		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
-		once(pool, "COMMIT", io.ErrUnexpectedEOF)
-		require.NoError(t, db.Mutex("job").Transaction(func(tx *gorm.DB) error {
-			return tx.Exec(`INSERT INTO made VALUES (1)`).Error
-		}), "it had committed")
-		require.Nil(t, row(t, db, "job"))
-	})
-	t.Run("COMMIT that did not happen", func(t *testing.T) {
-		db, pool := openFaulty(t, testdb.Postgres(t))
-		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
-		once(pool, "ROLLBACK", io.ErrUnexpectedEOF)
-		err := db.Mutex("job").Transaction(func(tx *gorm.DB) error {
-			return tx.Exec(`INSERT INTO made VALUES (1)`).Error
-		})
-		require.ErrorIs(t, err, io.ErrUnexpectedEOF)
-		require.NotErrorIs(t, err, dbmutex.ErrTimeout)
-		require.NotContains(t, err.Error(), "unknown")
-		var n int
-		require.NoError(t, db.Raw(`SELECT count(*) FROM made`).Scan(&n).Error)
-		require.Zero(t, n)
-		require.Nil(t, row(t, db, "job"))
-	})
-	t.Run("COMMIT, and nobody to ask", func(t *testing.T) {
-		db, pool := openFaulty(t, testdb.Postgres(t))
-		pool.setLose(func(statement string) error {
-			if statement == "COMMIT" || strings.Contains(statement, "pg_xact_status") {
-				return io.ErrUnexpectedEOF
-			}
-			return nil
-		})
-		err := db.Mutex("job").Transaction(func(tx *gorm.DB) error { return nil })
-		require.ErrorContains(t, err, "whether it committed is unknown")
-		require.NotErrorIs(t, err, dbmutex.ErrTimeout)
-	})
-	t.Run("ReleaseIn's COMMIT", func(t *testing.T) {
-		db, pool := openFaulty(t, testdb.Postgres(t))
-		err := db.Mutex("job").Do(func(ctx context.Context) error {
-			lease, _ := dbmutex.LeaseFrom(ctx)
-			once(pool, "COMMIT", io.ErrUnexpectedEOF)
-			return db.Gorm.Transaction(func(tx *gorm.DB) error { return lease.ReleaseIn(tx) })
-		})
-		require.ErrorIs(t, err, io.ErrUnexpectedEOF)
-		require.NotErrorIs(t, err, dbmutex.ErrTimeout)
-	})
-}
-
-// losingConnector makes connections that lose the answer to a DELETE once, with an error that makes database/sql repeat it.
-type losingConnector struct {
-	driver.Connector
-	lose *atomic.Bool
-}
-
-func (c losingConnector) Connect(ctx context.Context) (driver.Conn, error) {
-	conn, err := c.Connector.Connect(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return &losingConn{conn.(*stdlib.Conn), c.lose}, nil
-}
-
-type losingConn struct {
-	*stdlib.Conn
-	lose *atomic.Bool
-}
-
-func (c *losingConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	res, err := c.Conn.ExecContext(ctx, query, args)
-	if strings.HasPrefix(query, "DELETE") && c.lose.CompareAndSwap(true, false) {
-		return nil, driver.ErrBadConn
-	}
-	return res, err
-}
-
 func TestTokensStrictlyGrow(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
@@ -605,176 +421,6 @@ func backend(t *testing.T, tx *gorm.DB) (pid int) {
 	return pid
 }
 
-func TestTransactionCommitsOnlyWhileHeld(t *testing.T) {
-	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
-		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
-		insert := func(tx *gorm.DB, id int) error { return tx.Exec(`INSERT INTO made VALUES (?)`, id).Error }
-		made := func(id int) bool {
-			var n int
-			require.NoError(t, db.Raw(`SELECT count(*) FROM made WHERE id = ?`, id).Scan(&n).Error)
-			return n == 1
-		}
-		require.NoError(t, db.Mutex("job").Transaction(func(tx *gorm.DB) error {
-			lease, ok := dbmutex.LeaseFrom(tx.Statement.Context)
-			require.True(t, ok)
-			require.Equal(t, "job", lease.LockID())
-			return insert(tx, 1)
-		}))
-		require.True(t, made(1))
-		require.Nil(t, row(t, db, "job"), "released in the same commit")
-
-		require.Equal(t, errWork, db.Mutex("job").Transaction(func(tx *gorm.DB) error {
-			require.NoError(t, insert(tx, 2))
-			return errWork
-		}))
-		require.False(t, made(2))
-		requireFree(t, db, "job")
-
-		// A deadline alone does not abort it.
-		require.NoError(t, db.Mutex("job", dbmutex.WithTTL(20*time.Millisecond)).Transaction(func(tx *gorm.DB) error {
-			lease, _ := dbmutex.LeaseFrom(tx.Statement.Context)
-			requireEnds(t, lease.Context())
-			require.NoError(t, tx.Statement.Context.Err())
-			return insert(tx, 3)
-		}))
-		require.True(t, made(3))
-
-		// A loss does. (If nobody else can write meanwhile, the row goes in the transaction itself.)
-		err := db.Mutex("job").Transaction(func(tx *gorm.DB) error {
-			if d.OneWriter {
-				require.NoError(t, tx.Exec(`DELETE FROM db_mutexes`).Error)
-			} else {
-				testdb.Expire(t, db, "job")
-				acquire(t, db, "job")
-			}
-			return insert(tx, 4)
-		})
-		require.ErrorIs(t, err, dbmutex.ErrTimeout)
-		require.False(t, made(4))
-		require.NoError(t, db.Mutex("job").ForceRelease())
-
-		// The context's end does, too.
-		ctx, cancel := context.WithCancel(context.Background())
-		err = db.WithContext(ctx).Mutex("job").Transaction(func(tx *gorm.DB) error {
-			require.NoError(t, insert(tx, 5))
-			cancel()
-			return nil
-		})
-		require.ErrorIs(t, err, context.Canceled)
-		require.False(t, made(5))
-		requireFree(t, db, "job")
-
-		require.ErrorIs(t, db.Mutex("job").Transaction(func(*gorm.DB) error { return nil }, &sql.TxOptions{ReadOnly: true}),
-			dbmutex.ErrInvalidSettings)
-	})
-}
-
-func TestTransactionsDoNotOverlap(t *testing.T) {
-	t.Parallel()
-	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
-		ctx := limited(t)
-		require.NoError(t, db.Exec(`CREATE TABLE counters (n integer)`).Error)
-		require.NoError(t, db.Exec(`INSERT INTO counters VALUES (0)`).Error)
-		var committed atomic.Int32
-		var wg sync.WaitGroup
-		for range 4 {
-			own := open(t, d).WithContext(ctx)
-			wg.Go(func() {
-				for range 10 {
-					// Leases run out at once, so that the transactions do overlap in time.
-					err := own.Mutex("job", dbmutex.WithTTL(time.Microsecond), dbmutex.WithWait(dbmutex.Forever)).Transaction(func(tx *gorm.DB) error {
-						var n int
-						if err := tx.Raw(`SELECT n FROM counters`).Scan(&n).Error; err != nil {
-							return err
-						}
-						time.Sleep(time.Millisecond)
-						return tx.Exec(`UPDATE counters SET n = ?`, n+1).Error
-					})
-					switch {
-					case err == nil:
-						committed.Add(1)
-					case !errors.Is(err, dbmutex.ErrTimeout):
-						t.Error(err)
-					}
-				}
-			})
-		}
-		wg.Wait()
-		var n int32
-		require.NoError(t, db.Raw(`SELECT n FROM counters`).Scan(&n).Error)
-		require.Equal(t, committed.Load(), n)
-		require.Positive(t, n)
-	})
-}
-
-func TestATransactionOnSQLiteWritesFirst(t *testing.T) {
-	d := testdb.SQLite(t)
-	db, other := open(t, d), open(t, d)
-	pool, err := other.DB()
-	require.NoError(t, err)
-	pool.SetMaxOpenConns(1)
-	require.NoError(t, other.Exec(`CREATE TABLE made (id integer)`).Error)
-	require.NoError(t, other.Exec(`PRAGMA busy_timeout = 0`).Error)
-	require.NoError(t, db.Mutex("job").Transaction(func(tx *gorm.DB) error {
-		var n int
-		require.NoError(t, tx.Raw(`SELECT count(*) FROM made`).Scan(&n).Error)
-		require.ErrorContains(t, other.Exec(`INSERT INTO made VALUES (1)`).Error, "locked")
-		return tx.Exec(`INSERT INTO made VALUES (2)`).Error // would fail if another had written since the SELECT
-	}))
-}
-
-func TestTransactionIsolationLevels(t *testing.T) {
-	t.Parallel()
-	db := open(t, testdb.Postgres(t))
-	for _, level := range []sql.IsolationLevel{sql.LevelDefault, sql.LevelReadCommitted, sql.LevelRepeatableRead, sql.LevelSerializable} {
-		t.Run(level.String(), func(t *testing.T) {
-			ttl := 300 * time.Millisecond
-			if level <= sql.LevelReadCommitted {
-				ttl = 3 * time.Second // time enough for a renewal
-			}
-			mutex := db.Mutex("job", dbmutex.WithTTL(ttl), dbmutex.WithRenewal())
-			require.NoError(t, mutex.Transaction(func(tx *gorm.DB) error {
-				lease, _ := dbmutex.LeaseFrom(tx.Statement.Context)
-				first, _ := lease.ExpiresAt()
-				require.NoError(t, tx.Exec(`SELECT 1`).Error)
-				if level <= sql.LevelReadCommitted {
-					require.Eventually(t, func() bool { now, _ := lease.ExpiresAt(); return now.After(first) }, time.Minute, time.Millisecond)
-				} else {
-					requireEnds(t, lease.Context())
-				}
-				return nil
-			}, &sql.TxOptions{Isolation: level}))
-
-			err := mutex.Transaction(func(tx *gorm.DB) error {
-				require.NoError(t, tx.Exec(`SELECT 1`).Error)
-				return db.Mutex("job").ForceRelease()
-			}, &sql.TxOptions{Isolation: level})
-			require.ErrorIs(t, err, dbmutex.ErrTimeout)
-		})
-	}
-}
-
-func TestNeverInsideACallersTransaction(t *testing.T) {
-	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
-		for _, config := range []*gorm.Config{{}, {PrepareStmt: true}} {
-			out := &logs{}
-			config.Logger = out.logger(logger.Info)
-			db := open(t, d, config)
-			require.NoError(t, db.Gorm.Transaction(func(tx *gorm.DB) error {
-				before := out.String()
-				mutex := dbmutex.Wrap(tx).Mutex("job")
-				_, err := mutex.Acquire()
-				require.ErrorIs(t, err, dbmutex.ErrInTransaction)
-				require.ErrorIs(t, mutex.Do(nothing), dbmutex.ErrInTransaction)
-				require.ErrorIs(t, mutex.Transaction(func(*gorm.DB) error { return nil }), dbmutex.ErrInTransaction)
-				require.ErrorIs(t, dbmutex.Wrap(tx).Migrate(), dbmutex.ErrInTransaction)
-				require.Equal(t, before, out.String(), "no SQL")
-				return nil
-			}))
-		}
-	})
-}
-
 func TestNoConnectionIsKept(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		pool, err := db.DB()
@@ -794,18 +440,6 @@ func TestNoConnectionIsKept(t *testing.T) {
 		waiter := acquire(t, db, "job", dbmutex.WithWait(dbmutex.Forever))
 		require.Greater(t, waiter.Token(), lease.Token())
 		require.Eventually(t, func() bool { return pool.Stats().InUse == 0 }, time.Minute, time.Millisecond)
-	})
-}
-
-func TestDryRunAndErrorsOnTheHandle(t *testing.T) {
-	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
-		dry := db.Session(&gorm.Session{DryRun: true})
-		require.ErrorIs(t, dry.Mutex("job").Do(func(context.Context) error { panic("ran") }), dbmutex.ErrDryRun)
-		require.ErrorIs(t, dry.Migrate(), dbmutex.ErrDryRun)
-
-		broken := dbmutex.Wrap(db.Gorm.WithContext(context.Background()))
-		_ = broken.AddError(errWork)
-		require.Equal(t, errWork, broken.Mutex("job").Do(func(context.Context) error { panic("ran") }))
 	})
 }
 

@@ -34,7 +34,7 @@ func TestDocumentedTestsExist(t *testing.T) {
 	guarantees, err := os.ReadFile("docs/guarantees.md")
 	require.NoError(t, err)
 	var tests strings.Builder
-	for _, folder := range []string{".", "pgnotify", "internal/drivers"} {
+	for _, folder := range []string{".", "pgnotify", "internal/faults", "internal/drivers"} {
 		files, err := filepath.Glob(folder + "/*_test.go")
 		require.NoError(t, err)
 		for _, file := range files {

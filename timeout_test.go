@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gorm-dbmutex/dbmutex/internal/faults"
+
 	"github.com/stretchr/testify/require"
 	"gorm.io/gorm"
 
@@ -18,30 +20,6 @@ import (
 )
 
 const shortLease = 20 * time.Millisecond
-
-func requireTimeout(t *testing.T, err error, id string, lost bool) {
-	t.Helper()
-	_ = timeoutOf(t, err, id, lost)
-}
-
-// timeoutOf is the error of a lease that ended before its work: lost, or only ran out.
-func timeoutOf(t *testing.T, err error, id string, lost bool) *dbmutex.TimeoutError {
-	t.Helper()
-	require.ErrorIs(t, err, dbmutex.ErrTimeout)
-	var timeout *dbmutex.TimeoutError
-	require.ErrorAs(t, err, &timeout)
-	require.Equal(t, id, timeout.LockID)
-	require.Equal(t, lost, timeout.Lost, "%v", err)
-	require.ErrorContains(t, timeout, fmt.Sprintf("%q", id))
-	if lost {
-		require.NotContains(t, timeout.Error(), "nobody else held the mutex")
-	} else {
-		require.Positive(t, timeout.Late)
-		require.ErrorContains(t, timeout, "ran out")
-		require.ErrorContains(t, timeout, "nobody else held the mutex meanwhile")
-	}
-	return timeout
-}
 
 // TestTheEndIsTold: work that ends after its lease is reported by every verb, as lost or as run out.
 func TestTheEndIsTold(t *testing.T) {
@@ -218,73 +196,6 @@ func TestALossBeforeTheDeadlineIsNotLate(t *testing.T) {
 	})
 }
 
-// A commit is not taken back because it came late: nobody had the mutex meanwhile.
-func TestALateCommitIsNoTimeout(t *testing.T) {
-	t.Parallel()
-	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
-		require.NoError(t, db.Mutex("job", dbmutex.WithTTL(shortLease)).Transaction(func(tx *gorm.DB) error {
-			lease, _ := dbmutex.LeaseFrom(tx.Statement.Context)
-			requireEnds(t, lease.Context())
-			return nil
-		}))
-
-		releaseIn := func(ctx context.Context, end error) error {
-			requireEnds(t, ctx)
-			lease, _ := dbmutex.LeaseFrom(ctx)
-			err := db.Gorm.Transaction(func(tx *gorm.DB) error { return errors.Join(lease.ReleaseIn(tx), end) })
-			if end != nil {
-				require.ErrorIs(t, err, end)
-				return nil
-			}
-			return err
-		}
-		short := db.Mutex("job", dbmutex.WithTTL(shortLease))
-		require.NoError(t, short.Do(func(ctx context.Context) error { return releaseIn(ctx, nil) }))
-		requireTimeout(t, short.Do(func(ctx context.Context) error { return releaseIn(ctx, errWork) }), "job", false)
-
-		lease := acquire(t, db, "job", dbmutex.WithTTL(shortLease))
-		requireEnds(t, lease.Context())
-		require.NoError(t, db.Gorm.Transaction(lease.ReleaseIn))
-		require.NoError(t, lease.Release())
-		require.NoError(t, lease.Release())
-		requireTimeout(t, lease.Do(func(context.Context) error {
-			t.Error("it ran without the mutex")
-			return nil
-		}), "job", true)
-	})
-}
-
-func TestATransactionThatLostItsLeaseSaysSo(t *testing.T) {
-	t.Parallel()
-	d := testdb.Postgres(t) // on SQLite nobody else can write meanwhile
-	db := open(t, d)
-	for _, workErr := range []error{nil, errWork} {
-		err := db.Mutex("job").Transaction(func(tx *gorm.DB) error {
-			require.NoError(t, db.Mutex("job").ForceRelease())
-			return workErr
-		})
-		require.Zero(t, timeoutOf(t, err, "job", true).Late)
-		require.Equal(t, workErr != nil, errors.Is(err, errWork))
-		require.Equal(t, 1, strings.Count(err.Error(), dbmutex.ErrTimeout.Error()), "it is told once: %v", err)
-	}
-}
-
-func TestATransactionThatRemovesItsOwnLeaseIsRolledBack(t *testing.T) {
-	t.Parallel()
-	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
-		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
-		err := db.Mutex("job").Transaction(func(tx *gorm.DB) error {
-			require.NoError(t, tx.Exec(`INSERT INTO made VALUES (1)`).Error)
-			return tx.Exec(`DELETE FROM db_mutexes`).Error
-		})
-		require.ErrorIs(t, err, dbmutex.ErrTimeout)
-		var n int
-		require.NoError(t, db.Raw(`SELECT count(*) FROM made`).Scan(&n).Error)
-		require.Zero(t, n)
-		requireFree(t, db, "job")
-	})
-}
-
 func TestALeaseThatEndedBeforeItsWorkBegan(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
@@ -387,7 +298,7 @@ func TestATimeoutSaysWhatFailed(t *testing.T) {
 		require.NoError(t, timeoutOf(t, lease.Release(), "job", false).Err)
 	})
 	t.Run("a release that fails", func(t *testing.T) {
-		onNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+		faults.OnNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
 			lease := acquire(t, proxied, "job", dbmutex.WithTTL(200*time.Millisecond))
 			network.Freeze()
 			requireEnds(t, lease.Context())

@@ -130,15 +130,7 @@ func (p *place) mutex(id string) *dbmutex.Mutex {
 	return p.db.Mutex(id, func(s *dbmutex.Settings) { s.SkipHeld = false })
 }
 
-// requireTimeout wants that the error tells, first of all, of the end of a lease of the mutex: lost, or only ran out.
-func requireTimeout(t *testing.T, err error, id string, lost bool) {
-	t.Helper()
-	require.ErrorIs(t, err, dbmutex.ErrTimeout)
-	var timeout *dbmutex.TimeoutError
-	require.ErrorAs(t, err, &timeout)
-	require.Equal(t, id, timeout.LockID)
-	require.Equal(t, lost, timeout.Lost, "%v", err)
-}
+var requireTimeout = testdb.RequireTimeout
 
 // receive waits for what a channel gets.
 func receive[T any](t *testing.T, from <-chan T) T {

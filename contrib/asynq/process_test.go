@@ -11,8 +11,6 @@ import (
 
 	"github.com/hibiken/asynq"
 	"github.com/stretchr/testify/require"
-	"gorm.io/gorm"
-	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
 	asynqmutex "github.com/gorm-dbmutex/dbmutex/contrib/asynq"
@@ -32,14 +30,11 @@ func TestMain(m *testing.M) {
 
 // worker is a process that runs one task at a time. It prints what it does; a task lasts until stdin ends.
 func worker(d *testdb.Database, stdin io.Reader) error {
-	gdb, err := gorm.Open(d.Dialector(), &gorm.Config{Logger: logger.Discard})
+	db, err := d.Connect()
 	if err != nil {
 		return err
 	}
-	if err := gdb.Use(dbmutex.New(dbmutex.DefaultSettings())); err != nil {
-		return err
-	}
-	nonOverlapping, err := asynqmutex.Policy{Held: asynqmutex.Retry}.NonOverlapping(dbmutex.Wrap(gdb),
+	nonOverlapping, err := asynqmutex.Policy{Held: asynqmutex.Retry}.NonOverlapping(db,
 		dbmutex.WithTTL(5*time.Second), dbmutex.WithRenewal())
 	if err != nil {
 		return err
@@ -74,7 +69,7 @@ func worker(d *testdb.Database, stdin io.Reader) error {
 	}
 	<-ended
 	server.Shutdown()
-	pool, _ := gdb.DB()
+	pool, _ := db.DB()
 	return pool.Close()
 }
 

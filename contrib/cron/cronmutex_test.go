@@ -11,7 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gorm-dbmutex/dbmutex"
-	"github.com/gorm-dbmutex/dbmutex/contrib/cron"
+	cronmutex "github.com/gorm-dbmutex/dbmutex/contrib/cron"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 )

@@ -12,10 +12,9 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 	"gorm.io/gorm"
-	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
-	"github.com/gorm-dbmutex/dbmutex/contrib/cron"
+	cronmutex "github.com/gorm-dbmutex/dbmutex/contrib/cron"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 )
@@ -27,14 +26,11 @@ const childTTL = 3 * time.Second
 var tasks = map[string]testprocess.Task{
 	// schedule runs a scheduler whose job lasts until stdin ends. It prints "runs", "ends", "skip" and errors, a line each.
 	"schedule": func(d *testdb.Database, stdin io.Reader) error {
-		gdb, err := gorm.Open(d.Dialector(), &gorm.Config{Logger: logger.Discard})
+		db, err := d.Connect()
 		if err != nil {
 			return err
 		}
-		if err := gdb.Use(dbmutex.New(dbmutex.DefaultSettings())); err != nil {
-			return err
-		}
-		nonOverlapping, err := cronmutex.NonOverlapping(dbmutex.Wrap(gdb), "job", printing{},
+		nonOverlapping, err := cronmutex.NonOverlapping(db, "job", printing{},
 			dbmutex.WithTTL(childTTL), dbmutex.WithRenewal(), dbmutex.WithMinHold(time.Millisecond))
 		if err != nil {
 			return err
@@ -55,7 +51,7 @@ var tasks = map[string]testprocess.Task{
 		released := c.Stop()
 		close(stopped)
 		<-released.Done()
-		pool, _ := gdb.DB()
+		pool, _ := db.DB()
 		return pool.Close()
 	},
 }
@@ -107,15 +103,9 @@ func (r recording) requireError(t *testing.T) error {
 	return e.err
 }
 
-// requireTimeout wants that the error tells, first of all, of the end of the job's own lease: lost, or only ran out.
 func requireTimeout(t *testing.T, err error, lost bool) *dbmutex.TimeoutError {
 	t.Helper()
-	require.ErrorIs(t, err, dbmutex.ErrTimeout)
-	var timeout *dbmutex.TimeoutError
-	require.ErrorAs(t, err, &timeout)
-	require.Equal(t, "job", timeout.LockID)
-	require.Equal(t, lost, timeout.Lost, "%v", err)
-	return timeout
+	return testdb.TimeoutOf(t, err, "job", lost)
 }
 
 // shortLease is the TTL of leases that run out.
@@ -133,11 +123,7 @@ func each(t *testing.T, fn func(t *testing.T, d *testdb.Database, open func() *d
 	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		t.Parallel()
-		open := func() *dbmutex.DB {
-			gdb := d.Open(t)
-			require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
-			return dbmutex.Wrap(gdb)
-		}
+		open := func() *dbmutex.DB { return d.Registered(t, dbmutex.DefaultSettings()) }
 		require.NoError(t, open().Migrate())
 		fn(t, d, open)
 	})

@@ -129,7 +129,7 @@ func TestALeaderWhoseDatabaseHangs(t *testing.T) {
 	each(t, func(t *testing.T, d *testdb.Database, open func() *dbmutex.DB) {
 		elector := newElector(t, open(), quick)
 		requireLeads(t, elector)
-		letGo := hang(t, d)
+		letGo := d.Hang(t)
 		requireNotLeader(t, elector, dbmutex.ErrTimeout)
 		letGo()
 		requireLeads(t, elector)
@@ -142,26 +142,11 @@ func TestTheLeadershipEndsBeforeTheRelease(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		elector := newElector(t, open().WithContext(ctx))
 		requireLeads(t, elector)
-		letGo := hang(t, d)
+		letGo := d.Hang(t)
 		cancel()
 		require.False(t, leads(elector))
 		letGo()
 	})
-}
-
-// hang makes statements that write wait.
-func hang(t *testing.T, d *testdb.Database) (letGo func()) {
-	t.Helper()
-	begin := `BEGIN IMMEDIATE`
-	if d.Name == "postgres" {
-		begin = `BEGIN; LOCK TABLE db_mutexes IN ACCESS EXCLUSIVE MODE`
-	}
-	db := d.Open(t, &gorm.Config{SkipDefaultTransaction: true})
-	pool, err := db.DB()
-	require.NoError(t, err)
-	pool.SetMaxOpenConns(1)
-	require.NoError(t, db.Exec(begin).Error)
-	return func() { require.NoError(t, db.Exec(`ROLLBACK`).Error) }
 }
 
 func TestADatabaseThatFails(t *testing.T) {

@@ -97,15 +97,7 @@ func requireLockError(t *testing.T, err, target error) {
 	require.ErrorIs(t, err, target)
 }
 
-// requireTimeout wants that the error tells, first of all, of the end of a lease of the mutex: lost, or only ran out.
-func requireTimeout(t *testing.T, err error, id string, lost bool) {
-	t.Helper()
-	require.ErrorIs(t, err, dbmutex.ErrTimeout)
-	var timeout *dbmutex.TimeoutError
-	require.ErrorAs(t, err, &timeout)
-	require.Equal(t, id, timeout.LockID)
-	require.Equal(t, lost, timeout.Lost, "%v", err)
-}
+var requireTimeout = testdb.RequireTimeout
 
 // next waits for what comes from a channel.
 func next[T any](t *testing.T, c <-chan T) T {
@@ -134,17 +126,7 @@ func requireSoonFree(t *testing.T, db *dbmutex.DB, id string) {
 	})
 }
 
-// expire makes the row of a lease, or of a MinHold, run out now, as if its time had passed.
-func expire(t *testing.T, db *dbmutex.DB, id string) {
-	t.Helper()
-	past := `strftime('%Y-%m-%d %H:%M:%f', 'now', '-1 second')`
-	if db.Name() == "postgres" {
-		past = `clock_timestamp() - interval '1 second'`
-	}
-	res := db.Exec(`UPDATE db_mutexes SET expires_at = `+past+` WHERE lock_id = ?`, id)
-	require.NoError(t, res.Error)
-	require.EqualValues(t, 1, res.RowsAffected)
-}
+var expire = testdb.Expire
 
 // takeOver gives a mutex to somebody else while its lease is held.
 func takeOver(t *testing.T, db *dbmutex.DB, id string) *dbmutex.Lease {

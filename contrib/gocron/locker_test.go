@@ -263,10 +263,7 @@ func migrated(t *testing.T) *dbmutex.DB {
 
 func TestBadWiring(t *testing.T) {
 	each(t, func(t *testing.T, d *testdb.Database, _ func() *dbmutex.DB) {
-		empty := testdb.SQLite(t)
-		if d.Name == "postgres" {
-			empty = testdb.Postgres(t)
-		}
+		empty := d.Another(t)
 		good := open(t, d, dbmutex.DefaultSettings())
 		done, cancel := context.WithCancel(context.Background())
 		cancel()

@@ -12,8 +12,6 @@ import (
 	"github.com/go-co-op/gocron/v2"
 	"github.com/google/uuid"
 	"github.com/stretchr/testify/require"
-	"gorm.io/gorm"
-	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
 	gocronmutex "github.com/gorm-dbmutex/dbmutex/contrib/gocron"
@@ -51,7 +49,7 @@ var tasks = map[string]testprocess.Task{
 	},
 	// lead runs a scheduler with an Elector, whose jobs last no time.
 	"lead": func(d *testdb.Database, stdin io.Reader) error {
-		db, err := childDB(d)
+		db, err := d.Connect()
 		if err != nil {
 			return err
 		}
@@ -81,7 +79,7 @@ var tasks = map[string]testprocess.Task{
 		return lockAndStay(locker, stdin)
 	},
 	"lock as a rival": func(d *testdb.Database, stdin io.Reader) error {
-		db, err := childDB(d)
+		db, err := d.Connect()
 		if err != nil {
 			return err
 		}
@@ -96,16 +94,8 @@ var tasks = map[string]testprocess.Task{
 // childTTL is that of the children's leases, with renewal.
 const childTTL = 5 * time.Second
 
-func childDB(d *testdb.Database) (*dbmutex.DB, error) {
-	gdb, err := gorm.Open(d.Dialector(), &gorm.Config{Logger: logger.Discard})
-	if err != nil {
-		return nil, err
-	}
-	return dbmutex.Wrap(gdb), gdb.Use(dbmutex.New(dbmutex.DefaultSettings()))
-}
-
 func childLocker(d *testdb.Database) (*gocronmutex.Locker, error) {
-	db, err := childDB(d)
+	db, err := d.Connect()
 	if err != nil {
 		return nil, err
 	}

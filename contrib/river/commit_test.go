@@ -10,7 +10,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-dbmutex/dbmutex"
-	"github.com/gorm-dbmutex/dbmutex/contrib/river"
+	rivermutex "github.com/gorm-dbmutex/dbmutex/contrib/river"
 )
 
 // payOnce runs the example's job once. meanwhile runs in its transaction, after the payment.

@@ -16,7 +16,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-dbmutex/dbmutex"
-	"github.com/gorm-dbmutex/dbmutex/contrib/river"
+	rivermutex "github.com/gorm-dbmutex/dbmutex/contrib/river"
 )
 
 // payment is a row of the application's.

@@ -15,11 +15,9 @@ import (
 	"github.com/riverqueue/river/rivermigrate"
 	"github.com/riverqueue/river/rivertype"
 	"github.com/stretchr/testify/require"
-	"gorm.io/gorm"
-	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
-	"github.com/gorm-dbmutex/dbmutex/contrib/river"
+	rivermutex "github.com/gorm-dbmutex/dbmutex/contrib/river"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 )
@@ -32,15 +30,12 @@ var tasks = map[string]testprocess.Task{
 	// work works one job at a time, each until stdin ends. It prints "runs", "snoozed" and "completed" with the job's id, a
 	// line each.
 	"work": func(d *testdb.Database, stdin io.Reader) error {
-		gdb, err := gorm.Open(d.Dialector(), &gorm.Config{Logger: logger.Discard})
+		db, err := d.Connect()
 		if err != nil {
 			return err
 		}
-		if err := gdb.Use(dbmutex.New(dbmutex.DefaultSettings())); err != nil {
-			return err
-		}
 		nonOverlapping, err := rivermutex.Policy{Snooze: 100 * time.Millisecond}.
-			NonOverlapping(dbmutex.Wrap(gdb), dbmutex.WithTTL(childTTL), dbmutex.WithRenewal())
+			NonOverlapping(db, dbmutex.WithTTL(childTTL), dbmutex.WithRenewal())
 		if err != nil {
 			return err
 		}
@@ -53,7 +48,7 @@ var tasks = map[string]testprocess.Task{
 		}))
 		config := config(workers, nonOverlapping)
 		config.Queues = map[string]river.QueueConfig{river.QueueDefault: {MaxWorkers: 1}}
-		pool, err := gdb.DB()
+		pool, err := db.DB()
 		if err != nil {
 			return err
 		}
@@ -136,22 +131,13 @@ func newWorld(t *testing.T) *world {
 
 func (w *world) open(t *testing.T, settings dbmutex.Settings) (*dbmutex.DB, *sql.DB) {
 	t.Helper()
-	gdb := w.d.Open(t)
-	require.NoError(t, gdb.Use(dbmutex.New(settings)))
-	pool, err := gdb.DB()
+	db := w.d.Registered(t, settings)
+	pool, err := db.DB()
 	require.NoError(t, err)
-	return dbmutex.Wrap(gdb), pool
+	return db, pool
 }
 
-// requireTimeout wants that the error tells, first of all, of the end of a lease of the mutex: lost, or only ran out.
-func requireTimeout(t *testing.T, err error, id string, lost bool) {
-	t.Helper()
-	require.ErrorIs(t, err, dbmutex.ErrTimeout)
-	var timeout *dbmutex.TimeoutError
-	require.ErrorAs(t, err, &timeout)
-	require.Equal(t, id, timeout.LockID)
-	require.Equal(t, lost, timeout.Lost, "%v", err)
-}
+var requireTimeout = testdb.RequireTimeout
 
 func (w *world) requireFree(t *testing.T, id string) {
 	t.Helper()

@@ -17,7 +17,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-dbmutex/dbmutex"
-	"github.com/gorm-dbmutex/dbmutex/contrib/river"
+	rivermutex "github.com/gorm-dbmutex/dbmutex/contrib/river"
 	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 )
 

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
@@ -24,6 +25,19 @@ const (
 
 // Task is what a process does. It prints what happens, a line each; its stdin ends when it should.
 type Task func(d *testdb.Database, stdin io.Reader) error
+
+// WithMutexes is a Task on a handle that has mutexes.
+func WithMutexes(task func(db *dbmutex.DB, stdin io.Reader) error) Task {
+	return func(d *testdb.Database, stdin io.Reader) error {
+		db, err := d.Connect()
+		if err != nil {
+			return err
+		}
+		err = task(db, stdin)
+		pool, _ := db.DB()
+		return errors.Join(err, pool.Close())
+	}
+}
 
 // Main is the body of a TestMain: it runs the tests, eight side by side as most of the time they wait, unless -parallel says
 // otherwise; or, in a process that Start began, one of the tasks.

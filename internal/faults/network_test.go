@@ -1,4 +1,4 @@
-package dbmutex_test
+package faults_test
 
 import (
 	"context"
@@ -15,61 +15,19 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/faults"
 	"github.com/gorm-dbmutex/dbmutex/internal/pgproxy"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
 // The tests of this file break the network between the package and PostgreSQL.
 
-// onNetwork runs a test on PostgreSQL: direct reaches it undisturbed, proxied through a network that can be broken.
-func onNetwork(t *testing.T, test func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy)) {
-	d := testdb.Postgres(t)
-	network := pgproxy.New(t, d.DSN)
-	test(t, open(t, d), openDSN(t, network.DSN()), network)
-}
-
-// positions runs a test once for every position at which the network may break: at each request after arm was called,
-// before the server gets it, and after each message of the answer.
-func positions(t *testing.T, test func(t *testing.T, direct, proxied *dbmutex.DB, arm func(onBreak func()))) {
-	onNetwork(t, func(t *testing.T, direct, _ *dbmutex.DB, network *pgproxy.Proxy) {
-		for request := 1; ; request++ {
-			requests := 0
-			for after := -1; after <= 5; after++ {
-				requests = 0
-				proxied := openDSN(t, network.DSN())
-				broken := ""
-				test(t, direct, proxied, func(onBreak func()) {
-					network.Choose(func(statement string) *pgproxy.Fault {
-						if requests++; requests != request {
-							return nil
-						}
-						broken = statement
-						onBreak()
-						return &pgproxy.Fault{Unsent: after < 0, After: after}
-					})
-				})
-				network.Choose(nil)
-				pool, err := proxied.DB()
-				require.NoError(t, err)
-				require.NoError(t, pool.Close()) // the server has only so many connections
-				if t.Failed() {
-					t.Fatalf("with the network broken at request %d, after %d messages of its answer: %s", request, after, broken)
-				}
-			}
-			if requests < request {
-				require.Greater(t, request, 1, "nothing was broken")
-				return
-			}
-		}
-	})
-}
-
 func TestAnAcquireIsSettledWhereverItBreaks(t *testing.T) {
 	t.Parallel()
 	for name, opts := range map[string][]dbmutex.Option{"TTL": nil, "no TTL": {dbmutex.WithoutTTL()}} {
 		t.Run(name, func(t *testing.T) {
 			var last int64
-			positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
+			faults.Positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
 				mutex := proxied.Mutex("job", opts...)
 				arm(func() {})
 				lease, err := mutex.Acquire()
@@ -86,7 +44,7 @@ func TestAnAcquireIsSettledWhereverItBreaks(t *testing.T) {
 
 func TestATakeOverIsSettledWhereverItBreaks(t *testing.T) {
 	t.Parallel()
-	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
+	faults.Positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
 		crashed := acquire(t, direct, "job")
 		testdb.Expire(t, direct, "job")
 		arm(func() {})
@@ -100,7 +58,7 @@ func TestATakeOverIsSettledWhereverItBreaks(t *testing.T) {
 
 func TestARenewalIsSettledWhereverItBreaks(t *testing.T) {
 	t.Parallel()
-	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
+	faults.Positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
 		lease := acquire(t, proxied, "job")
 		before := row(t, direct, "job")
 		arm(func() {})
@@ -121,7 +79,7 @@ func TestAReleaseIsSettledWhereverItBreaks(t *testing.T) {
 		"MinHold": {opts: []dbmutex.Option{dbmutex.WithMinHold(10 * time.Minute)}, held: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
+			faults.Positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
 				lease := acquire(t, proxied, "job", test.opts...)
 				arm(func() {})
 				require.NoError(t, lease.Release(), "no loss is reported that was none")
@@ -134,7 +92,7 @@ func TestAReleaseIsSettledWhereverItBreaks(t *testing.T) {
 
 func TestForceReleaseIsSettledWhereverItBreaks(t *testing.T) {
 	t.Parallel()
-	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
+	faults.Positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
 		lease := acquire(t, direct, "job")
 		arm(func() {})
 		require.NoError(t, proxied.Mutex("job").ForceRelease())
@@ -144,7 +102,7 @@ func TestForceReleaseIsSettledWhereverItBreaks(t *testing.T) {
 
 func TestADoIsSettledWhereverItBreaks(t *testing.T) {
 	t.Parallel()
-	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
+	faults.Positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
 		ran := 0
 		arm(func() {})
 		require.NoError(t, proxied.Mutex("job").Do(func(ctx context.Context) error {
@@ -159,7 +117,7 @@ func TestADoIsSettledWhereverItBreaks(t *testing.T) {
 
 func TestACancelledAcquireLeavesNothingWhereverItBreaks(t *testing.T) {
 	t.Parallel()
-	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
+	faults.Positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
 		ctx, cancel := context.WithCancel(limited(t))
 		mutex := proxied.WithContext(ctx).Mutex("job", dbmutex.WithoutTTL())
 		arm(cancel)
@@ -175,7 +133,7 @@ func TestACancelledAcquireLeavesNothingWhereverItBreaks(t *testing.T) {
 }
 
 func TestACancelledAcquireIsUndoneOnAnotherConnection(t *testing.T) {
-	onNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+	faults.OnNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
 		requireFree(t, proxied, "warm")
 		ctx, cancel := context.WithCancel(context.Background())
 		broken := false
@@ -199,7 +157,7 @@ func TestACancelledAcquireIsUndoneOnAnotherConnection(t *testing.T) {
 func TestATransactionIsSettledWhereverItBreaks(t *testing.T) {
 	t.Parallel()
 	var committed, rolledBack int
-	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
+	faults.Positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
 		require.NoError(t, direct.Exec(`CREATE TABLE IF NOT EXISTS made (id integer)`).Error)
 		require.NoError(t, direct.Exec(`DELETE FROM made`).Error)
 		mutex := proxied.Mutex("job")
@@ -226,7 +184,7 @@ func TestATransactionIsSettledWhereverItBreaks(t *testing.T) {
 
 func TestReleaseInIsSettledWhereverItBreaks(t *testing.T) {
 	t.Parallel()
-	positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
+	faults.Positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
 		err := proxied.Mutex("job").Do(func(ctx context.Context) error {
 			lease, _ := dbmutex.LeaseFrom(ctx)
 			arm(func() {})
@@ -278,14 +236,14 @@ func cutting(t *testing.T, direct, proxied *dbmutex.DB, cut func() error) {
 
 func TestConnectionsThatAreReset(t *testing.T) {
 	t.Parallel()
-	onNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+	faults.OnNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
 		cutting(t, direct, proxied, func() error { network.Reset(); return nil })
 	})
 }
 
 func TestConnectionsThatAreTerminated(t *testing.T) {
 	t.Parallel()
-	onNetwork(t, func(t *testing.T, direct, _ *dbmutex.DB, network *pgproxy.Proxy) {
+	faults.OnNetwork(t, func(t *testing.T, direct, _ *dbmutex.DB, network *pgproxy.Proxy) {
 		name := currentSchema(t, direct) + "_victim"
 		victim := openDSN(t, withSetting(network.DSN(), "application_name", name))
 		cutting(t, direct, victim, func() error {
@@ -295,14 +253,14 @@ func TestConnectionsThatAreTerminated(t *testing.T) {
 }
 
 func TestANetworkThatDrags(t *testing.T) {
-	onNetwork(t, func(t *testing.T, _, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+	faults.OnNetwork(t, func(t *testing.T, _, proxied *dbmutex.DB, network *pgproxy.Proxy) {
 		network.Drag(5 * time.Millisecond)
 		exercise(t, proxied)
 	})
 }
 
 func TestTheHolderKnowsInTimeWhileTheNetworkIsFrozen(t *testing.T) {
-	onNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+	faults.OnNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
 		var next *dbmutex.Lease
 		err := proxied.Mutex("job", dbmutex.WithTTL(time.Second), dbmutex.WithRenewal()).Do(func(ctx context.Context) (err error) {
 			lease, _ := dbmutex.LeaseFrom(ctx)
@@ -323,7 +281,7 @@ func TestTheHolderKnowsInTimeWhileTheNetworkIsFrozen(t *testing.T) {
 
 func TestAReleaseOnAFrozenNetworkTellsOfTheLoss(t *testing.T) {
 	t.Parallel()
-	onNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+	faults.OnNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
 		ttl := dbmutex.WithTTL(300 * time.Millisecond)
 		err := proxied.Mutex("late", ttl).Do(func(ctx context.Context) error {
 			network.Freeze()
@@ -346,7 +304,7 @@ func TestAReleaseOnAFrozenNetworkTellsOfTheLoss(t *testing.T) {
 
 func TestAFreezeShorterThanTheLeaseIsNoLoss(t *testing.T) {
 	t.Parallel()
-	onNetwork(t, func(t *testing.T, _, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+	faults.OnNetwork(t, func(t *testing.T, _, proxied *dbmutex.DB, network *pgproxy.Proxy) {
 		require.NoError(t, proxied.Mutex("job", dbmutex.WithTTL(10*time.Second), dbmutex.WithRenewal()).Do(func(ctx context.Context) error {
 			lease, _ := dbmutex.LeaseFrom(ctx)
 			first, _ := lease.ExpiresAt()
@@ -360,7 +318,7 @@ func TestAFreezeShorterThanTheLeaseIsNoLoss(t *testing.T) {
 }
 
 func TestAContextEndsAnAcquireOnAFrozenNetwork(t *testing.T) {
-	onNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+	faults.OnNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
 		network.Freeze()
 		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 		defer cancel()
@@ -444,7 +402,7 @@ func TestAPoolThatTheWorkStarves(t *testing.T) {
 
 func TestErrorsOfABrokenNetworkTellWhatFailed(t *testing.T) {
 	t.Parallel()
-	onNetwork(t, func(t *testing.T, _, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+	faults.OnNetwork(t, func(t *testing.T, _, proxied *dbmutex.DB, network *pgproxy.Proxy) {
 		network.Choose(func(string) *pgproxy.Fault { return &pgproxy.Fault{Unsent: true} })
 		err := proxied.Mutex("job").Do(func(context.Context) error { panic("ran") })
 		require.ErrorContains(t, err, fmt.Sprintf("dbmutex: acquire %q: ", "job"))

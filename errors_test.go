@@ -2,7 +2,6 @@ package dbmutex_test
 
 import (
 	"context"
-	"math"
 	"strings"
 	"testing"
 	"time"
@@ -15,6 +14,18 @@ import (
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
+
+func TestDryRunAndErrorsOnTheHandle(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		dry := db.Session(&gorm.Session{DryRun: true})
+		require.ErrorIs(t, dry.Mutex("job").Do(func(context.Context) error { panic("ran") }), dbmutex.ErrDryRun)
+		require.ErrorIs(t, dry.Migrate(), dbmutex.ErrDryRun)
+
+		broken := dbmutex.Wrap(db.Gorm.WithContext(context.Background()))
+		_ = broken.AddError(errWork)
+		require.Equal(t, errWork, broken.Mutex("job").Do(func(context.Context) error { panic("ran") }))
+	})
+}
 
 // requireRefused says that every verb of a mutex gives an error, before any SQL and without running the work.
 func requireRefused(t *testing.T, out *logs, m *dbmutex.Mutex, want error) {
@@ -53,67 +64,6 @@ func TestInvalidLockIDs(t *testing.T) {
 		}
 		long := strings.Repeat("a", 255)
 		requireFree(t, db, long+"b") // ids are never cut
-	})
-}
-
-func TestInvalidSettings(t *testing.T) {
-	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
-		out := &logs{}
-		db := open(t, d, &gorm.Config{Logger: out.logger(logger.Info)})
-		minute := time.Minute
-		for _, opts := range [][]dbmutex.Option{
-			{dbmutex.WithTTL(0)},
-			{dbmutex.WithTTL(-time.Second)},
-			{dbmutex.WithTTL(math.MinInt64)},
-			{dbmutex.WithWait(-2)},
-			{dbmutex.WithMinHold(-1)},
-			{dbmutex.WithTTL(time.Minute), dbmutex.WithMinHold(time.Minute + 1)},
-			{dbmutex.WithHolder("a\x00b")},
-			{dbmutex.WithHolder("\xff")},
-		} {
-			requireRefused(t, out, db.Mutex("job", opts...), dbmutex.ErrInvalidSettings)
-			s := dbmutex.Settings{TTL: &minute}
-			for _, opt := range opts {
-				opt(&s)
-			}
-			require.ErrorIs(t, d.Open(t).Use(dbmutex.New(s)), dbmutex.ErrInvalidSettings)
-		}
-		for _, opt := range []dbmutex.Option{
-			nil, dbmutex.WithTTL(1), dbmutex.WithTTL(math.MaxInt64), dbmutex.WithMinHold(dbmutex.DefaultTTL), dbmutex.WithHolder(""),
-			dbmutex.WithWait(math.MaxInt64), dbmutex.WithWait(dbmutex.Forever),
-		} {
-			_, err := db.Mutex("job", opt).Acquire()
-			require.NoError(t, err)
-			require.NoError(t, db.Mutex("job").ForceRelease())
-		}
-		require.ErrorIs(t, db.Mutex("job").Do(nil), dbmutex.ErrInvalidSettings)
-		require.ErrorIs(t, db.Mutex("job").Transaction(nil), dbmutex.ErrInvalidSettings)
-		_, err := dbmutex.DoValue[int](db.Mutex("job"), nil)
-		require.ErrorIs(t, err, dbmutex.ErrInvalidSettings)
-	})
-}
-
-func TestAnOptionSeesTheDefaultHolder(t *testing.T) {
-	for _, holder := range []string{"", "worker 7"} {
-		s := dbmutex.DefaultSettings()
-		s.Holder = holder
-		db := testdb.SQLite(t).Mutexes(t, s)
-		seen := ""
-		lease := acquire(t, db, "job", func(s *dbmutex.Settings) { seen = s.Holder; s.Holder += ", task 1" })
-		require.NotEmpty(t, seen)
-		require.Equal(t, seen+", task 1", row(t, db, "job").Holder)
-		require.NoError(t, lease.Release())
-		acquire(t, db, "job", dbmutex.WithHolder(""))
-		require.Regexp(t, `/\d+$`, row(t, db, "job").Holder)
-	}
-}
-
-func TestAnOptionChangesOneMutexAlone(t *testing.T) {
-	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
-		acquire(t, db, "one", func(s *dbmutex.Settings) { *s.TTL = time.Minute })
-		acquire(t, db, "other")
-		stored := row(t, db, "other")
-		require.Greater(t, stored.ExpiresAt.Sub(stored.CreationTime), 29*time.Minute)
 	})
 }
 
@@ -220,39 +170,22 @@ type otherDialector struct{ gorm.Dialector }
 
 func (otherDialector) Name() string { return "mysql" }
 
-func TestSettingsFromEnv(t *testing.T) {
-	const name = "DB_MUTEX_TTL_SECONDS"
-	for value, want := range map[string]time.Duration{
-		"":          dbmutex.DefaultTTL,
-		"60":        time.Minute,
-		" 1.5 ":     1500 * time.Millisecond,
-		"0.1":       100 * time.Millisecond,
-		"1e3":       1000 * time.Second,
-		"none":      0,
-		"None":      0,
-		"315360000": 87600 * time.Hour,
-	} {
-		t.Setenv(name, value)
-		s, err := dbmutex.SettingsFromEnv()
-		require.NoError(t, err, value)
-		if want == 0 {
-			require.Nil(t, s.TTL)
-			continue
+// The lock's table is dropped, and made again, while leases are held and waited for.
+func TestTheTableIsMadeAgain(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		held := acquire(t, db, "job")
+		ctx := limited(t)
+		waited := make(chan error, 1)
+		go func() { waited <- db.WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(nothing) }()
+		require.Eventually(t, func() bool { return dbmutex.Waiters(db.Mutex("job")) == 1 }, time.Minute, time.Millisecond)
+		require.NoError(t, db.Migrator().DropTable(&dbmutex.DBMutex{}))
+		require.NoError(t, db.Migrate())
+		if err := <-waited; err != nil { // it asked in between
+			require.ErrorContains(t, err, "run AutoMigrate")
 		}
-		require.Equal(t, want, *s.TTL, value)
-	}
-	for _, value := range []string{"0", "-1", "abc", "1h", "NaN", "Inf", "-Inf", "1e400", "1e10", "1e-10", "5 minutes", "none1", "1,5"} {
-		t.Setenv(name, value)
-		s, err := dbmutex.SettingsFromEnv()
-		require.ErrorIs(t, err, dbmutex.ErrInvalidSettings, value)
-		require.ErrorContains(t, err, name)
-		require.Equal(t, dbmutex.DefaultSettings(), s)
-	}
-}
-
-func TestDefaultSettings(t *testing.T) {
-	ttl := dbmutex.DefaultTTL
-	require.Equal(t, dbmutex.Settings{TTL: &ttl}, dbmutex.DefaultSettings())
-	*dbmutex.DefaultSettings().TTL = 1
-	require.Equal(t, dbmutex.DefaultTTL, *dbmutex.DefaultSettings().TTL)
+		require.ErrorIs(t, held.Renew(), dbmutex.ErrTimeout)
+		require.ErrorIs(t, held.Release(), dbmutex.ErrTimeout)
+		exercise(t, db)
+	})
 }

@@ -1,6 +1,6 @@
 //go:build unix
 
-package dbmutex_test
+package faults_test
 
 import (
 	"context"
@@ -15,22 +15,17 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/faults"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 )
 
 // The tests of this file break a database server of their own.
 
-// onCluster runs a test on such a server.
-func onCluster(t *testing.T, test func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB), settings ...string) {
-	c := testdb.NewCluster(t, settings...)
-	test(t, c, testdb.PostgresAt(c.DSN()).Mutexes(t, dbmutex.DefaultSettings()))
-}
-
 func TestItSurvivesACrashOfTheServer(t *testing.T) {
 	t.Parallel()
 	// The background writers are slow, so that what is not waited for is lost.
-	onCluster(t, func(t *testing.T, c *testdb.Cluster, _ *dbmutex.DB) {
+	faults.OnCluster(t, func(t *testing.T, c *testdb.Cluster, _ *dbmutex.DB) {
 		for _, setting := range []string{"off", "on"} {
 			t.Run(setting, func(t *testing.T) {
 				db := openDSN(t, withSetting(c.DSN(), "synchronous_commit", setting)).WithContext(limited(t))
@@ -116,18 +111,20 @@ func requireHeldAfterRestart(t *testing.T, db *dbmutex.DB, id string) {
 
 func TestACrashWhileHeldRenewedAndWaitedFor(t *testing.T) {
 	t.Parallel()
-	onCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
+	faults.OnCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
 		ctx := limited(t)
 		waited := make(chan error, 1)
+		asked := questions(t, db)
 		var last int64
 		require.NoError(t, db.Mutex("job", dbmutex.WithTTL(15*time.Second), dbmutex.WithRenewal()).Do(func(held context.Context) error {
 			lease, _ := dbmutex.LeaseFrom(held)
 			last = lease.Token()
 			first, _ := lease.ExpiresAt()
+			before := asked.Load()
 			go func() {
 				waited <- db.WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(nothing)
 			}()
-			require.Eventually(t, func() bool { return dbmutex.Waiters(db.Mutex("job")) == 1 }, time.Minute, time.Millisecond)
+			require.Eventually(t, func() bool { return asked.Load() > before }, time.Minute, time.Millisecond)
 			c.Stop(t, "immediate")
 			require.Error(t, lease.Renew(), "the server is away")
 			c.Start(t)
@@ -154,7 +151,7 @@ func acquireForGood(t *testing.T, db *dbmutex.DB, id string) *dbmutex.Lease {
 // https://www.postgresql.org/docs/current/warm-standby.html#SYNCHRONOUS-REPLICATION
 func TestItSurvivesAFailoverToASynchronousStandby(t *testing.T) {
 	t.Parallel()
-	onCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
+	faults.OnCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
 		standby := c.Standby(t, "standby")
 		c.Set(t, "synchronous_standby_names = 'standby'")
 		reconnect(t, db)
@@ -189,7 +186,7 @@ func TestItSurvivesAFailoverToASynchronousStandby(t *testing.T) {
 // What the documentation says cannot be had: an asynchronous standby may not know of the last leases.
 func TestAFailoverToAnAsynchronousStandbyLosesLeases(t *testing.T) {
 	t.Parallel()
-	onCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
+	faults.OnCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
 		standby := c.Standby(t, "standby")
 		reconnect(t, db)
 		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
@@ -225,7 +222,7 @@ func TestAFailoverToAnAsynchronousStandbyLosesLeases(t *testing.T) {
 
 func TestStepsOfTheServersClock(t *testing.T) {
 	t.Parallel()
-	onCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
+	faults.OnCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
 		clock := c.Clock(t)
 		reconnect(t, db)
 		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
@@ -298,7 +295,7 @@ func TestStepsOfSQLitesClock(t *testing.T) {
 
 func TestReadOnlyAfterAFailover(t *testing.T) {
 	t.Parallel()
-	onCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
+	faults.OnCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
 		lease := acquire(t, db, "held", dbmutex.WithTTL(time.Minute))
 		before, _ := lease.ExpiresAt()
 		readOnly := func(on string) {
@@ -332,7 +329,7 @@ func TestAFullDisk(t *testing.T) {
 	t.Parallel()
 	t.Run("tmpfs", func(t *testing.T) {
 		disk := smallDisk(t)
-		onCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
+		faults.OnCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
 			c.OwnFolder(t, disk+"/data")
 			require.NoError(t, db.Exec(`CREATE TABLESPACE small LOCATION '`+disk+`/data'`).Error)
 			require.NoError(t, db.Exec(`ALTER TABLE db_mutexes SET TABLESPACE small`).Error)
@@ -403,29 +400,13 @@ func smallDisk(t *testing.T) string {
 	return folder
 }
 
-// The lock's table is dropped, and made again, while leases are held and waited for.
-func TestTheTableIsMadeAgain(t *testing.T) {
-	t.Parallel()
-	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
-		held := acquire(t, db, "job")
-		ctx := limited(t)
-		waited := make(chan error, 1)
-		go func() { waited <- db.WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(nothing) }()
-		require.Eventually(t, func() bool { return dbmutex.Waiters(db.Mutex("job")) == 1 }, time.Minute, time.Millisecond)
-		require.NoError(t, db.Migrator().DropTable(&dbmutex.DBMutex{}))
-		require.NoError(t, db.Migrate())
-		if err := <-waited; err != nil { // it asked in between
-			require.ErrorContains(t, err, "run AutoMigrate")
-		}
-		require.ErrorIs(t, held.Renew(), dbmutex.ErrTimeout)
-		require.ErrorIs(t, held.Release(), dbmutex.ErrTimeout)
-		exercise(t, db)
-	})
-}
-
 func TestPgBouncerInTransactionMode(t *testing.T) {
 	t.Parallel()
-	onCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
+	faults.OnCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
+		type customer struct {
+			ID   int64
+			Name string `gorm:"size:100;uniqueIndex"`
+		}
 		pooler := c.PgBouncer(t)
 		for _, mode := range []string{"exec", "simple_protocol"} { // as the README says
 			t.Run(mode, func(t *testing.T) {
@@ -445,7 +426,8 @@ func TestPgBouncerInTransactionMode(t *testing.T) {
 				for range 20 { // more than the pooler has connections
 					acquire(t, pooled, rand.Text())
 				}
-				require.True(t, errors.Is(pooled.Mutex("job").Transaction(func(tx *gorm.DB) error { return errWork }), errWork))
+				errWork := errors.New("failed")
+				require.ErrorIs(t, pooled.Mutex("job").Transaction(func(tx *gorm.DB) error { return errWork }), errWork)
 				require.NoError(t, pooled.Mutex("job").Transaction(func(tx *gorm.DB) error { return tx.Exec(`SELECT 1`).Error }))
 				require.Nil(t, row(t, db, "job"))
 			})

@@ -1,6 +1,6 @@
 //go:build unix
 
-package dbmutex_test
+package faults_test
 
 import (
 	"syscall"

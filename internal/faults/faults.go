@@ -1,0 +1,62 @@
+// Package faults breaks what is between a test and its database: the network, or the server. Its own tests break everything
+// that a program can see break.
+package faults
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/pgproxy"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+)
+
+// OnNetwork runs a test on PostgreSQL: direct reaches it undisturbed, proxied through a network that can be broken.
+func OnNetwork(t *testing.T, test func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy)) {
+	d := testdb.Postgres(t)
+	network := pgproxy.New(t, d.DSN)
+	test(t, d.Mutexes(t, dbmutex.DefaultSettings()), testdb.PostgresAt(network.DSN()).Registered(t, dbmutex.DefaultSettings()), network)
+}
+
+// Positions runs a test once for every position at which the network may break: at each request after arm was called,
+// before the server gets it, and after each message of the answer.
+func Positions(t *testing.T, test func(t *testing.T, direct, proxied *dbmutex.DB, arm func(onBreak func()))) {
+	OnNetwork(t, func(t *testing.T, direct, _ *dbmutex.DB, network *pgproxy.Proxy) {
+		for request := 1; ; request++ {
+			requests := 0
+			for after := -1; after <= 5; after++ {
+				requests = 0
+				proxied := testdb.PostgresAt(network.DSN()).Registered(t, dbmutex.DefaultSettings())
+				broken := ""
+				test(t, direct, proxied, func(onBreak func()) {
+					network.Choose(func(statement string) *pgproxy.Fault {
+						if requests++; requests != request {
+							return nil
+						}
+						broken = statement
+						onBreak()
+						return &pgproxy.Fault{Unsent: after < 0, After: after}
+					})
+				})
+				network.Choose(nil)
+				pool, err := proxied.DB()
+				require.NoError(t, err)
+				require.NoError(t, pool.Close()) // the server has only so many connections
+				if t.Failed() {
+					t.Fatalf("with the network broken at request %d, after %d messages of its answer: %s", request, after, broken)
+				}
+			}
+			if requests < request {
+				require.Greater(t, request, 1, "nothing was broken")
+				return
+			}
+		}
+	})
+}
+
+// OnCluster runs a test on such a server.
+func OnCluster(t *testing.T, test func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB), settings ...string) {
+	c := testdb.NewCluster(t, settings...)
+	test(t, c, testdb.PostgresAt(c.DSN()).Mutexes(t, dbmutex.DefaultSettings()))
+}

@@ -1,0 +1,139 @@
+package testdb
+
+import (
+	"context"
+	"fmt"
+	"net/url"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"gorm.io/gorm"
+
+	"github.com/gorm-dbmutex/dbmutex"
+)
+
+// Acquire must succeed; the lease is released when the test ends.
+func Acquire(t testing.TB, db *dbmutex.DB, id string, opts ...dbmutex.Option) *dbmutex.Lease {
+	t.Helper()
+	lease, err := db.Mutex(id, opts...).Acquire()
+	require.NoError(t, err)
+	t.Cleanup(func() { _ = lease.Release() })
+	return lease
+}
+
+// Row is a mutex's row, expired or not.
+func Row(t testing.TB, db *dbmutex.DB, id string) *dbmutex.DBMutex {
+	t.Helper()
+	var rows []dbmutex.DBMutex
+	require.NoError(t, db.Where("lock_id = ?", id).Find(&rows).Error)
+	if len(rows) == 0 {
+		return nil
+	}
+	return &rows[0]
+}
+
+// RequireFree says what others see of a mutex.
+func RequireFree(t testing.TB, db *dbmutex.DB, id string) {
+	t.Helper()
+	require.NoError(t, db.Mutex(id).Do(Nothing))
+}
+
+// RequireHeld says what others see of a mutex.
+func RequireHeld(t testing.TB, db *dbmutex.DB, id string) {
+	t.Helper()
+	err := db.Mutex(id).Do(func(context.Context) error {
+		require.Fail(t, "the work ran without the mutex")
+		return nil
+	})
+	require.ErrorIs(t, err, dbmutex.ErrNotAcquired)
+}
+
+// Nothing is work.
+func Nothing(context.Context) error { return nil }
+
+// Limited is a context that ends a test which would otherwise hang.
+func Limited(t testing.TB) context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	t.Cleanup(cancel)
+	return ctx
+}
+
+// RequireEnds waits for a context to end.
+func RequireEnds(t testing.TB, ctx context.Context) {
+	t.Helper()
+	select {
+	case <-ctx.Done():
+	case <-time.After(time.Minute):
+		require.Fail(t, "the context did not end")
+	}
+}
+
+// Exercise runs every verb once.
+func Exercise(t testing.TB, db *dbmutex.DB) {
+	t.Helper()
+	db = db.WithContext(Limited(t))
+	require.NoError(t, db.Mutex("job").Do(func(ctx context.Context) error {
+		lease, _ := dbmutex.LeaseFrom(ctx)
+		RequireHeld(t, db, "job")
+		require.NoError(t, lease.Renew())
+		holder, err := db.Mutex("job").Holder()
+		require.NoError(t, err)
+		require.Equal(t, "job", holder.LockID)
+		require.InDelta(t, time.Now().Unix(), holder.CreationTime.Unix(), 60)
+		begin := db.Gorm.Session(&gorm.Session{NewDB: true}).Begin()
+		require.NoError(t, begin.Error)
+		require.NoError(t, lease.Guard(begin))
+		require.NoError(t, begin.Rollback().Error)
+		return nil
+	}))
+	require.NoError(t, db.Mutex("job").Transaction(func(tx *gorm.DB) error { return tx.Exec(`SELECT 1`).Error }))
+	RequireFree(t, db, "job")
+	short, err := db.Mutex("job", dbmutex.WithTTL(time.Millisecond)).Acquire()
+	require.NoError(t, err)
+	lease, err := db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire() // a take-over
+	require.NoError(t, err)
+	require.ErrorIs(t, short.Release(), dbmutex.ErrTimeout)
+	require.NoError(t, db.Mutex("job").ForceRelease())
+	require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout)
+}
+
+// WithSetting is a PostgreSQL DSN whose sessions have a setting of the server's.
+func WithSetting(dsn, name, value string) string {
+	if strings.Contains(dsn, "://") {
+		return dsn + "&" + name + "=" + url.QueryEscape(value)
+	}
+	return dsn + " " + name + "='" + value + "'"
+}
+
+// CurrentSchema is the schema of the test's own.
+func CurrentSchema(t testing.TB, db *dbmutex.DB) (schema string) {
+	require.NoError(t, db.Raw(`SELECT current_schema()`).Scan(&schema).Error)
+	return schema
+}
+
+// RequireTimeout says what the error of a lease that ended before its work must be: lost, or only run out.
+func RequireTimeout(t testing.TB, err error, id string, lost bool) {
+	t.Helper()
+	_ = TimeoutOf(t, err, id, lost)
+}
+
+// TimeoutOf is RequireTimeout, and returns the *TimeoutError.
+func TimeoutOf(t testing.TB, err error, id string, lost bool) *dbmutex.TimeoutError {
+	t.Helper()
+	require.ErrorIs(t, err, dbmutex.ErrTimeout)
+	var timeout *dbmutex.TimeoutError
+	require.ErrorAs(t, err, &timeout)
+	require.Equal(t, id, timeout.LockID)
+	require.Equal(t, lost, timeout.Lost, "%v", err)
+	require.ErrorContains(t, timeout, fmt.Sprintf("%q", id))
+	if lost {
+		require.NotContains(t, timeout.Error(), "nobody else held the mutex")
+	} else {
+		require.Positive(t, timeout.Late)
+		require.ErrorContains(t, timeout, "ran out")
+		require.ErrorContains(t, timeout, "nobody else held the mutex meanwhile")
+	}
+	return timeout
+}
