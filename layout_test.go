@@ -4,6 +4,7 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
+	"io/fs"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -42,6 +43,18 @@ func texts(t *testing.T, file string) (found []string) {
 	return found
 }
 
+// goFiles are those of the module's folders, but for modules within it.
+func goFiles(t *testing.T, root string) (files []string) {
+	t.Helper()
+	require.NoError(t, filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && strings.HasSuffix(path, ".go") {
+			files = append(files, filepath.ToSlash(path))
+		}
+		return err
+	}))
+	return files
+}
+
 var statement = regexp.MustCompile(`(?i)\b(SELECT\s|INSERT\s+(OR\s+\w+\s+)?INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|` +
 	`ALTER\s+TABLE|CREATE\s+(TABLE|INDEX)|PRAGMA\b|WITH\s+\w+\s+AS|ROLLBACK|SAVEPOINT|LISTEN\s|NOTIFY\s)`)
 
@@ -54,6 +67,23 @@ func TestTheRootPackageHasNoSQL(t *testing.T) {
 		}
 		for _, text := range texts(t, file) {
 			require.NotRegexp(t, statement, text, file)
+		}
+	}
+}
+
+// mayKnow are the files that know databases apart: one a database, and programs that open any of them. internal/drivers and
+// bench are about drivers and other locks, which are each for one database. The queue's test needs any that notifies.
+var mayKnow = regexp.MustCompile(`^(internal/(locktable|testdb|torture)/(dialect|postgres|sqlite)(_\w+)?\.go|` +
+	`(internal/drivers|bench|examples)/.*|queue_internal_test\.go)$`)
+
+func TestNobodyElseKnowsDatabasesApart(t *testing.T) {
+	names := regexp.MustCompile(`^(postgres|sqlite|sqlite3)$`)
+	for _, file := range goFiles(t, ".") {
+		if mayKnow.MatchString(file) {
+			continue
+		}
+		for _, text := range texts(t, file) {
+			require.NotRegexp(t, names, text, file)
 		}
 	}
 }

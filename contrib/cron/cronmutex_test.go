@@ -104,12 +104,11 @@ func TestSettingsOfThePlugin(t *testing.T) {
 	each(t, func(t *testing.T, d *testdb.Database, open func() *dbmutex.DB) {
 		settings := dbmutex.DefaultSettings()
 		settings.SkipHeld, settings.MinHold = true, time.Minute
-		gdb := d.Open(t)
-		require.NoError(t, gdb.Use(dbmutex.New(settings)))
+		db := d.Registered(t, settings)
 		ran := 0
 		job := cron.FuncJob(func() { ran++ })
 		log := newRecording()
-		w := wrapper(t, dbmutex.Wrap(gdb), log, dbmutex.WithSkipHeld())
+		w := wrapper(t, db, log, dbmutex.WithSkipHeld())
 		w(job).Run()
 		w(job).Run()
 		log.requireSkip(t)

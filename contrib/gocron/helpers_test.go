@@ -33,9 +33,7 @@ func each(t *testing.T, fn func(t *testing.T, d *testdb.Database, open func() *d
 }
 
 func open(t *testing.T, d *testdb.Database, settings dbmutex.Settings) *dbmutex.DB {
-	gdb := d.Open(t)
-	require.NoError(t, gdb.Use(dbmutex.New(settings)))
-	return dbmutex.Wrap(gdb)
+	return d.Registered(t, settings)
 }
 
 // briefly is for tests whose runs do not come at the same tick: the mutex is free as soon as they end.

@@ -17,10 +17,7 @@ import (
 // TestALateUnlock calls what gocron calls, in the order of two runs of which the first has lost its lease.
 func TestALateUnlock(t *testing.T) {
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
-		gdb := d.Open(t)
-		require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
-		db := dbmutex.Wrap(gdb)
-		require.NoError(t, db.Migrate())
+		db := d.Mutexes(t, dbmutex.DefaultSettings())
 		locker, err := NewLocker(db, dbmutex.WithMinHold(time.Microsecond))
 		require.NoError(t, err)
 		ctx := context.Background()
@@ -40,10 +37,7 @@ func TestALateUnlock(t *testing.T) {
 // TestUnlockLogsWhatTheRunHasNotTold calls what gocron calls.
 func TestUnlockLogsWhatTheRunHasNotTold(t *testing.T) {
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
-		gdb := d.Open(t)
-		require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
-		db := dbmutex.Wrap(gdb)
-		require.NoError(t, db.Migrate())
+		db := d.Mutexes(t, dbmutex.DefaultSettings())
 		handle, lines := Logged(db)
 		locker, err := NewLocker(handle, dbmutex.WithMinHold(time.Microsecond))
 		require.NoError(t, err)
@@ -101,10 +95,7 @@ func (l errorLog) Error(_ context.Context, format string, args ...any) {
 
 // TestALeadershipEndsByTheClock asks at once when the lease has run out, perhaps before the timer of its context had its turn.
 func TestALeadershipEndsByTheClock(t *testing.T) {
-	gdb := testdb.SQLite(t).Open(t)
-	require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
-	db := dbmutex.Wrap(gdb)
-	require.NoError(t, db.Migrate())
+	db := testdb.SQLite(t).Mutexes(t, dbmutex.DefaultSettings())
 	for range 20 {
 		lease, err := db.Mutex("leader", dbmutex.WithTTL(20*time.Millisecond)).Acquire()
 		require.NoError(t, err)

@@ -32,9 +32,9 @@ func eachCluster(t *testing.T, test func(t *testing.T, c *cluster)) {
 			for _, prepare := range []bool{false, true} {
 				t.Run(fmt.Sprintf("sources=%d lockFirst=%t prepare=%t", sources, lockFirst, prepare), func(t *testing.T) {
 					testdb.Each(t, func(t *testing.T, main *testdb.Database) {
-						c := &cluster{main: main, replica: empty(t, main.Name), lockFirst: lockFirst, prepare: prepare}
+						c := &cluster{main: main, replica: main.Another(t), lockFirst: lockFirst, prepare: prepare}
 						for range sources {
-							c.sources = append(c.sources, empty(t, main.Name))
+							c.sources = append(c.sources, main.Another(t))
 						}
 						test(t, c)
 					})
@@ -42,13 +42,6 @@ func eachCluster(t *testing.T, test func(t *testing.T, c *cluster)) {
 			}
 		}
 	}
-}
-
-func empty(t *testing.T, name string) *testdb.Database {
-	if name == "sqlite" {
-		return testdb.SQLite(t)
-	}
-	return testdb.Postgres(t)
 }
 
 // open is a program that has both plugins.

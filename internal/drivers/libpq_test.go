@@ -57,8 +57,7 @@ func openLibpq(t *testing.T, d *testdb.Database, config *gorm.Config) (*dbmutex.
 	config.Logger = log
 	gdb, err := gorm.Open(postgres.New(postgres.Config{DriverName: "postgres", Conn: pool}), config)
 	require.NoError(t, err)
-	require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
-	return dbmutex.Wrap(gdb).WithContext(limited(t)), pool, log
+	return testdb.Register(t, gdb, dbmutex.DefaultSettings()).WithContext(limited(t)), pool, log
 }
 
 func TestNoVerbRunsInATransactionThatWasLeftOpenWithLibpq(t *testing.T) {
@@ -102,9 +101,7 @@ func TestNoVerbRunsInATransactionThatWasLeftOpenWithLibpq(t *testing.T) {
 					require.NoError(t, db.Migrate())
 					told()
 
-					gdb := d.Open(t)
-					require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
-					other := dbmutex.Wrap(gdb).WithContext(limited(t))
+					other := d.Registered(t, dbmutex.DefaultSettings()).WithContext(limited(t))
 					row := func() *dbmutex.DBMutex {
 						holder, err := other.Mutex("job").Holder()
 						require.NoError(t, err)

@@ -5,6 +5,7 @@ package torture
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -41,12 +42,16 @@ type arena interface {
 	end(t *testing.T, r *round)
 }
 
+// arenas are those of all databases, by their names.
+var arenas = map[string]func(t *testing.T) arena{}
+
 func TestTorture(t *testing.T) {
 	if *seed == 0 {
 		*seed = rand.Uint64()
 	}
-	t.Run("sqlite", func(t *testing.T) { torture(t, newSQLite(t)) })
-	t.Run("postgres", func(t *testing.T) { torture(t, newPostgres(t)) })
+	for _, name := range slices.Sorted(maps.Keys(arenas)) {
+		t.Run(name, func(t *testing.T) { torture(t, arenas[name](t)) })
+	}
 }
 
 func torture(t *testing.T, a arena) {

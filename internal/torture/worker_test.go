@@ -5,24 +5,16 @@ package torture
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	glebarez "github.com/glebarez/sqlite"
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/stdlib"
 	"go.uber.org/goleak"
-	"gorm.io/driver/postgres"
-	"gorm.io/driver/sqlite"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
 
@@ -36,16 +28,17 @@ const jobVariable = "DBMUTEX_TORTURE_JOB"
 
 // job is what a worker is to do, until its standard input ends.
 type job struct {
-	Database, DSN string
-	Driver        string // of SQLite: "mattn" or "glebarez"
-	Seed          uint64
-	Mutexes       []string
-	First         int // the number of its first client
-	Clients       int
-	Pool          int // how many connections it may have
-	Prepare       bool
-	Listen        bool // for the releases of other processes
-	Habits        habits
+	Driver, DSN string // of drivers
+	Notifies    bool   // releases can be heard of in other processes
+	Isolates    bool   // transactions may have a higher isolation level
+	Seed        uint64
+	Mutexes     []string
+	First       int // the number of its first client
+	Clients     int
+	Pool        int // how many connections it may have
+	Prepare     bool
+	Listen      bool // for the releases of other processes
+	Habits      habits
 }
 
 // habits are what clients do besides the usual.
@@ -111,18 +104,13 @@ func work(text string) error {
 		goleak.IgnoreAnyFunction("gorm.io/gorm/internal/lru.NewLRU[...].func1"))
 }
 
+// drivers are those of all databases, by their names.
+var drivers = map[string]func(dsn string) (gorm.Dialector, error){}
+
 func (j *job) open() (*dbmutex.DB, error) {
-	dialector := sqlite.Open(j.DSN)
-	switch {
-	case j.Driver == "glebarez":
-		dialector = glebarez.Open(j.DSN)
-	case j.Database == "postgres":
-		config, err := pgx.ParseConfig(j.DSN)
-		if err != nil {
-			return nil, err
-		}
-		config.Tracer = tracer{}
-		dialector = postgres.New(postgres.Config{Conn: stdlib.OpenDB(*config)})
+	dialector, err := drivers[j.Driver](j.DSN)
+	if err != nil {
+		return nil, err
 	}
 	gdb, err := gorm.Open(dialector, &gorm.Config{
 		Logger: &log{Interface: logger.Discard}, PrepareStmt: j.Prepare, DisableAutomaticPing: true,
@@ -160,21 +148,6 @@ func noteOf(ctx context.Context) *note {
 		return n
 	}
 	return &note{}
-}
-
-// tracer counts the statements that got no answer.
-type tracer struct{}
-
-func (tracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
-	return ctx
-}
-
-func (tracer) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryEndData) {
-	var refused *pgconn.PgError
-	answered := errors.As(data.Err, &refused) && !strings.HasPrefix(refused.Code, "57P") && !strings.HasPrefix(refused.Code, "08")
-	if data.Err != nil && !answered {
-		noteOf(ctx).lost.Add(1)
-	}
 }
 
 // log keeps the error that the library logs where it cannot return it.

@@ -1,0 +1,198 @@
+//go:build linux
+
+package torture
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
+	"github.com/stretchr/testify/require"
+	"gorm.io/driver/postgres"
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
+
+	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/pgproxy"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+)
+
+const pgxDriver = "pgx"
+
+func init() {
+	arenas["postgres"] = func(t *testing.T) arena { return newPostgres(t) }
+	drivers[pgxDriver] = func(dsn string) (gorm.Dialector, error) {
+		config, err := pgx.ParseConfig(dsn)
+		if err != nil {
+			return nil, err
+		}
+		config.Tracer = tracer{}
+		return postgres.New(postgres.Config{Conn: stdlib.OpenDB(*config)}), nil
+	}
+}
+
+// postgresArena is a server, and a network to it for each worker.
+type postgresArena struct {
+	cluster *testdb.Cluster
+	proxies []*pgproxy.Proxy
+	db      *dbmutex.DB
+	healers sync.WaitGroup // what ends faults that last
+}
+
+// crashed is the fault that a round has at most once.
+const crashed = "server crashed"
+
+// ourselves is the application_name of the parent's sessions.
+const ourselves = "torturer"
+
+func newPostgres(t *testing.T) *postgresArena {
+	a := &postgresArena{cluster: testdb.NewCluster(t)}
+	db, err := gorm.Open(postgres.Open(a.cluster.DSN()+" application_name="+ourselves), &gorm.Config{Logger: logger.Discard})
+	require.NoError(t, err)
+	a.db = migrate(t, db)
+	for range workers {
+		a.proxies = append(a.proxies, pgproxy.New(t, a.cluster.DSN()))
+	}
+	return a
+}
+
+func (a *postgresArena) begin(t *testing.T, r *round) {
+	r.db = a.db
+	r.job.Driver, r.job.Notifies, r.job.Isolates = pgxDriver, true, true
+	r.async = r.maybe(0.5)
+	if r.async {
+		r.setting = "synchronous_commit=off"
+		r.total.add("rounds with "+r.setting, 1)
+	}
+	r.dsn = func(slot int) string {
+		dsn := a.proxies[slot].DSN()
+		if r.async {
+			dsn += " " + r.setting
+		}
+		if r.maybe(0.2) {
+			dsn += " default_query_exec_mode=exec"
+		}
+		return dsn
+	}
+	r.misuse()
+	if r.maybe(0.5) {
+		r.suffer("backend terminated", func(*testing.T) {
+			_ = a.db.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+				WHERE backend_type = 'client backend' AND application_name <> ? ORDER BY random() LIMIT 1`, ourselves).Error
+		})
+	}
+	if r.maybe(0.5) {
+		r.suffer("backends stopped for a while", func(*testing.T) { a.stopBackends(r) })
+	}
+	if r.maybe(0.4) {
+		r.suffer(crashed, func(t *testing.T) {
+			from := now()
+			a.cluster.Stop(t, "immediate")
+			a.cluster.Start(t)
+			r.crashes = append(r.crashes, interval{from, now()})
+			r.faults = slices.DeleteFunc(r.faults, func(f fault) bool { return f.name == crashed }) // it takes long enough
+		})
+	}
+	if r.maybe(0.7) {
+		a.breakNetwork(r)
+	}
+}
+
+// stopBackends stops some of the server's processes in turn, each wherever it is.
+func (a *postgresArena) stopBackends(r *round) {
+	var ids []int
+	_ = a.db.Raw(`SELECT pid FROM pg_stat_activity
+		WHERE backend_type = 'client backend' AND application_name <> ? ORDER BY random() LIMIT 10`, ourselves).Scan(&ids).Error
+	for _, id := range ids {
+		_ = syscall.Kill(id, syscall.SIGSTOP)
+		time.Sleep(r.upTo(30 * time.Millisecond))
+		_ = syscall.Kill(id, syscall.SIGCONT)
+	}
+}
+
+// breakNetwork makes the network one that breaks.
+func (a *postgresArena) breakNetwork(r *round) {
+	proxy := func() *pgproxy.Proxy { return a.proxies[r.rand.IntN(len(a.proxies))] }
+	heal := func(d time.Duration, how func()) {
+		a.healers.Add(1)
+		time.AfterFunc(d, func() { defer a.healers.Done(); how() })
+	}
+	if r.maybe(0.7) {
+		chance := 0.03 * r.rand.Float64()
+		for _, p := range a.proxies {
+			dice := rand.New(rand.NewPCG(r.rand.Uint64(), 0))
+			p.Choose(func(string) *pgproxy.Fault {
+				switch roll := dice.Float64(); {
+				case roll < chance/4:
+					r.total.add("fault: request lost", 1)
+					return &pgproxy.Fault{Unsent: true}
+				case roll < chance:
+					r.total.add("fault: answer lost", 1)
+					return &pgproxy.Fault{After: dice.IntN(5)}
+				}
+				return nil
+			})
+		}
+	}
+	if r.maybe(0.4) {
+		r.suffer("network reset", func(*testing.T) { proxy().Reset() })
+	}
+	if r.maybe(0.4) {
+		r.suffer("network frozen", func(*testing.T) {
+			p := proxy()
+			p.Freeze()
+			heal(100*time.Millisecond+r.upTo(700*time.Millisecond), p.Thaw)
+		})
+	}
+	if r.maybe(0.3) {
+		r.suffer("network slow", func(*testing.T) {
+			p := proxy()
+			p.Drag(r.upTo(8 * time.Millisecond))
+			heal(r.upTo(500*time.Millisecond), func() { p.Drag(0) })
+		})
+	}
+}
+
+func (a *postgresArena) calm() {
+	a.healers.Wait()
+	for _, p := range a.proxies {
+		p.Choose(nil)
+	}
+}
+
+func (a *postgresArena) quiesce(t *testing.T) {
+	require.Eventually(t, func() bool {
+		left := -1
+		err := a.db.Raw(`SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+			WHERE backend_type = 'client backend' AND application_name <> ?`, ourselves).Scan(&left).Error
+		return err == nil && left == 0
+	}, 10*time.Second, 5*time.Millisecond, "the workers' sessions do not end")
+}
+
+func (a *postgresArena) end(t *testing.T, r *round) {
+	require.NoError(t, r.db.Exec(`TRUNCATE counters, runs`).Error)
+}
+
+// tracer counts the statements that got no answer.
+type tracer struct{}
+
+func (tracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+	return ctx
+}
+
+func (tracer) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryEndData) {
+	var refused *pgconn.PgError
+	answered := errors.As(data.Err, &refused) && !strings.HasPrefix(refused.Code, "57P") && !strings.HasPrefix(refused.Code, "08")
+	if data.Err != nil && !answered {
+		noteOf(ctx).lost.Add(1)
+	}
+}
