@@ -19,11 +19,12 @@
 //
 // # What is not guaranteed
 //
-// A worker that dies leaves the mutex to the lease's TTL, and so does a program that ends while handlers run: Server.Shutdown
-// does not wait for those that it gave up. Until the TTL is over other tasks find the mutex held. asynq runs a dead worker's
-// task again after a minute or more, so that dbmutex.WithTTL(30*time.Second) and dbmutex.WithRenewal() suit most tasks.
-// Without renewal, the TTL must be longer than the work takes; with it, a handler that hangs keeps its mutex for as long as
-// its lease is renewed. dbmutex.WithoutTTL is accepted, but a crash then blocks the tasks until Mutex.ForceRelease.
+// A worker that dies leaves the mutex to the lease's TTL, and so does a program that ends while handlers run:
+// Server.Shutdown does not wait for those that it gave up. Until the TTL is over other tasks find the mutex held. asynq
+// runs a dead worker's task again after a minute or more, so that dbmutex.WithTTL(30*time.Second) and
+// dbmutex.WithRenewal() suit most tasks. Without renewal, the TTL must be longer than the work takes; with it, a handler
+// that hangs keeps its mutex for as long as its lease is renewed. dbmutex.WithoutTTL is accepted, but a crash then blocks
+// the tasks until Mutex.ForceRelease.
 //
 // A task that overlaps is not queued up behind the one that runs: nothing runs tasks in the order in which they came.
 package asynqmutex
@@ -33,7 +34,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strings"
 
@@ -82,10 +82,11 @@ type Policy struct {
 	// There, whatever Held is, it is Retry, with what that says of IsFailure.
 	Held Held
 
-	// OnTimeout is called after a run that returned, but whose own lease had ended before; not after a panic. err matches
-	// dbmutex.ErrTimeout, and the task's own error if it had one. errors.As finds the run's *dbmutex.TimeoutError in it: with
-	// Lost the lease was lost, so that another run may have overlapped; without, it only ran out, and certainly none did.
-	// asynq gets what OnTimeout returns; with nil the task counts as done. ctx is asynq's, not the lease's, which has ended.
+	// OnTimeout is called if a run's own lease ended before the task did, or before it could begin; not after a panic. err
+	// matches dbmutex.ErrTimeout, and the task's own error if it had one. errors.As finds the run's *dbmutex.TimeoutError in
+	// it: with Lost the lease was lost, so that another run may have overlapped; without, it only ran out, and certainly none
+	// did. asynq gets what OnTimeout returns; with nil the task counts as done. ctx is asynq's, not the lease's, which has
+	// ended.
 	//
 	// Defaults to err itself, whether the lease was lost or only ran out: a failure, which asynq retries, or archives where
 	// the task returned asynq.SkipRetry. Only a task that returned asynq.RevokeTask is not removed, as asynq would keep no
@@ -135,40 +136,48 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.Mi
 					dbmutex.ErrInvalidSettings, id)
 			}
 			self := describe(ctx)
-			ran := false
+			lease, err := db.WithContext(ctx).Mutex(id, append(opts, forTask(self))...).Acquire()
+			if err != nil {
+				return p.notAcquired(ctx, db, self, err)
+			}
 			var own error
-			err := db.WithContext(ctx).Mutex(id, append(opts, forTask(self))...).Do(func(ctx context.Context) error {
-				ran = true
+			err = lease.Do(func(ctx context.Context) error {
 				own = next.ProcessTask(ctx, task)
 				return own
 			})
-			var timeout *dbmutex.TimeoutError // the run's own comes first, but the task may have had another mutex's
-			var held *dbmutex.HeldError
+			// The run's own timeout comes first in err. The task's error may be that of another mutex.
+			var timeout *dbmutex.TimeoutError
 			switch {
-			case ran && errors.As(err, &timeout) && timeout.LockID == id:
-				if p.OnTimeout != nil {
-					return p.OnTimeout(ctx, task, err)
-				}
-				if errors.Is(own, asynq.RevokeTask) {
-					err = fmt.Errorf("%w, and the task asked to be revoked: %s", timeout, own.Error())
-				}
-				if ctx.Err() != nil {
-					db.Logger.Error(ctx, "%s: %v", self, err)
-				}
+			case !errors.As(err, &timeout) || timeout.LockID != id:
 				return err
-			case ran || !errors.As(err, &held):
-				return err
-			case strings.HasSuffix(held.Holder, self):
-				return retry(ctx, fmt.Errorf("%w (an earlier run of this task)", err))
-			case p.Held == Retry:
-				return retry(ctx, err)
-			case p.Held == Revoke:
-				return &notRun{fmt.Errorf("%w: %w", err, asynq.RevokeTask)}
+			case p.OnTimeout != nil:
+				return p.OnTimeout(ctx, task, err)
+			case errors.Is(own, asynq.RevokeTask):
+				err = fmt.Errorf("%w, and the task asked to be revoked: %s", timeout, own.Error())
 			}
-			db.Logger.Warn(ctx, "dropped %s: %v", self, err)
-			return nil
+			if ctx.Err() != nil { // asynq has given the run up, and throws the error away
+				db.Logger.Error(ctx, "%s: %v", self, err)
+			}
+			return err
 		})
 	}, nil
+}
+
+// notAcquired is what becomes of a task that did not run.
+func (p Policy) notAcquired(ctx context.Context, db *dbmutex.DB, self string, err error) error {
+	var held *dbmutex.HeldError
+	switch {
+	case !errors.As(err, &held):
+		return err
+	case strings.HasSuffix(held.Holder, self):
+		return retry(ctx, fmt.Errorf("%w (an earlier run of this task)", err))
+	case p.Held == Retry:
+		return retry(ctx, err)
+	case p.Held == Revoke:
+		return &notRun{fmt.Errorf("%w: %w", err, asynq.RevokeTask)}
+	}
+	db.Logger.Warn(ctx, "dropped %s: %v", self, err)
+	return nil
 }
 
 // describe names the task of a run, for people and to tell it from others.
@@ -184,10 +193,6 @@ func describe(ctx context.Context) string {
 // forTask makes the settings those of one run.
 func forTask(self string) dbmutex.Option {
 	return func(s *dbmutex.Settings) {
-		if s.Holder == "" {
-			host, _ := os.Hostname()
-			s.Holder = fmt.Sprintf("%s/%d", strings.ToValidUTF8(host, "?"), os.Getpid())
-		}
 		s.Holder += ", " + self
 		s.SkipHeld = false
 	}

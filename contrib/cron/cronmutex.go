@@ -29,8 +29,8 @@ func (j Job) Run() {
 	}
 }
 
-// NonOverlapping makes a wrapper whose jobs run only while they hold the mutex id. Each job needs an id, and so a wrapper, of
-// its own: jobs that share one do not overlap with each other either.
+// NonOverlapping makes a wrapper whose jobs run only while they hold the mutex id. Each job needs an id, and so a wrapper,
+// of its own: jobs that share one do not overlap with each other either.
 //
 // Where somebody else holds the mutex the run is skipped, with logger.Info("skip", ...), as by cron.SkipIfStillRunning.
 // With dbmutex.WithWait it is delayed, as by cron.DelayIfStillRunning, and skipped only if the mutex is still held after
@@ -43,9 +43,9 @@ func (j Job) Run() {
 // A panic of the job releases the mutex and goes on, to cron.Recover if that comes earlier in the chain. That the lease
 // ended before is then told to GORM's logger.
 //
-// Schedulers' clocks differ: a machine whose clock is late comes to the same tick when the job has perhaps ended already, and
-// would run it again. So dbmutex.WithMinHold is needed: a time greater than the difference of the clocks, and smaller than
-// the interval of the schedule. With dbmutex.WithWait every machine's run of a tick takes place, one after the other.
+// Schedulers' clocks differ: a machine whose clock is late comes to the same tick when the job has perhaps ended already,
+// and would run it again. So dbmutex.WithMinHold is needed: a time greater than the difference of the clocks, and smaller
+// than the interval of the schedule. With dbmutex.WithWait every machine's run of a tick takes place, one after the other.
 //
 // The machines' ticks must be the same for that. Those of "@every 1h" are not: they count from the start of each scheduler.
 // Use "0 * * * *" and the like, with cron.WithLocation(time.UTC) where machines have time zones of their own.
@@ -79,20 +79,21 @@ func NonOverlapping(db *dbmutex.DB, id string, logger cron.Logger, opts ...dbmut
 			return cron.FuncJob(func() {})
 		}
 		return cron.FuncJob(func() {
-			ran := false
-			err := mutex.Do(func(ctx context.Context) error {
-				ran = true
-				if job, ok := job.(Job); ok {
-					return job(ctx)
-				}
-				job.Run()
-				return nil
-			})
-			switch {
-			case err == nil:
-			case !ran && errors.Is(err, dbmutex.ErrNotAcquired):
+			lease, err := mutex.Acquire()
+			if errors.Is(err, dbmutex.ErrNotAcquired) {
 				logger.Info("skip", "reason", err)
-			default:
+				return
+			}
+			if err == nil {
+				err = lease.Do(func(ctx context.Context) error {
+					if job, ok := job.(Job); ok {
+						return job(ctx)
+					}
+					job.Run()
+					return nil
+				})
+			}
+			if err != nil {
 				logger.Error(err, "run", "mutex", id)
 			}
 		})

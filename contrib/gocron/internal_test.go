@@ -93,7 +93,8 @@ func (l errorLog) Error(_ context.Context, format string, args ...any) {
 	l.lines <- fmt.Sprintf(format, args...)
 }
 
-// TestALeadershipEndsByTheClock asks at once when the lease has run out, perhaps before the timer of its context had its turn.
+// TestALeadershipEndsByTheClock asks at once when the lease has run out, perhaps before the timer of its context had its
+// turn.
 func TestALeadershipEndsByTheClock(t *testing.T) {
 	db := testdb.SQLite(t).Mutexes(t, dbmutex.DefaultSettings())
 	for range 20 {

@@ -26,6 +26,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"time"
@@ -69,10 +70,11 @@ type Policy struct {
 	// again. Every snooze costs River two writes: choose a longer one where many jobs want the same mutex.
 	Snooze time.Duration
 
-	// OnTimeout is called after a run that returned, but whose own lease had ended before; not after a panic. err matches
-	// dbmutex.ErrTimeout, and the job's own error if it had one. errors.As finds the run's *dbmutex.TimeoutError in it: with
-	// Lost the lease was lost, so that another run may have overlapped; without, it only ran out, and certainly none did.
-	// River gets what OnTimeout returns; with nil the job is completed. ctx is River's, not the lease's, which has ended.
+	// OnTimeout is called if a run's own lease ended before the job did, or before it could begin; not after a panic. err
+	// matches dbmutex.ErrTimeout, and the job's own error if it had one. errors.As finds the run's *dbmutex.TimeoutError in
+	// it: with Lost the lease was lost, so that another run may have overlapped; without, it only ran out, and certainly none
+	// did. River gets what OnTimeout returns; with nil the job is completed. ctx is River's, not the lease's, which has
+	// ended.
 	//
 	// Defaults to err itself, whether the lease was lost or only ran out: a failed attempt, or, where the job returned
 	// river.JobCancel, a cancelled job. Only a job that returned river.JobSnooze is not snoozed, as River would keep no
@@ -131,42 +133,55 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (rivertyp
 				dbmutex.ErrInvalidSettings, id)
 		}
 		self := fmt.Sprintf("job %d of ", job.ID)
-		forJob := func(s *dbmutex.Settings) {
-			s.SkipHeld = false
-			if s.Holder == "" && len(job.AttemptedBy) > 0 {
-				s.Holder = job.AttemptedBy[len(job.AttemptedBy)-1]
-			}
-			s.Holder = self + s.Holder
+		lease, err := db.WithContext(ctx).Mutex(id, append(opts, forJob(job, self))...).Acquire()
+		if err != nil {
+			return p.notAcquired(ctx, self, err)
 		}
-		ran := false
 		var own error
-		err := db.WithContext(ctx).Mutex(id, append(opts, forJob)...).Do(func(ctx context.Context) error {
-			ran = true
+		err = lease.Do(func(ctx context.Context) error {
 			own = work(ctx)
 			return own
 		})
-		var timeout *dbmutex.TimeoutError // the run's own comes first, but the job may have had another mutex's
-		var held *dbmutex.HeldError
+		// The run's own timeout comes first in err. The job's error may be that of another mutex.
+		var timeout *dbmutex.TimeoutError
 		switch {
-		case ran && errors.As(err, &timeout) && timeout.LockID == id:
-			if p.OnTimeout != nil {
-				return p.OnTimeout(ctx, job, err)
-			}
-			if errors.Is(own, &river.JobSnoozeError{}) {
-				err = fmt.Errorf("%w, and the job asked to be snoozed: %s", timeout, own.Error())
-			}
-			if errors.Is(context.Cause(ctx), rivertype.ErrJobCancelledRemotely) {
-				db.Logger.Error(ctx, "job %d: %v", job.ID, err)
-			}
+		case !errors.As(err, &timeout) || timeout.LockID != id:
 			return err
-		case !ran && ctx.Err() != nil:
-			return fmt.Errorf("%w: %w", err, river.JobSnooze(p.Snooze))
-		case ran || !errors.As(err, &held):
-			return err
-		case p.Held == Cancel && !strings.HasPrefix(held.Holder, self):
-			return river.JobCancel(err)
-		default:
-			return fmt.Errorf("%w: %w", err, river.JobSnooze(p.Snooze))
+		case p.OnTimeout != nil:
+			return p.OnTimeout(ctx, job, err)
+		case errors.Is(own, &river.JobSnoozeError{}):
+			err = fmt.Errorf("%w, and the job asked to be snoozed: %s", timeout, own.Error())
 		}
+		if errors.Is(context.Cause(ctx), rivertype.ErrJobCancelledRemotely) { // River records that, and throws the error away
+			db.Logger.Error(ctx, "job %d: %v", job.ID, err)
+		}
+		return err
 	}), nil
+}
+
+// notAcquired is what becomes of a job that did not run.
+func (p Policy) notAcquired(ctx context.Context, self string, err error) error {
+	var held *dbmutex.HeldError
+	switch {
+	case ctx.Err() != nil:
+		return fmt.Errorf("%w: %w", err, river.JobSnooze(p.Snooze))
+	case !errors.As(err, &held):
+		return err
+	case p.Held == Cancel && !strings.HasPrefix(held.Holder, self):
+		return river.JobCancel(err)
+	default:
+		return fmt.Errorf("%w: %w", err, river.JobSnooze(p.Snooze))
+	}
+}
+
+// forJob makes the settings those of one run.
+func forJob(job *rivertype.JobRow, self string) dbmutex.Option {
+	return func(s *dbmutex.Settings) {
+		// The ID of the client says more than dbmutex's default, host/pid.
+		if strings.HasSuffix(s.Holder, fmt.Sprintf("/%d", os.Getpid())) && len(job.AttemptedBy) > 0 {
+			s.Holder = job.AttemptedBy[len(job.AttemptedBy)-1]
+		}
+		s.Holder = self + s.Holder
+		s.SkipHeld = false
+	}
 }
