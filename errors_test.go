@@ -130,7 +130,9 @@ func TestPermissionDenied(t *testing.T) {
 	role := currentSchema(t, db) + "_nobody"
 	require.NoError(t, db.Exec(`CREATE ROLE `+role).Error)
 	t.Cleanup(func() { require.NoError(t, db.Exec(`DROP OWNED BY `+role+`; DROP ROLE `+role).Error) })
-	require.NoError(t, db.Exec(`GRANT USAGE ON SCHEMA `+currentSchema(t, db)+` TO `+role+`; GRANT SELECT ON db_mutexes TO `+role).Error)
+	require.NoError(
+		t, db.Exec(`GRANT USAGE ON SCHEMA `+currentSchema(t, db)+` TO `+role+`; GRANT SELECT ON db_mutexes TO `+role).Error,
+	)
 	require.ErrorContains(t, refusedBy(t, withSetting(d.DSN, "role", role)), "42501")
 	require.ErrorContains(t, refusedBy(t, withSetting(d.DSN, "default_transaction_read_only", "on")), "25006")
 }

@@ -18,7 +18,10 @@ import (
 func isText(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune(s, 0) }
 
 func FuzzLockID(f *testing.F) {
-	for _, id := range []string{"", "job", "job ", "jöb", "a\x00b", "\xff", "?", "@id", "'; --", "\u202e", strings.Repeat("日", 256), strings.Repeat("a", 257)} {
+	for _, id := range []string{
+		"", "job", "job ", "jöb", "a\x00b", "\xff", "?", "@id", "'; --", "\u202e",
+		strings.Repeat("日", 256), strings.Repeat("a", 257),
+	} {
 		f.Add(id)
 	}
 	dbs := fuzzed(f)
@@ -68,7 +71,12 @@ func FuzzSettings(f *testing.F) {
 	f.Add(int64(1), int64(1<<62), int64(1), true, false)
 	f.Add(int64(1<<63-1), int64(0), int64(1<<63-1), false, false)
 	f.Fuzz(func(t *testing.T, ttl, wait, minHold int64, never, renew bool) {
-		s := dbmutex.Settings{TTL: (*time.Duration)(&ttl), Wait: time.Duration(wait), MinHold: time.Duration(minHold), Renew: renew}
+		s := dbmutex.Settings{
+			TTL:     (*time.Duration)(&ttl),
+			Wait:    time.Duration(wait),
+			MinHold: time.Duration(minHold),
+			Renew:   renew,
+		}
 		if never {
 			s.TTL = nil
 		}
@@ -105,7 +113,9 @@ func FuzzTTL(f *testing.F) {
 }
 
 func FuzzTTLFromTheEnvironment(f *testing.F) {
-	for _, value := range []string{"", "1800", "0.5", "none", "None", "-1", "0", "1e400", "NaN", "0x10", "1_0", " 7 ", "1e-10"} {
+	for _, value := range []string{
+		"", "1800", "0.5", "none", "None", "-1", "0", "1e400", "NaN", "0x10", "1_0", " 7 ", "1e-10",
+	} {
 		f.Add(value)
 	}
 	f.Fuzz(func(t *testing.T, value string) {

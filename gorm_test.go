@@ -36,9 +36,11 @@ func TestGORMConfigs(t *testing.T) {
 		"SkipDefaultTransaction": {SkipDefaultTransaction: true},
 		"TranslateError":         {TranslateError: true},
 		"QueryFields":            {QueryFields: true},
-		"all of these":           {PrepareStmt: true, SkipDefaultTransaction: true, TranslateError: true, QueryFields: true, CreateBatchSize: 1},
-		"timeouts":               {DefaultContextTimeout: time.Minute, DefaultTransactionTimeout: time.Minute},
-		"a logger that masks":    {Logger: masking{logger.New(log.New(io.Discard, "", 0), logger.Config{LogLevel: logger.Info})}},
+		"all of these": {
+			PrepareStmt: true, SkipDefaultTransaction: true, TranslateError: true, QueryFields: true, CreateBatchSize: 1,
+		},
+		"timeouts":            {DefaultContextTimeout: time.Minute, DefaultTransactionTimeout: time.Minute},
+		"a logger that masks": {Logger: masking{logger.New(log.New(io.Discard, "", 0), logger.Config{LogLevel: logger.Info})}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			testdb.Each(t, func(t *testing.T, d *testdb.Database) {
@@ -206,7 +208,9 @@ func TestABoundConnection(t *testing.T) {
 				require.NoError(t, err)
 				lease, _ := dbmutex.LeaseFrom(tx.Statement.Context)
 				first, _ := lease.ExpiresAt()
-				require.Eventually(t, func() bool { now, _ := lease.ExpiresAt(); return now.After(first) }, time.Minute, time.Millisecond)
+				require.Eventually(
+					t, func() bool { now, _ := lease.ExpiresAt(); return now.After(first) }, time.Minute, time.Millisecond,
+				)
 				return rows.Close()
 			})
 		}))

@@ -84,9 +84,11 @@ func TestReleasesWaitForAGuard(t *testing.T) {
 			release func(*dbmutex.Lease) error
 			held    bool // afterwards
 		}{
-			"Release":         {release: (*dbmutex.Lease).Release},
-			"ForceRelease":    {release: func(l *dbmutex.Lease) error { return db.Mutex(l.LockID()).ForceRelease() }},
-			"MinHold release": {release: (*dbmutex.Lease).Release, opts: []dbmutex.Option{dbmutex.WithMinHold(time.Minute)}, held: true},
+			"Release":      {release: (*dbmutex.Lease).Release},
+			"ForceRelease": {release: func(l *dbmutex.Lease) error { return db.Mutex(l.LockID()).ForceRelease() }},
+			"MinHold release": {
+				release: (*dbmutex.Lease).Release, opts: []dbmutex.Option{dbmutex.WithMinHold(time.Minute)}, held: true,
+			},
 		} {
 			lease := acquire(t, db, name, test.opts...)
 			tx := open(t, d).Begin()

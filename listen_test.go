@@ -158,13 +158,21 @@ func TestWaitersListenForOtherProcesses(t *testing.T) {
 	}()
 	listening := func() bool {
 		var listening []string
-		require.NoError(t, db.Raw(`SELECT query FROM pg_stat_activity WHERE query LIKE 'LISTEN%' AND client_port IS NOT NULL AND datname = current_database()`).Scan(&listening).Error)
+		require.NoError(
+			t,
+			db.Raw(`SELECT query FROM pg_stat_activity WHERE query LIKE 'LISTEN%'
+				AND client_port IS NOT NULL AND datname = current_database()`).
+				Scan(&listening).
+				Error,
+		)
 		return len(listening) > 0
 	}
 	require.Eventually(t, listening, time.Minute, time.Millisecond)
 	require.NoError(t, lease.Release())
 	require.NoError(t, <-acquired)
-	require.Eventually(t, func() bool { return !listening() }, time.Minute, time.Millisecond, "the connection ends with the last waiter")
+	require.Eventually(
+		t, func() bool { return !listening() }, time.Minute, time.Millisecond, "the connection ends with the last waiter",
+	)
 }
 
 func TestAReleaseNotifiesOfItsRowAlone(t *testing.T) {

@@ -80,7 +80,13 @@ func TestMigrateKeepsTheTableFromShrinking(t *testing.T) {
 	t.Parallel()
 	db := openDSN(t, testdb.Postgres(t).DSN)
 	require.NoError(t, db.Migrate())
-	require.NoError(t, db.Exec(`INSERT INTO db_mutexes (lock_id, creation_time, holder, lease_id) SELECT n, now(), '', n FROM generate_series(1, 5000) n`).Error)
+	require.NoError(
+		t,
+		db.Exec(
+			`INSERT INTO db_mutexes (lock_id, creation_time, holder, lease_id)
+			SELECT n, now(), '', n FROM generate_series(1, 5000) n`,
+		).Error,
+	)
 	require.NoError(t, db.Exec(`DELETE FROM db_mutexes`).Error)
 	require.NoError(t, db.Exec(`VACUUM ANALYZE db_mutexes`).Error)
 	var plan string

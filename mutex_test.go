@@ -161,7 +161,9 @@ func TestSkipHeld(t *testing.T) {
 		require.Contains(t, out.String(), `"job" is held by`)
 		require.NoError(t, mutex.Decorate(func(context.Context) error { return errWork })(context.Background()))
 
-		require.Equal(t, errWork, skipping.Mutex("free", dbmutex.WithSkipHeld()).Do(func(context.Context) error { return errWork }))
+		require.Equal(
+			t, errWork, skipping.Mutex("free", dbmutex.WithSkipHeld()).Do(func(context.Context) error { return errWork }),
+		)
 		ctx, cancel := context.WithCancel(context.Background())
 		cancel()
 		require.ErrorIs(t, skipping.WithContext(ctx).Mutex("job", dbmutex.WithSkipHeld()).Do(nothing), context.Canceled)

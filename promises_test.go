@@ -156,7 +156,12 @@ func TestATryWritesNothing(t *testing.T) {
 		Lsn string
 	}
 	look := func() (s state) {
-		require.NoError(t, db.Raw(`SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS xid, pg_current_wal_insert_lsn()::text AS lsn`).Scan(&s).Error)
+		require.NoError(
+			t,
+			db.Raw(`SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS xid, pg_current_wal_insert_lsn()::text AS lsn`).
+				Scan(&s).
+				Error,
+		)
 		return s
 	}
 	for giveUp := time.Now().Add(time.Minute); time.Now().Before(giveUp); { // others write now and then

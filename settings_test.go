@@ -95,7 +95,9 @@ func TestSettingsFromEnv(t *testing.T) {
 		}
 		require.Equal(t, want, *s.TTL, value)
 	}
-	for _, value := range []string{"0", "-1", "abc", "1h", "NaN", "Inf", "-Inf", "1e400", "1e10", "1e-10", "5 minutes", "none1", "1,5"} {
+	for _, value := range []string{
+		"0", "-1", "abc", "1h", "NaN", "Inf", "-Inf", "1e400", "1e10", "1e-10", "5 minutes", "none1", "1,5",
+	} {
 		t.Setenv(name, value)
 		s, err := dbmutex.SettingsFromEnv()
 		require.ErrorIs(t, err, dbmutex.ErrInvalidSettings, value)

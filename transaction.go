@@ -15,9 +15,9 @@ import (
 // Transaction acquires the mutex, runs fn in a transaction, and commits only if the lease is still held. The same commit
 // releases the lease. No clock, pause or network partition can make two such transactions of one mutex overlap.
 //
-// If the lease was lost, Transaction rolls back and returns ErrTimeout, with a *TimeoutError whose Lost is true. A lease that
-// only ran out does not stop it: it commits and returns nil, however late, as nobody had the mutex meanwhile. (If fn fails
-// after the deadline, its error is joined with ErrTimeout, as in Do.)
+// If the lease was lost, Transaction rolls back and returns ErrTimeout, with a *TimeoutError whose Lost is true. A lease
+// that only ran out does not stop it: it commits and returns nil, however late, as nobody had the mutex meanwhile. (If fn
+// fails after the deadline, its error is joined with ErrTimeout, as in Do.)
 //
 // fn must use tx alone for the database. tx has the handle's settings (gorm.DB.Set, Session), and none of its conditions.
 // The transaction runs under the handle's context; LeaseFrom finds the lease in tx.Statement.Context.
@@ -26,8 +26,8 @@ import (
 //   - fn did not run: the error is as Acquire's, or that of the transaction's beginning.
 //   - fn returned an error: the transaction is rolled back, and that error returned.
 //   - The release was not done within 5 seconds: the transaction is rolled back, and the error says so.
-//   - The answer to the COMMIT was lost: another connection asks how the transaction ended. Only if that fails too, the error
-//     says that it is unknown.
+//   - The answer to the COMMIT was lost: another connection asks how the transaction ended. Only if that fails too, the
+//     error says that it is unknown.
 //
 // ErrInvalidSettings is the error for read-only options and with Settings.SkipHeld. Settings.Renew has an effect on
 // PostgreSQL at READ COMMITTED alone: at higher isolation levels a renewal would make the transaction fail, and SQLite

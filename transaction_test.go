@@ -98,14 +98,15 @@ func TestTransactionsDoNotOverlap(t *testing.T) {
 			wg.Go(func() {
 				for range 10 {
 					// Leases run out at once, so that the transactions do overlap in time.
-					err := own.Mutex("job", dbmutex.WithTTL(time.Microsecond), dbmutex.WithWait(dbmutex.Forever)).Transaction(func(tx *gorm.DB) error {
-						var n int
-						if err := tx.Raw(`SELECT n FROM counters`).Scan(&n).Error; err != nil {
-							return err
-						}
-						time.Sleep(time.Millisecond)
-						return tx.Exec(`UPDATE counters SET n = ?`, n+1).Error
-					})
+					err := own.Mutex("job", dbmutex.WithTTL(time.Microsecond), dbmutex.WithWait(dbmutex.Forever)).
+						Transaction(func(tx *gorm.DB) error {
+							var n int
+							if err := tx.Raw(`SELECT n FROM counters`).Scan(&n).Error; err != nil {
+								return err
+							}
+							time.Sleep(time.Millisecond)
+							return tx.Exec(`UPDATE counters SET n = ?`, n+1).Error
+						})
 					switch {
 					case err == nil:
 						committed.Add(1)
@@ -142,7 +143,9 @@ func TestATransactionOnSQLiteWritesFirst(t *testing.T) {
 func TestTransactionIsolationLevels(t *testing.T) {
 	t.Parallel()
 	db := open(t, testdb.Postgres(t))
-	for _, level := range []sql.IsolationLevel{sql.LevelDefault, sql.LevelReadCommitted, sql.LevelRepeatableRead, sql.LevelSerializable} {
+	for _, level := range []sql.IsolationLevel{
+		sql.LevelDefault, sql.LevelReadCommitted, sql.LevelRepeatableRead, sql.LevelSerializable,
+	} {
 		t.Run(level.String(), func(t *testing.T) {
 			ttl := 300 * time.Millisecond
 			if level <= sql.LevelReadCommitted {
@@ -154,7 +157,9 @@ func TestTransactionIsolationLevels(t *testing.T) {
 				first, _ := lease.ExpiresAt()
 				require.NoError(t, tx.Exec(`SELECT 1`).Error)
 				if level <= sql.LevelReadCommitted {
-					require.Eventually(t, func() bool { now, _ := lease.ExpiresAt(); return now.After(first) }, time.Minute, time.Millisecond)
+					require.Eventually(
+						t, func() bool { now, _ := lease.ExpiresAt(); return now.After(first) }, time.Minute, time.Millisecond,
+					)
 				} else {
 					requireEnds(t, lease.Context())
 				}

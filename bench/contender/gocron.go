@@ -16,7 +16,8 @@ func gocronGormLock() Contender {
 	return Contender{
 		Name: "gocron-gorm-lock", Module: "github.com/go-co-op/gocron-gorm-lock/v2", Store: Postgres,
 		Crash: "all of it",
-		Note:  "plain gorm.Open; one cycle is one tick of a job, as a tick cannot be locked twice; does not wait; deletes old ticks every 5 s, as by default",
+		Note: "plain gorm.Open; one cycle is one tick of a job, as a tick cannot be locked twice; does not wait; " +
+			"deletes old ticks every 5 s, as by default",
 		Open: func(_ context.Context, where Where) (Instance, error) {
 			db, pool, err := openGORM(postgres.Open(where.DSN), gorm.Config{})
 			if err == nil {
@@ -73,8 +74,10 @@ func (g *gocron) Acquire(ctx context.Context, id string) (func() error, error) {
 }
 
 func (g *gocron) Fill(ctx context.Context, n int) error {
-	return g.db.WithContext(ctx).Exec(`INSERT INTO cron_job_locks (created_at, updated_at, job_name, job_identifier, worker, status)
-SELECT now(), now(), 'held ' || n, 'held', 'other', ? FROM generate_series(1, ?::int) n`, gormlock.StatusRunning, n).Error
+	return g.db.WithContext(ctx).
+		Exec(`INSERT INTO cron_job_locks (created_at, updated_at, job_name, job_identifier, worker, status)
+SELECT now(), now(), 'held ' || n, 'held', 'other', ? FROM generate_series(1, ?::int) n`, gormlock.StatusRunning, n).
+		Error
 }
 
 func (g *gocron) Close() {

@@ -55,7 +55,9 @@ func (b *bsm) Try(ctx context.Context, id string) error {
 }
 
 func (b *bsm) Acquire(ctx context.Context, id string) (func() error, error) {
-	lock, err := b.client.Obtain(ctx, id, TTL, &redislock.Options{RetryStrategy: redislock.LinearBackoff(100 * time.Millisecond)})
+	lock, err := b.client.Obtain(
+		ctx, id, TTL, &redislock.Options{RetryStrategy: redislock.LinearBackoff(100 * time.Millisecond)},
+	)
 	if err != nil {
 		return nil, err
 	}

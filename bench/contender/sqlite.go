@@ -108,7 +108,8 @@ func (b *bareSQLite) Cycle(ctx context.Context, id string) error {
 	}
 	leaseID := rand.Text()
 	var token int64
-	err = b.query(ctx, b.acquire, sqliteAcquire, id, fmt.Sprintf("+%.3f seconds", TTL.Seconds()), Holder, leaseID, id, leaseID).Scan(&token)
+	err = b.query(ctx, b.acquire, sqliteAcquire, id, fmt.Sprintf("+%.3f seconds", TTL.Seconds()), Holder, leaseID, id, leaseID).
+		Scan(&token)
 	if err != nil {
 		return err
 	}

@@ -31,14 +31,19 @@ var run = report.Report{
 func TestText(t *testing.T) {
 	var b strings.Builder
 	require.NoError(t, run.WriteText(&b))
-	assert.Equal(t, "machine  2 CPUs\n\nUncontended\n           median\nbare pair  1 ms\ndbmutex    0.8 ms\n\nNo chart\n   n\nx  1\n", b.String())
+	assert.Equal(
+		t, "machine  2 CPUs\n\nUncontended\n           median\nbare pair  1 ms\ndbmutex    0.8 ms\n\nNo chart\n   n\nx  1\n",
+		b.String(),
+	)
 }
 
 func TestMarkdown(t *testing.T) {
 	var b strings.Builder
 	require.NoError(t, run.WriteMarkdown(&b, "results.svg"))
 	assert.Contains(t, b.String(), "![The chart of this run](results.svg)")
-	assert.Contains(t, b.String(), "\n## Uncontended\n\nA cycle.\n\n|  | median |\n|---|---|\n| bare pair | 1 ms |\n| dbmutex | 0.8 ms |\n")
+	assert.Contains(
+		t, b.String(), "\n## Uncontended\n\nA cycle.\n\n|  | median |\n|---|---|\n| bare pair | 1 ms |\n| dbmutex | 0.8 ms |\n",
+	)
 	assert.Contains(t, b.String(), "| bare pair | two statements |")
 }
 

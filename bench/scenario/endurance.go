@@ -23,7 +23,8 @@ func (e *Env) oldSnapshot(ctx context.Context) ([]report.Table, error) {
 	defer end()
 	return e.endure(ctx, e.Size.SnapshotCycles, report.Table{
 		Title: thousands(e.Size.SnapshotCycles) + " cycles on one id beside an old snapshot",
-		Text:  "One goroutine, while another session keeps a snapshot open from before the first cycle, so that no dead row can be removed.",
+		Text: "One goroutine, while another session keeps a snapshot open from before the first cycle, so that no dead row can " +
+			"be removed.",
 	})
 }
 
@@ -41,7 +42,8 @@ func (e *Env) endure(ctx context.Context, cycles int, table report.Table) ([]rep
 	if err != nil {
 		return nil, err
 	}
-	table.Text += " A figure is the median of four blocks, each a twentieth of the cycles; the first, which warms up, is left out."
+	table.Text += " A figure is the median of four blocks, each a twentieth of the cycles; the first, which warms up, " +
+		"is left out."
 	table.Columns = []string{"", "at the start", "in the middle", "at the end", "end to start", "to the bare pair at the end"}
 	four := func(entrant, first int) []time.Duration { return results[entrant].blocks[first : first+4] }
 	cycle := func(blocks []time.Duration) time.Duration {

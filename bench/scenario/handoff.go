@@ -81,8 +81,13 @@ func (e *Env) handOffBetween(ctx context.Context, processes int) (table report.T
 		Text: fmt.Sprintf("Each holds the one lock for %v and wants it again at once. A hand-off is from the call of a release "+
 			"until another waiter has the lock. In blocks of %v; shares are of the acquisitions, an equal one is %.1f %%.",
 			hotHold, e.Size.HandOff, 100.0/hotWaiters),
-		Columns: []string{"", "hand-off median", "p99", "hand-offs", "acquisitions", "statements per acquisition", "least and most served", "overlaps"},
-		Chart:   chart(fmt.Sprintf("Hand-off of a hot lock, %d waiters %s: median and p99, ms", hotWaiters, in), entrants, results),
+		Columns: []string{
+			"", "hand-off median", "p99", "hand-offs", "acquisitions", "statements per acquisition", "least and most served",
+			"overlaps",
+		},
+		Chart: chart(
+			fmt.Sprintf("Hand-off of a hot lock, %d waiters %s: median and p99, ms", hotWaiters, in), entrants, results,
+		),
 	}
 	for i, en := range entrants {
 		median, p99 := "none", ""

@@ -48,14 +48,16 @@ func (e *Env) failingTry(ctx context.Context) ([]report.Table, error) {
 	}
 	return e.operations(ctx, report.Table{
 		Title: "Failing try",
-		Text: "One goroutine is refused a lock that somebody else holds. The bare pair's try is its upsert, which locks the row and " +
-			"commits, as an upsert with a WHERE does; a SELECT would be cheaper, but could not acquire.",
+		Text: "One goroutine is refused a lock that somebody else holds. The bare pair's try is its upsert, which locks the row " +
+			"and commits, as an upsert with a WHERE does; a SELECT would be cheaper, but could not acquire.",
 		Chart: &report.Chart{Title: "Failing try: median and p99, ms"},
 	}, entrants, func(instance contender.Instance) error { return instance.Try(ctx, "held 1") })
 }
 
 // operations measures one operation after the other.
-func (e *Env) operations(ctx context.Context, table report.Table, entrants []*entrant, operation func(contender.Instance) error) ([]report.Table, error) {
+func (e *Env) operations(
+	ctx context.Context, table report.Table, entrants []*entrant, operation func(contender.Instance) error,
+) ([]report.Table, error) {
 	block := func(en *entrant) ([]time.Duration, error) {
 		return repeat(e.Size.Block, func() error { return operation(en.Instance) })
 	}
@@ -67,9 +69,11 @@ func (e *Env) operations(ctx context.Context, table report.Table, entrants []*en
 		return nil, err
 	}
 	base := results[0]
-	table.Text += " Statements and round trips are those of one operation; PostgreSQL does not count those that fail, Redis counts " +
-		"commands, those of scripts too."
-	table.Columns = []string{"", "median", "p99", "to the bare pair", "statements", "round trips", "allocations", "server", "its crash leaves"}
+	table.Text += " Statements and round trips are those of one operation; PostgreSQL does not count those that fail, Redis " +
+		"counts commands, those of scripts too."
+	table.Columns = []string{
+		"", "median", "p99", "to the bare pair", "statements", "round trips", "allocations", "server", "its crash leaves",
+	}
 	for i, en := range entrants {
 		c, err := e.costs(ctx, en, operation)
 		if err != nil {
@@ -122,7 +126,9 @@ func (e *Env) sixteenIDs(ctx context.Context) ([]report.Table, error) {
 		Title:   fmt.Sprintf("%d goroutines on %d ids", goroutines, goroutines),
 		Text:    "Each goroutine acquires and releases a lock of its own. More cycles per second are better.",
 		Columns: []string{"", "median", "p99", "cycles per second", "cycles per second to the bare pair"},
-		Chart:   chart(fmt.Sprintf("A cycle while %d goroutines use %d ids: median and p99, ms", goroutines, goroutines), entrants, results),
+		Chart: chart(
+			fmt.Sprintf("A cycle while %d goroutines use %d ids: median and p99, ms", goroutines, goroutines), entrants, results,
+		),
 	}
 	for i, en := range entrants {
 		took := stats.Quantile(results[i].blocks, 0.5)

@@ -58,7 +58,9 @@ func (r *Redis) start(ctx context.Context, program string, durable bool) error {
 	if err := free.Close(); err != nil {
 		return err
 	}
-	args := []string{"-c", redisSupervisor, "sh", program, "--bind", "127.0.0.1", "--port", fmt.Sprint(address.Port), "--save", ""}
+	args := []string{
+		"-c", redisSupervisor, "sh", program, "--bind", "127.0.0.1", "--port", fmt.Sprint(address.Port), "--save", "",
+	}
 	if durable {
 		args = append(args, "--appendonly", "yes", "--appendfsync", "always")
 	}

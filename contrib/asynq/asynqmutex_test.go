@@ -119,10 +119,14 @@ func TestDropCountsAsDone(t *testing.T) {
 func TestRetryIsNoFailure(t *testing.T) {
 	each(t, func(t *testing.T, p *place) {
 		var ran atomic.Int32
-		_, errs := p.serve(t, p.middleware(t, asynqmutex.Policy{Held: asynqmutex.Retry}), func(context.Context, *asynq.Task) error {
-			ran.Add(1)
-			return nil
-		}, retryAtOnce)
+		_, errs := p.serve(
+			t, p.middleware(t, asynqmutex.Policy{Held: asynqmutex.Retry}),
+			func(context.Context, *asynq.Task) error {
+				ran.Add(1)
+				return nil
+			},
+			retryAtOnce,
+		)
 		lease := p.hold(t, "report")
 		task := p.enqueue(t, "report", asynq.MaxRetry(1))
 		for range 3 {
@@ -163,9 +167,12 @@ func TestRetryWithNoRetriesLeft(t *testing.T) {
 
 func TestRetryAfterFailuresThatUsedUpTheRetries(t *testing.T) {
 	each(t, func(t *testing.T, p *place) {
-		_, errs := p.serve(t, p.middleware(t, asynqmutex.Policy{Held: asynqmutex.Retry}), func(context.Context, *asynq.Task) error {
-			return errors.New("it fails")
-		})
+		_, errs := p.serve(
+			t, p.middleware(t, asynqmutex.Policy{Held: asynqmutex.Retry}),
+			func(context.Context, *asynq.Task) error {
+				return errors.New("it fails")
+			},
+		)
 		task := p.enqueue(t, "report", asynq.MaxRetry(1))
 		require.EqualError(t, receive(t, errs), "it fails")
 		require.Equal(t, 1, p.requireBecomes(t, task, asynq.TaskStateRetry).Retried)

@@ -54,7 +54,9 @@ func each(t *testing.T, test func(t *testing.T, p *place)) {
 
 // serve starts a worker that runs every task through the middleware, until the test ends. What its ErrorHandler gets is
 // sent on the channel.
-func (p *place) serve(t *testing.T, m asynq.MiddlewareFunc, work asynq.HandlerFunc, change ...func(*asynq.Config)) (*asynq.Server, <-chan error) {
+func (p *place) serve(
+	t *testing.T, m asynq.MiddlewareFunc, work asynq.HandlerFunc, change ...func(*asynq.Config),
+) (*asynq.Server, <-chan error) {
 	t.Helper()
 	errs := make(chan error, 1000)
 	config := asynq.Config{

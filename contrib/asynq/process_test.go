@@ -52,18 +52,21 @@ func worker(d *testdb.Database, stdin io.Reader) error {
 		<-ended
 		return nil
 	})
-	server := asynq.NewServer(asynq.RedisClientOpt{Network: os.Getenv(networkVariable), Addr: os.Getenv(addressVariable)}, asynq.Config{
-		Concurrency:              1,
-		TaskCheckInterval:        20 * time.Millisecond,
-		DelayedTaskCheckInterval: 20 * time.Millisecond,
-		LogLevel:                 asynq.FatalLevel,
-		IsFailure:                asynqmutex.IsFailure,
-		RetryDelayFunc:           func(int, error, *asynq.Task) time.Duration { return time.Second },
-		ErrorHandler: asynq.ErrorHandlerFunc(func(ctx context.Context, _ *asynq.Task, err error) {
-			id, _ := asynq.GetTaskID(ctx)
-			fmt.Println("does not run", id, errors.Is(err, dbmutex.ErrNotAcquired))
-		}),
-	})
+	server := asynq.NewServer(
+		asynq.RedisClientOpt{Network: os.Getenv(networkVariable), Addr: os.Getenv(addressVariable)},
+		asynq.Config{
+			Concurrency:              1,
+			TaskCheckInterval:        20 * time.Millisecond,
+			DelayedTaskCheckInterval: 20 * time.Millisecond,
+			LogLevel:                 asynq.FatalLevel,
+			IsFailure:                asynqmutex.IsFailure,
+			RetryDelayFunc:           func(int, error, *asynq.Task) time.Duration { return time.Second },
+			ErrorHandler: asynq.ErrorHandlerFunc(func(ctx context.Context, _ *asynq.Task, err error) {
+				id, _ := asynq.GetTaskID(ctx)
+				fmt.Println("does not run", id, errors.Is(err, dbmutex.ErrNotAcquired))
+			}),
+		},
+	)
 	if err := server.Start(mux); err != nil {
 		return err
 	}

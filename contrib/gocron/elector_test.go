@@ -276,7 +276,8 @@ func TestNoGoroutineStays(t *testing.T) {
 func ours() (n int) {
 	stacks := make([]byte, 1<<20)
 	for _, stack := range strings.Split(string(stacks[:runtime.Stack(stacks, true)]), "\n\n") {
-		if strings.Contains(stack, "(*Elector).run") || strings.Contains(stack, "(*Lease).keep") || strings.Contains(stack, "(*Mutex).") {
+		if strings.Contains(stack, "(*Elector).run") || strings.Contains(stack, "(*Lease).startRenewing") ||
+			strings.Contains(stack, "(*Mutex).") {
 			n++
 		}
 	}

@@ -40,7 +40,9 @@ func (l *Locker) NewJob(scheduler gocron.Scheduler, definition gocron.JobDefinit
 	case l == nil || l.db == nil:
 		return nil, errNoLocker
 	case scheduler == nil || definition == nil || fn == nil:
-		return nil, fmt.Errorf("%w: job %q: the scheduler, the definition or the function is nil", dbmutex.ErrInvalidSettings, name)
+		return nil, fmt.Errorf(
+			"%w: job %q: the scheduler, the definition or the function is nil", dbmutex.ErrInvalidSettings, name,
+		)
 	}
 	if _, err := check(l.db, name, l.opts); err != nil {
 		return nil, err

@@ -54,7 +54,9 @@ func TestWhereItIsHeld(t *testing.T) {
 				gocron.WithMonitor(skips))
 			outcomes[i] = make(chan error, 1)
 			var err error
-			jobs[i], err = s.NewJob(rarely, gocron.NewTask(func() { runs <- i; <-letGo }), gocron.WithName("job"), outcomes[i].listener())
+			jobs[i], err = s.NewJob(
+				rarely, gocron.NewTask(func() { runs <- i; <-letGo }), gocron.WithName("job"), outcomes[i].listener(),
+			)
 			require.NoError(t, err)
 		}
 		require.NoError(t, jobs[0].RunNow())
@@ -130,7 +132,9 @@ func TestAShutdownReleases(t *testing.T) {
 	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
 		s := start(t, gocron.WithDistributedLocker(newLocker(t, open(), briefly)))
 		runs := make(chan bool)
-		job, err := s.NewJob(rarely, gocron.NewTask(func(ctx context.Context) { runs <- true; <-ctx.Done() }), gocron.WithName("job"))
+		job, err := s.NewJob(
+			rarely, gocron.NewTask(func(ctx context.Context) { runs <- true; <-ctx.Done() }), gocron.WithName("job"),
+		)
 		require.NoError(t, err)
 		require.NoError(t, job.RunNow())
 		next(t, runs)
@@ -238,15 +242,20 @@ func func1() {}
 func TestNamesOfClosures(t *testing.T) {
 	db, lines := gocronmutex.Logged(migrated(t))
 	locker := newLocker(t, db, briefly)
-	for _, name := range []string{"main.main.func1", "main.main.func1.2", "main.main.func1.2.3", "glob..func1", "main.glob..func12",
+	for _, name := range []string{
+		"main.main.func1", "main.main.func1.2", "main.main.func1.2.3", "glob..func1", "main.glob..func12",
 		"example.com/a.b/c.init.func1", "example.com/a/b.(*T).Run.func1", "main.main.F.func2", "main.F[...].func1",
 		"main.F[...]", "main.main.F[...].6",
-		"main.main.func1.zzHelper.2", "main.init.0.func1.(*T).job.2", "main.(*T[...]).Run-fm"} {
+		"main.main.func1.zzHelper.2", "main.init.0.func1.(*T).job.2", "main.(*T[...]).Run-fm",
+	} {
 		_, err := locker.Lock(context.Background(), name)
 		require.ErrorIs(t, err, dbmutex.ErrInvalidLockID, name)
 		require.Equal(t, err.Error(), next(t, lines), "the job never runs")
 	}
-	for _, name := range []string{"report", "main.func1", "example.com/a.b/c.func1", "main.main.func1x", "main.(*T).Run-fm", "nightly.func", "report v1.2", "list[0]"} {
+	for _, name := range []string{
+		"report", "main.func1", "example.com/a.b/c.func1", "main.main.func1x", "main.(*T).Run-fm", "nightly.func",
+		"report v1.2", "list[0]",
+	} {
 		lock, err := locker.Lock(context.Background(), name)
 		require.NoError(t, err, name)
 		require.NoError(t, lock.Unlock(context.Background()))

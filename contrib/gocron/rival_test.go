@@ -62,7 +62,9 @@ func lockAndStay(locker gocron.Locker, stdin io.Reader) error {
 func TestAWorkerDies(t *testing.T) {
 	each(t, func(t *testing.T, d *testdb.Database, open func() *dbmutex.DB) {
 		db := open()
-		rival := newRival(t, db, "this", always, gormlock.WithTTL(time.Millisecond), gormlock.WithCleanInterval(10*time.Millisecond))
+		rival := newRival(
+			t, db, "this", always, gormlock.WithTTL(time.Millisecond), gormlock.WithCleanInterval(10*time.Millisecond),
+		)
 		for _, task := range []string{"lock", "lock as a rival"} {
 			p := testprocess.Start(t, d, task)
 			require.Equal(t, "locked", p.Line(t))

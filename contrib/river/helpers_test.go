@@ -153,7 +153,9 @@ type client struct {
 }
 
 // start starts a client for reports, which stops with the test.
-func (w *world) start(t *testing.T, p rivermutex.Policy, work func(context.Context, *river.Job[report]) error, opts ...dbmutex.Option) *client {
+func (w *world) start(
+	t *testing.T, p rivermutex.Policy, work func(context.Context, *river.Job[report]) error, opts ...dbmutex.Option,
+) *client {
 	t.Helper()
 	nonOverlapping, err := p.NonOverlapping(w.db, opts...)
 	require.NoError(t, err)

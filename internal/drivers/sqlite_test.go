@@ -80,7 +80,8 @@ func arguments(t *testing.T, file, name string) []string {
 		"-skip=^Example|^TestStepsOfSQLitesClock$|^Test(AHolder|ATransaction)That|^TestNoProcessStarves$|/^postgres$|//^postgres$",
 		// The name that mattn's driver has in database/sql, by default.
 		"-ldflags=-X github.com/ncruces/go-sqlite3/driver.driverName=ncruces"}
-	if info, ok := debug.ReadBuildInfo(); ok && slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
+	if info, ok := debug.ReadBuildInfo(); ok &&
+		slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
 		args = append(args, "-race")
 	}
 	return append(args, root)

@@ -16,7 +16,10 @@ import (
 func OnNetwork(t *testing.T, test func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy)) {
 	d := testdb.Postgres(t)
 	network := pgproxy.New(t, d.DSN)
-	test(t, d.Mutexes(t, dbmutex.DefaultSettings()), testdb.PostgresAt(network.DSN()).Registered(t, dbmutex.DefaultSettings()), network)
+	test(
+		t, d.Mutexes(t, dbmutex.DefaultSettings()), testdb.PostgresAt(network.DSN()).Registered(t, dbmutex.DefaultSettings()),
+		network,
+	)
 }
 
 // Positions runs a test once for every position at which the network may break: at each request after arm was called,

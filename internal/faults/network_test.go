@@ -305,15 +305,20 @@ func TestAReleaseOnAFrozenNetworkTellsOfTheLoss(t *testing.T) {
 func TestAFreezeShorterThanTheLeaseIsNoLoss(t *testing.T) {
 	t.Parallel()
 	faults.OnNetwork(t, func(t *testing.T, _, proxied *dbmutex.DB, network *pgproxy.Proxy) {
-		require.NoError(t, proxied.Mutex("job", dbmutex.WithTTL(10*time.Second), dbmutex.WithRenewal()).Do(func(ctx context.Context) error {
-			lease, _ := dbmutex.LeaseFrom(ctx)
-			first, _ := lease.ExpiresAt()
-			network.Freeze()
-			time.Sleep(4 * time.Second) // a renewal is under way
-			network.Thaw()
-			require.Eventually(t, func() bool { now, _ := lease.ExpiresAt(); return now.After(first) }, time.Minute, time.Millisecond)
-			return ctx.Err()
-		}))
+		require.NoError(
+			t,
+			proxied.Mutex("job", dbmutex.WithTTL(10*time.Second), dbmutex.WithRenewal()).Do(func(ctx context.Context) error {
+				lease, _ := dbmutex.LeaseFrom(ctx)
+				first, _ := lease.ExpiresAt()
+				network.Freeze()
+				time.Sleep(4 * time.Second) // a renewal is under way
+				network.Thaw()
+				require.Eventually(
+					t, func() bool { now, _ := lease.ExpiresAt(); return now.After(first) }, time.Minute, time.Millisecond,
+				)
+				return ctx.Err()
+			}),
+		)
 	})
 }
 

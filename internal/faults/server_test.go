@@ -116,21 +116,27 @@ func TestACrashWhileHeldRenewedAndWaitedFor(t *testing.T) {
 		waited := make(chan error, 1)
 		asked := questions(t, db)
 		var last int64
-		require.NoError(t, db.Mutex("job", dbmutex.WithTTL(15*time.Second), dbmutex.WithRenewal()).Do(func(held context.Context) error {
-			lease, _ := dbmutex.LeaseFrom(held)
-			last = lease.Token()
-			first, _ := lease.ExpiresAt()
-			before := asked.Load()
-			go func() {
-				waited <- db.WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(nothing)
-			}()
-			require.Eventually(t, func() bool { return asked.Load() > before }, time.Minute, time.Millisecond)
-			c.Stop(t, "immediate")
-			require.Error(t, lease.Renew(), "the server is away")
-			c.Start(t)
-			require.Eventually(t, func() bool { now, _ := lease.ExpiresAt(); return now.After(first) }, time.Minute, time.Millisecond)
-			return held.Err()
-		}), "the crash was no loss")
+		require.NoError(
+			t,
+			db.Mutex("job", dbmutex.WithTTL(15*time.Second), dbmutex.WithRenewal()).Do(func(held context.Context) error {
+				lease, _ := dbmutex.LeaseFrom(held)
+				last = lease.Token()
+				first, _ := lease.ExpiresAt()
+				before := asked.Load()
+				go func() {
+					waited <- db.WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(nothing)
+				}()
+				require.Eventually(t, func() bool { return asked.Load() > before }, time.Minute, time.Millisecond)
+				c.Stop(t, "immediate")
+				require.Error(t, lease.Renew(), "the server is away")
+				c.Start(t)
+				require.Eventually(
+					t, func() bool { now, _ := lease.ExpiresAt(); return now.After(first) }, time.Minute, time.Millisecond,
+				)
+				return held.Err()
+			}),
+			"the crash was no loss",
+		)
 		if err := <-waited; err != nil { // it asked while the server was away
 			require.NotErrorIs(t, err, dbmutex.ErrNotAcquired)
 			require.NotErrorIs(t, err, context.DeadlineExceeded)
@@ -390,7 +396,8 @@ func smallDisk(t *testing.T) string {
 	folder, err := os.MkdirTemp("/tmp", "dbmutex-disk-")
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = os.Remove(folder) })
-	if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=2m,mode=0777", "tmpfs", folder).CombinedOutput(); err != nil {
+	out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size=2m,mode=0777", "tmpfs", folder).CombinedOutput()
+	if err != nil {
 		t.Skipf("mounting a small file system: %v, %s", err, out)
 	}
 	t.Cleanup(func() {
@@ -419,7 +426,9 @@ func TestPgBouncerInTransactionMode(t *testing.T) {
 				waited := make(chan error, 1)
 				go func() { waited <- other.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(nothing) }()
 				first, _ := lease.ExpiresAt()
-				require.Eventually(t, func() bool { now, _ := lease.ExpiresAt(); return now.After(first) }, time.Minute, time.Millisecond)
+				require.Eventually(
+					t, func() bool { now, _ := lease.ExpiresAt(); return now.After(first) }, time.Minute, time.Millisecond,
+				)
 				require.NoError(t, lease.Release())
 				require.NoError(t, <-waited, "without LISTEN, by asking")
 

@@ -13,7 +13,7 @@ import (
 type conn struct {
 	proxy          *Proxy
 	client, server net.Conn
-	fault          atomic.Pointer[Fault] // of the request that the server is at; pgx waits for an answer before it sends the next
+	fault          atomic.Pointer[Fault] // of the request that the server is at; pgx sends the next after its answer
 }
 
 func (p *Proxy) serve(client net.Conn) {

@@ -232,7 +232,12 @@ func (c *Cluster) Standby(t testing.TB, name string) *Cluster {
 	s := &Cluster{supervised: c.supervised, data: name, env: c.env}
 	err := c.run(fmt.Sprintf(`cp -R %s %s && rm -f %s/postmaster.* && touch %s/standby.signal`, c.data, name, name, name))
 	if err == nil {
-		err = s.set([]string{"wal_retrieve_retry_interval = 100ms", fmt.Sprintf("primary_conninfo = 'host=127.0.0.1 port=%s user=postgres application_name=%s'", c.port, name)})
+		err = s.set(
+			[]string{
+				"wal_retrieve_retry_interval = 100ms",
+				fmt.Sprintf("primary_conninfo = 'host=127.0.0.1 port=%s user=postgres application_name=%s'", c.port, name),
+			},
+		)
 	}
 	if err != nil {
 		t.Fatalf("testdb: %v", err)
@@ -266,12 +271,13 @@ func (c *Cluster) PgBouncer(t testing.TB) string {
 	bouncer := need(t, "pgbouncer", append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin"), "pgbouncer")
 	port, err := freePort()
 	if err == nil {
-		err = c.run(fmt.Sprintf(`printf '%%s\n' %s >pgbouncer.ini && echo '"postgres" ""' >users.txt && %s -d pgbouncer.ini`, quoted([]string{
-			"[databases]", "* = host=127.0.0.1 port=" + c.port,
-			"[pgbouncer]", "listen_addr = 127.0.0.1", "listen_port = " + port,
-			"auth_type = trust", "auth_file = users.txt", "pool_mode = transaction", "default_pool_size = 2",
-			"logfile = pgbouncer.log", "pidfile = pgbouncer.pid", "unix_socket_dir =",
-		}), bouncer))
+		err = c.run(
+			fmt.Sprintf(`printf '%%s\n' %s >pgbouncer.ini && echo '"postgres" ""' >users.txt && %s -d pgbouncer.ini`, quoted([]string{
+				"[databases]", "* = host=127.0.0.1 port=" + c.port, "[pgbouncer]", "listen_addr = 127.0.0.1", "listen_port = " + port,
+				"auth_type = trust", "auth_file = users.txt", "pool_mode = transaction", "default_pool_size = 2",
+				"logfile = pgbouncer.log", "pidfile = pgbouncer.pid", "unix_socket_dir =",
+			}), bouncer),
+		)
 	}
 	if err != nil {
 		t.Fatalf("testdb: %v", err)
@@ -323,7 +329,9 @@ func NewClock(t testing.TB) *Clock {
 // https://github.com/wolfcw/libfaketime
 func (c *Clock) Environment(t testing.TB) []string {
 	t.Helper()
-	library := need(t, "faketime", []string{"/usr/lib/*/faketime", "/usr/lib/faketime", "/usr/lib64/faketime"}, "libfaketime.so.1")
+	library := need(
+		t, "faketime", []string{"/usr/lib/*/faketime", "/usr/lib/faketime", "/usr/lib64/faketime"}, "libfaketime.so.1",
+	)
 	return []string{"LD_PRELOAD=" + library, "FAKETIME_TIMESTAMP_FILE=" + c.file, "FAKETIME_NO_CACHE=1",
 		"FAKETIME_DONT_FAKE_MONOTONIC=1", "FAKETIME_DONT_RESET=1"}
 }
@@ -353,7 +361,9 @@ func need(t testing.TB, name string, folders []string, file string) string {
 	if os.Getenv(envPostgres) == "required" {
 		t.Fatalf("testdb: no %s, and %s=required: install it (Debian: apt-get install %s)", name, envPostgres, name)
 	}
-	fmt.Fprintf(os.Stderr, "dbmutex tests: no %s, %s is skipped: install it (Debian: apt-get install %s)\n", name, t.Name(), name)
+	fmt.Fprintf(
+		os.Stderr, "dbmutex tests: no %s, %s is skipped: install it (Debian: apt-get install %s)\n", name, t.Name(), name,
+	)
 	t.Skipf("no %s", name)
 	return ""
 }

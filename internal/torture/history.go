@@ -52,7 +52,7 @@ type operation struct {
 	Lease   string  `json:"lease,omitempty"`   // its holder's text in the table, one for each acquire
 	Attempt string  `json:"attempt,omitempty"` // the row that a transaction inserts
 	Wait    bool    `json:"wait,omitempty"`    // an acquire that waits may tell of a holder of some time ago
-	Tells   bool    `json:"tells,omitempty"`   // one that tells other processes of itself, so that they may keep the mutex for it
+	Tells   bool    `json:"tells,omitempty"`   // it announces itself to other processes, which may keep the mutex for it
 	TTL     int64   `json:"ttl,omitempty"`     // 0: it does not end
 	Since   int64   `json:"since,omitempty"`   // not later than the lease's creation; 0: only Call is known
 	MinHold int64   `json:"minHold,omitempty"`
@@ -69,7 +69,10 @@ type operation struct {
 }
 
 func (o *operation) String() string {
-	line := fmt.Sprintf("%12.6f %12.6f  client %-3d %-8s %-7s %s %s", seconds(o.Call), seconds(o.Return), o.Client, o.Verb, o.Outcome, o.Mutex, o.Lease)
+	line := fmt.Sprintf(
+		"%12.6f %12.6f  client %-3d %-8s %-7s %s %s", seconds(o.Call), seconds(o.Return), o.Client, o.Verb, o.Outcome, o.Mutex,
+		o.Lease,
+	)
 	for _, part := range []struct {
 		name  string
 		shown bool

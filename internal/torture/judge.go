@@ -384,7 +384,9 @@ type counted struct {
 // the server was told not to wait for the disk.
 func judgeCounter(c counted, history []*operation, undoable func(*operation) bool) (complaints []string) {
 	if c.n != len(c.runs) {
-		complaints = append(complaints, fmt.Sprintf("%d transactions committed, but the counter says %d: they overlapped", len(c.runs), c.n))
+		complaints = append(
+			complaints, fmt.Sprintf("%d transactions committed, but the counter says %d: they overlapped", len(c.runs), c.n),
+		)
 	}
 	known := map[string]bool{}
 	for _, o := range history {

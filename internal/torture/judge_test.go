@@ -56,7 +56,7 @@ func TestJudgeOrder(t *testing.T) {
 			gets(0, 2, "a", 1), gets(90, 101, "b", 2), at(102, 103, release, "a", lost), at(110, 111, release, "b", ok)}},
 		"a renewal that counts": {verdict: porcupine.Ok, history: []*operation{
 			gets(0, 2, "a", 1), at(50, 52, renew, "a", ok, until(150)), gets(150, 153, "b", 2)}},
-		"a hand-on whose answer was lost, to a lease that ran out before its holder knew": {verdict: porcupine.Ok, history: []*operation{
+		"a hand-on without an answer, to a lease that ran out at once": {verdict: porcupine.Ok, history: []*operation{
 			gets(0, 2, "a", 1), at(5, 150, acquire, "b", held, sees("a"), waits), at(20, 60, release, "a", ok, unanswered),
 			at(30, 31, look, "", held, sees("b")), gets(62, 64, "c", 2)}},
 		"a release past the deadline": {verdict: porcupine.Ok, history: []*operation{
@@ -190,16 +190,18 @@ func TestJudgeEnds(t *testing.T) {
 		complaint string
 		release   *operation
 	}{
-		"in time":                         {"", at(99, 120, release, "a", ok, ends(100, 101))},
-		"late, and told":                  {"", at(90, 120, release, "a", late, ends(100, 101))},
-		"late, and lost":                  {"", at(110, 120, release, "a", lost, ends(100, 101))},
-		"late, and not told":              {"nobody was told", at(102, 120, release, "a", ok, ends(100, 101))},
-		"in time, and called late":        {"called late", at(90, 99, release, "a", late, ends(100, 101))},
-		"a commit that is late":           {"", at(102, 120, release, "a", ok, ends(100, 101), commits)},
-		"a failed transaction, late":      {"", at(102, 120, release, "a", late, ends(100, 101), commits)},
-		"a deadline that is not known":    {"", at(102, 120, release, "a", ok)},
-		"one whose outcome is not known":  {"", at(102, 120, release, "a", unknown, ends(100, 101))},
-		"a lease that does not end":       {"", at(102, 120, release, "a", ok, func(o *operation) { o.EndFrom, o.EndTo = never, never })},
+		"in time":                        {"", at(99, 120, release, "a", ok, ends(100, 101))},
+		"late, and told":                 {"", at(90, 120, release, "a", late, ends(100, 101))},
+		"late, and lost":                 {"", at(110, 120, release, "a", lost, ends(100, 101))},
+		"late, and not told":             {"nobody was told", at(102, 120, release, "a", ok, ends(100, 101))},
+		"in time, and called late":       {"called late", at(90, 99, release, "a", late, ends(100, 101))},
+		"a commit that is late":          {"", at(102, 120, release, "a", ok, ends(100, 101), commits)},
+		"a failed transaction, late":     {"", at(102, 120, release, "a", late, ends(100, 101), commits)},
+		"a deadline that is not known":   {"", at(102, 120, release, "a", ok)},
+		"one whose outcome is not known": {"", at(102, 120, release, "a", unknown, ends(100, 101))},
+		"a lease that does not end": {"", at(102, 120, release, "a", ok, func(o *operation) {
+			o.EndFrom, o.EndTo = never, never
+		})},
 		"one that may have been released": {"", at(102, 120, release, "a", either, ends(100, 101))},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -226,7 +228,9 @@ func TestJudgeCounter(t *testing.T) {
 	}{
 		"the unknown one did not commit": {"", counted{2, map[string]bool{"a": true, "b": true}}, safe},
 		"the unknown one committed":      {"", counted{3, map[string]bool{"a": true, "b": true, "d": true}}, safe},
-		"a crash lost one":               {"", counted{1, map[string]bool{"a": true}}, func(o *operation) bool { return o.Attempt == "b" }},
+		"a crash lost one": {"", counted{1, map[string]bool{"a": true}}, func(o *operation) bool {
+			return o.Attempt == "b"
+		}},
 		"an update was lost":             {"they overlapped", counted{1, map[string]bool{"a": true, "b": true}}, safe},
 		"an acknowledged one is missing": {"is not there", counted{1, map[string]bool{"a": true}}, safe},
 		"a failed one is there":          {"is there", counted{3, map[string]bool{"a": true, "b": true, "c": true}}, safe},

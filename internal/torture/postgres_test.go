@@ -191,7 +191,8 @@ func (tracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQuery
 
 func (tracer) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryEndData) {
 	var refused *pgconn.PgError
-	answered := errors.As(data.Err, &refused) && !strings.HasPrefix(refused.Code, "57P") && !strings.HasPrefix(refused.Code, "08")
+	answered := errors.As(data.Err, &refused) && !strings.HasPrefix(refused.Code, "57P") &&
+		!strings.HasPrefix(refused.Code, "08")
 	if data.Err != nil && !answered {
 		noteOf(ctx).lost.Add(1)
 	}

@@ -99,9 +99,11 @@ func work(text string) error {
 	if err := pool.Close(); err != nil {
 		return err
 	}
-	return goleak.Find(running, // but for pgx, which goes on for a while with a connection that is gone, and for GORM's PrepareStmt
+	return goleak.Find(
+		running, // but for pgx, which goes on for a while with a connection that is gone, and for GORM's PrepareStmt
 		goleak.IgnoreAnyFunction("github.com/jackc/pgx/v5/pgconn.(*PgConn).asyncClose.func1"),
-		goleak.IgnoreAnyFunction("gorm.io/gorm/internal/lru.NewLRU[...].func1"))
+		goleak.IgnoreAnyFunction("gorm.io/gorm/internal/lru.NewLRU[...].func1"),
+	)
 }
 
 // drivers are those of all databases, by their names.
