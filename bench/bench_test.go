@@ -30,9 +30,7 @@ var (
 	full      = flag.Bool("full", false, "run the benchmark and write RESULTS.md and results.svg")
 	quick     = flag.Bool("quick", false, "run a try-out of the benchmark")
 	scenarios = flag.String("scenarios", "", "some of the scenarios, with commas between; all of them if empty")
-	out       = flag.String(
-		"out", "", "the folder for the results; by default this one with -full and all scenarios, else none",
-	)
+	out       = flag.String("out", "", "the folder for the results; by default this one with -full of all scenarios, else none")
 
 	rounds         = flag.Int("rounds", 0, "blocks of each contender")
 	heldCount      = flag.Int("held", 0, "locks that others hold, in the scenario held")
@@ -186,12 +184,8 @@ func facts(e *scenario.Env) []report.Fact {
 	})
 	facts = append(facts, report.Fact{
 		Name: "how",
-		Value: fmt.Sprintf(
-			"%d rounds of a block of %d operations of each, in an order drawn anew for every round; a ratio is the "+
-				"median of the rounds' ratios, with their quartiles",
-			e.Size.Rounds,
-			e.Size.Block,
-		),
+		Value: fmt.Sprintf("%d rounds of a block of %d operations of each, in an order drawn anew for every round; a ratio is "+
+			"the median of the rounds' ratios, with their quartiles", e.Size.Rounds, e.Size.Block),
 	})
 	var modules []string
 	for _, c := range contender.All() {

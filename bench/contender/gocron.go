@@ -74,10 +74,9 @@ func (g *gocron) Acquire(ctx context.Context, id string) (func() error, error) {
 }
 
 func (g *gocron) Fill(ctx context.Context, n int) error {
-	return g.db.WithContext(ctx).
-		Exec(`INSERT INTO cron_job_locks (created_at, updated_at, job_name, job_identifier, worker, status)
-SELECT now(), now(), 'held ' || n, 'held', 'other', ? FROM generate_series(1, ?::int) n`, gormlock.StatusRunning, n).
-		Error
+	return g.db.WithContext(ctx).Exec(`
+INSERT INTO cron_job_locks (created_at, updated_at, job_name, job_identifier, worker, status)
+SELECT now(), now(), 'held ' || n, 'held', 'other', ? FROM generate_series(1, ?::int) n`, gormlock.StatusRunning, n).Error
 }
 
 func (g *gocron) Close() {

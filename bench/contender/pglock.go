@@ -13,8 +13,8 @@ func pglocks() []Contender {
 		return Contender{
 			Name: name, Module: "cirello.io/pglock", Store: Postgres, Waits: true,
 			Crash: "all of it",
-			Note: note + "; without its heartbeat, as the others do not renew either; waits by asking every TTL, which no " +
-				"block of the hot lock is long enough for",
+			Note: note + "; without its heartbeat, as the others do not renew either; waits by asking every TTL, " +
+				"which no block of the hot lock is long enough for",
 			Open: func(_ context.Context, where Where) (Instance, error) {
 				db, err := openSQL(driver, where.DSN)
 				if err != nil {

@@ -55,9 +55,8 @@ func (b *bsm) Try(ctx context.Context, id string) error {
 }
 
 func (b *bsm) Acquire(ctx context.Context, id string) (func() error, error) {
-	lock, err := b.client.Obtain(
-		ctx, id, TTL, &redislock.Options{RetryStrategy: redislock.LinearBackoff(100 * time.Millisecond)},
-	)
+	every := redislock.LinearBackoff(100 * time.Millisecond)
+	lock, err := b.client.Obtain(ctx, id, TTL, &redislock.Options{RetryStrategy: every})
 	if err != nil {
 		return nil, err
 	}

@@ -108,8 +108,8 @@ func (b *bareSQLite) Cycle(ctx context.Context, id string) error {
 	}
 	leaseID := rand.Text()
 	var token int64
-	err = b.query(ctx, b.acquire, sqliteAcquire, id, fmt.Sprintf("+%.3f seconds", TTL.Seconds()), Holder, leaseID, id, leaseID).
-		Scan(&token)
+	lasts := fmt.Sprintf("+%.3f seconds", TTL.Seconds())
+	err = b.query(ctx, b.acquire, sqliteAcquire, id, lasts, Holder, leaseID, id, leaseID).Scan(&token)
 	if err != nil {
 		return err
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
+	"unicode/utf8"
 )
 
 // Report is one run.
@@ -66,22 +67,44 @@ func writeLine(w io.Writer, cells ...string) { _, _ = fmt.Fprintln(w, strings.Jo
 func (r *Report) WriteMarkdown(w io.Writer, chart string) error {
 	var b strings.Builder
 	b.WriteString("# Results of make bench\n\n![The chart of this run](" + chart + ")\n\n")
-	writeTable(&b, []string{"", ""}, factRows(r.Facts))
+	writeFacts(&b, r.Facts)
 	for _, table := range r.Tables {
-		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n", table.Title, table.Text)
+		fmt.Fprintf(&b, "\n## %s\n\n%s\n\n", table.Title, wrapped(table.Text, "\n"))
 		writeTable(&b, table.Columns, table.Rows)
 	}
 	b.WriteString("\n## How each is used\n\n")
-	writeTable(&b, []string{"", ""}, factRows(r.Notes))
+	writeFacts(&b, r.Notes)
 	_, err := io.WriteString(w, b.String())
 	return err
 }
 
-func factRows(facts []Fact) (rows [][]string) {
-	for _, f := range facts {
-		rows = append(rows, []string{f.Name, f.Value})
+// wrapped is a text in lines that are no longer than those of the repository's other texts, with a separator between them.
+func wrapped(text, separator string) string {
+	const limit = 120
+	var b strings.Builder
+	length := 0
+	for i, word := range strings.Fields(text) {
+		n := utf8.RuneCountInString(word)
+		switch {
+		case i == 0:
+		case length+1+n > limit:
+			b.WriteString(separator)
+			length = 0
+		default:
+			b.WriteString(" ")
+			length++
+		}
+		b.WriteString(word)
+		length += n
 	}
-	return rows
+	return b.String()
+}
+
+// writeFacts writes a list, as a value may be too long for a table.
+func writeFacts(b *strings.Builder, facts []Fact) {
+	for _, f := range facts {
+		b.WriteString(wrapped("- "+f.Name+": "+f.Value, "\n  ") + "\n")
+	}
 }
 
 func writeTable(b *strings.Builder, columns []string, rows [][]string) {

@@ -24,27 +24,44 @@ var run = report.Report{
 			{Name: "bare pair", Median: 1, P99: 2}, {Name: "dbmutex", Median: 0.8, P99: 30, Own: true}, {Name: "slow"},
 		}},
 	}, {
-		Title: "No chart", Columns: []string{"", "n"}, Rows: [][]string{{"x", "1"}},
+		Title: "No chart", Text: strings.Repeat("10 letters ", 12) + "words", Columns: []string{"", "n"},
+		Rows: [][]string{{"x", "1"}},
 	}},
 }
 
 func TestText(t *testing.T) {
 	var b strings.Builder
 	require.NoError(t, run.WriteText(&b))
-	assert.Equal(
-		t, "machine  2 CPUs\n\nUncontended\n           median\nbare pair  1 ms\ndbmutex    0.8 ms\n\nNo chart\n   n\nx  1\n",
-		b.String(),
-	)
+	assert.Equal(t, `machine  2 CPUs
+
+Uncontended
+           median
+bare pair  1 ms
+dbmutex    0.8 ms
+
+No chart
+   n
+x  1
+`, b.String())
 }
 
 func TestMarkdown(t *testing.T) {
 	var b strings.Builder
 	require.NoError(t, run.WriteMarkdown(&b, "results.svg"))
 	assert.Contains(t, b.String(), "![The chart of this run](results.svg)")
-	assert.Contains(
-		t, b.String(), "\n## Uncontended\n\nA cycle.\n\n|  | median |\n|---|---|\n| bare pair | 1 ms |\n| dbmutex | 0.8 ms |\n",
-	)
-	assert.Contains(t, b.String(), "| bare pair | two statements |")
+	assert.Contains(t, b.String(), `
+## Uncontended
+
+A cycle.
+
+|  | median |
+|---|---|
+| bare pair | 1 ms |
+| dbmutex | 0.8 ms |
+`)
+	assert.Contains(t, b.String(), "\n- bare pair: two statements\n")
+	assert.Contains(t, b.String(), "\n\n"+strings.Repeat("10 letters ", 10)+"10 letters\n10 letters words\n\n",
+		"a long text is wrapped")
 }
 
 func TestSVG(t *testing.T) {

@@ -42,8 +42,8 @@ func (e *Env) endure(ctx context.Context, cycles int, table report.Table) ([]rep
 	if err != nil {
 		return nil, err
 	}
-	table.Text += " A figure is the median of four blocks, each a twentieth of the cycles; the first, which warms up, " +
-		"is left out."
+	table.Text += " A figure is the median of four blocks, each a twentieth of the cycles; the first, which warms up, is " +
+		"left out."
 	table.Columns = []string{"", "at the start", "in the middle", "at the end", "end to start", "to the bare pair at the end"}
 	four := func(entrant, first int) []time.Duration { return results[entrant].blocks[first : first+4] }
 	cycle := func(blocks []time.Duration) time.Duration {

@@ -85,10 +85,9 @@ func (e *Env) handOffBetween(ctx context.Context, processes int) (table report.T
 			"", "hand-off median", "p99", "hand-offs", "acquisitions", "statements per acquisition", "least and most served",
 			"overlaps",
 		},
-		Chart: chart(
-			fmt.Sprintf("Hand-off of a hot lock, %d waiters %s: median and p99, ms", hotWaiters, in), entrants, results,
-		),
 	}
+	title := fmt.Sprintf("Hand-off of a hot lock, %d waiters %s: median and p99, ms", hotWaiters, in)
+	table.Chart = chart(title, entrants, results)
 	for i, en := range entrants {
 		median, p99 := "none", ""
 		if len(results[i].times) > 0 {

@@ -13,11 +13,8 @@ func (e *Env) waiters(ctx context.Context) ([]report.Table, error) {
 	many := e.Size.Waiters
 	table := report.Table{
 		Title: "One waiter and " + thousands(many),
-		Text: fmt.Sprintf(
-			"Goroutines of one process wait for %v for a lock that another pool holds throughout. Statements are those "+
-				"that the server got meanwhile.",
-			e.Size.Waiting,
-		),
+		Text: fmt.Sprintf("Goroutines of one process wait for %v for a lock that another pool holds throughout. Statements are "+
+			"those that the server got meanwhile.", e.Size.Waiting),
 		Columns: []string{"", "1 waiter: statements", thousands(many) + " waiters: statements"},
 	}
 	entrants, leave, err := e.enter(ctx, waiting())
