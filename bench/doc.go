@@ -2,10 +2,10 @@
 //
 //	go test -count=1 -timeout 0 -v -run TestBench -args -full
 //
-// It starts a PostgreSQL server with its defaults and, where redis-server is there, a Redis that waits for the disk after
-// every write and one in memory, all on loopback, and ends them. It prints tables, and writes RESULTS.md and results.svg
-// to this folder. -quick is a try-out of a minute that writes nothing, -scenarios=cycle,try runs some only; the rest
-// of the flags is in bench_test.go.
+// It starts a PostgreSQL server with its defaults. If redis-server is installed, it also starts two Redis servers: one
+// waits for the disk after every write, the other keeps all in memory. They listen on loopback, and end with the run. The
+// benchmark prints tables, and writes RESULTS.md and results.svg to this folder. -quick is a try-out of a minute that
+// writes nothing, -scenarios=cycle,try runs some only. The rest of the flags is in bench_test.go.
 //
 // Every scenario runs blocks of all contenders in turn, in an order that rotates, so that noise hits all alike. A ratio
 // is the median of the ratios of the blocks of one round. The measure is the bare pair: an upsert and a DELETE through

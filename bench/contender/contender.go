@@ -42,9 +42,9 @@ type Contender struct {
 	Module  string // that it is from, "" for bare statements
 	Store   Store
 	Own     bool   // it is this package
-	Variant bool   // it differs from another in a setting, and is left out where others hold many locks
+	Variant bool   // it differs from another in a setting, and is left out when others hold many locks
 	Crash   string // what a crash of the server leaves of a lock
-	Note    string // how it is used here, where that is not plain
+	Note    string // how it is used here, if that is not plain
 	Open    func(ctx context.Context, where Where) (Instance, error)
 
 	Waits    bool // for a held lock, in Acquire

@@ -54,7 +54,7 @@ func (r *redsyncs) Try(ctx context.Context, id string) error {
 	return mustBe(redsync.ErrFailed, err)
 }
 
-// Acquire begins again where the 32 tries of the default were not enough.
+// Acquire begins again if the 32 tries of the default were not enough.
 func (r *redsyncs) Acquire(ctx context.Context, id string) (func() error, error) {
 	mutex := r.mutex(id)
 	for {

@@ -59,7 +59,7 @@ RETURNING id`
 // bareSQLite runs the statements of a cycle.
 type bareSQLite struct {
 	db *sql.DB
-	// Each is nil where it is not prepared.
+	// Each is nil if it is not prepared.
 	look, acquire, release *sql.Stmt
 }
 

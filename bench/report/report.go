@@ -38,7 +38,7 @@ type Chart struct {
 // Point is one contender's line.
 type Point struct {
 	Name        string
-	Median, P99 float64 // 0 where there is none
+	Median, P99 float64 // 0 if there is none
 	Own         bool    // drawn in colour
 }
 

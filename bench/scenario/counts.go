@@ -66,7 +66,7 @@ func (e *Env) costs(ctx context.Context, en *entrant, operation func(contender.I
 	return c, err
 }
 
-// through is an entrant's place by way of a proxy, which is so far away, each way.
+// through is an entrant's place by way of a proxy, with a delay each way.
 func (e *Env) through(en *entrant, delay time.Duration) (*server.Proxy, contender.Where, error) {
 	where, address := en.where, en.where.Redis
 	if en.Store == contender.Postgres {

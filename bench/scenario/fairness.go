@@ -86,7 +86,7 @@ func (e *Env) fairnessAt(ctx context.Context, table *report.Table, lone, rivals 
 	return nil
 }
 
-// beside runs a lone waiter, which has number 0, and n rivals, each so far away.
+// beside runs a lone waiter, which has number 0, and n rivals, each at its distance from the server.
 func (e *Env) beside(ctx context.Context, en *entrant, n int, lone, rivals time.Duration) ([]stats.Span, error) {
 	jobs := []job{{Waiters: 1, Think: loneThink}, {First: 1, Waiters: n}}
 	for i, each := range []time.Duration{lone, rivals} {

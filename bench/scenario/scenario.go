@@ -38,7 +38,7 @@ type Size struct {
 // Env is what scenarios run on.
 type Env struct {
 	Postgres *server.Postgres
-	Redis    map[contender.Store]*server.Redis // without those that are not to be had
+	Redis    map[contender.Store]*server.Redis // without those that could not be started
 	Folder   string                            // for SQLite's files
 	Size     Size
 
@@ -127,7 +127,7 @@ func (e *Env) leave(entrants []*entrant) {
 	e.redisDBs = 0
 }
 
-// ErrNoServer is the error of With where the contender's server is not to be had.
+// ErrNoServer is the error of With if the contender's server could not be started.
 var ErrNoServer = errors.New("its server is not there")
 
 // With opens one contender for fn.

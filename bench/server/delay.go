@@ -36,7 +36,7 @@ func pass(to, from net.Conn, delay time.Duration) {
 	}()
 	for c := range chunks {
 		time.Sleep(time.Until(c.due))
-		_, _ = to.Write(c.bytes) // where nobody is there any more, the rest is thrown away
+		_, _ = to.Write(c.bytes) // if nobody is there any more, the rest is thrown away
 	}
 	_ = to.Close()
 }

@@ -16,7 +16,7 @@ type Proxy struct {
 	trips    atomic.Int64
 }
 
-// NewProxy opens a proxy to the server at an address, which is so far away, each way.
+// NewProxy opens a proxy to the server at an address, with a delay each way.
 func NewProxy(server string, delay time.Duration) (*Proxy, error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

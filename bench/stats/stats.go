@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// Quantile is the smallest of the values that at least a share q of them do not exceed; zero where there are none.
+// Quantile is the smallest of the values that at least a share q of them do not exceed; zero if there are none.
 func Quantile[T cmp.Ordered](values []T, q float64) (value T) {
 	if len(values) == 0 {
 		return value
@@ -17,7 +17,7 @@ func Quantile[T cmp.Ordered](values []T, q float64) (value T) {
 	return sorted[max(0, int(math.Ceil(q*float64(len(sorted))))-1)]
 }
 
-// Median is the middle value, or the mean of the two in the middle; NaN where there are none.
+// Median is the middle value, or the mean of the two in the middle; NaN if there are none.
 func Median(values []float64) float64 {
 	sorted := slices.Sorted(slices.Values(values))
 	n := len(sorted)
@@ -39,7 +39,7 @@ func Ratios(blocks, base []time.Duration) (ratios []float64) {
 type Span struct {
 	Waiter int
 	Asked  int64 // nanoseconds: when the acquire was called
-	Got    int64 // when it had returned; 0 where it was given up at the end
+	Got    int64 // when it had returned; 0 if it was given up at the end
 	Done   int64 // when the release was called, or the acquire given up
 }
 

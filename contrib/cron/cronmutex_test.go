@@ -305,7 +305,7 @@ func TestBadWiring(t *testing.T) {
 	})
 }
 
-// Two schedulers with the same job: where one runs it the other skips it, and what Stop waits for includes the release.
+// Two schedulers have the same job: while one runs it the other skips it. Stop waits for the release, too.
 func TestSchedulers(t *testing.T) {
 	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
 		runs := make(chan bool, 100)

@@ -74,7 +74,7 @@ func TestOneLeads(t *testing.T) {
 	})
 }
 
-// observedElector tells of what a real Elector says.
+// observedElector reports what a real Elector says.
 type observedElector struct {
 	gocron.Elector
 	events chan string

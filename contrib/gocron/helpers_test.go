@@ -67,7 +67,7 @@ func start(t *testing.T, options ...gocron.SchedulerOption) gocron.Scheduler {
 // rarely is for jobs that the test runs by RunNow.
 var rarely = gocron.DurationJob(24 * time.Hour)
 
-// outcomes are what gocron tells of a job's runs: nil, the run's error, or one of Lock's as a lockError.
+// outcomes are what gocron reports of a job's runs: nil, the run's error, or one of Lock's as a lockError.
 type outcomes chan error
 
 type lockError struct{ error }
@@ -146,7 +146,7 @@ type machines struct {
 	runs   chan int       // the machine of each run
 }
 
-// newMachines gives each scheduler an option, which tells of events.
+// newMachines gives each scheduler an option, which reports events.
 func newMachines(t *testing.T, option func(machine int, events chan string) gocron.SchedulerOption) *machines {
 	t.Helper()
 	m := &machines{runs: make(chan int, 100)}
@@ -181,7 +181,7 @@ func (m *machines) tick(t *testing.T, between func()) (events [2]string) {
 	return events
 }
 
-// observed tells of what becomes of a real Locker's locks.
+// observed reports what becomes of a real Locker's locks.
 type observed struct {
 	gocron.Locker
 	events chan string

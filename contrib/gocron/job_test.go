@@ -53,7 +53,7 @@ func TestAJobKnowsItsLease(t *testing.T) {
 		for range 2 {
 			require.NoError(t, outcomes.run(t, job))
 			require.ErrorIs(t, last.Err(), context.Canceled)
-			row, err := db.Mutex("job").Holder() // it has been released when gocron tells of the outcome
+			row, err := db.Mutex("job").Holder() // it has been released when gocron reports the outcome
 			require.NoError(t, err)
 			require.Nil(t, row)
 		}
@@ -119,7 +119,7 @@ func TestAJobThatIsLate(t *testing.T) {
 			} {
 				result = report
 				var err error
-				for ran = false; !ran; { // it does not where the lease has ended before
+				for ran = false; !ran; { // it does not if the lease has ended before
 					err = outcomes.run(t, job)
 				}
 				requireTimeout(t, err, "job", lost)

@@ -201,7 +201,7 @@ func TestDBResolverMigrate(t *testing.T) {
 	})
 }
 
-// The lock's table is on the main pool even where the models' are elsewhere.
+// The lock's table is on the main pool even if the models' are elsewhere.
 func TestDBResolverMigratesTheLockOnTheMainDatabase(t *testing.T) {
 	eachCluster(t, func(t *testing.T, c *cluster) {
 		db := c.open(t).WithContext(limited(t))

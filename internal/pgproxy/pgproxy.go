@@ -18,7 +18,7 @@ import (
 // connection is cut in any case.
 type Fault struct {
 	Unsent bool // the server does not get the request
-	After  int  // how many messages of the answer arrive, where the server does, and has done what it was asked for
+	After  int  // how many messages of the answer arrive; the server has done all that it was asked for
 }
 
 // Proxy is one such network.
@@ -34,7 +34,7 @@ type Proxy struct {
 	delay  time.Duration
 }
 
-// New starts a proxy to the server of a DSN. It ends with the test, which is skipped where the server wants a password or
+// New starts a proxy to the server of a DSN, which ends with the test. The test is skipped if the server wants a password or
 // TLS, or is not reached by TCP.
 func New(t testing.TB, dsn string) *Proxy {
 	t.Helper()

@@ -293,7 +293,7 @@ func (u *usage) byHand() {
 	}
 }
 
-// rush takes the mutex where it is free and gives it back at once.
+// rush takes the mutex if it is free and gives it back at once.
 func (u *usage) rush() {
 	u.ttl = longestTTL
 	u.mutex = u.db.WithContext(u.ctx).Mutex(u.id, dbmutex.WithHolder(u.name), dbmutex.WithTTL(u.ttl))
@@ -376,7 +376,7 @@ func (u *usage) renew(lease *dbmutex.Lease) {
 	u.write(o)
 }
 
-// apart calls fn in a goroutine of its own. Where fn ends badly the error is the one that the library logged.
+// apart calls fn in a goroutine of its own. If fn ends badly the error is the one that the library logged.
 func (u *usage) apart(bad bool, fn func() error) error {
 	ended := make(chan error)
 	go func() {

@@ -16,12 +16,12 @@
 // For each mutex there must be an order of the operations, each with its effect at one moment between its call and its
 // return, that a lock with expiry allows (https://github.com/anishathalye/porcupine finds it). So nobody else may get
 // the mutex while a lease is held, nor before the moment that Lease.ExpiresAt told its holder; a renewal, a guard or a
-// release may succeed only for the lease that holds the mutex, and may report a loss only where there was one; nobody
+// release may succeed only for the lease that holds the mutex, and may report a loss only if there was one; nobody
 // may be told of a holder that is none; and a MinHold is kept. An operation that failed, or whose process was killed,
 // may or may not have had its effect, from its call on.
 //
-// Work that ended after its lease's deadline must have been told so, and no other: as run out where its row was still
-// there, as lost where it was not. A transaction that committed is not late.
+// Work that ended after its lease's deadline must have been told so, and no other work: as run out if its row was still
+// there, as lost if it was not. A transaction that committed is not late.
 //
 // Fencing tokens must be unique and grow. The transactions of a mutex raise a counter by what they read, without any
 // lock but the mutex: those that said they had committed must be there, those that said they had not must not, and the
@@ -31,7 +31,7 @@
 // # What is not
 //
 // The seed determines the choices of the program, but not how processes run, so no run can be repeated. Fairness and
-// speed are not judged, nor the holder that a waiter is told of, who may have gone before it began to wait. A renewal
-// without an answer is taken for one without effect. Clocks are not set: a round in which the machine's was is not
-// judged. Nor is anything on a server that loses what it said was on its disk.
+// speed are not judged. Nor is the holder whose name a waiter gets, as that one may have gone before the wait began. A
+// renewal without an answer is taken for one without effect. Clocks are not set: a round in which the machine's was is
+// not judged. Nor is anything on a server that loses what it said was on its disk.
 package torture

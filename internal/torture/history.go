@@ -51,8 +51,8 @@ type operation struct {
 	Mutex   string  `json:"mutex"`
 	Lease   string  `json:"lease,omitempty"`   // its holder's text in the table, one for each acquire
 	Attempt string  `json:"attempt,omitempty"` // the row that a transaction inserts
-	Wait    bool    `json:"wait,omitempty"`    // an acquire that waits may tell of a holder of some time ago
-	Tells   bool    `json:"tells,omitempty"`   // it announces itself to other processes, which may keep the mutex for it
+	Wait    bool    `json:"wait,omitempty"`    // an acquire that waits may name a holder of some time ago
+	Tells   bool    `json:"tells,omitempty"`   // one that tells other processes of itself: they may keep the mutex for it
 	TTL     int64   `json:"ttl,omitempty"`     // 0: it does not end
 	Since   int64   `json:"since,omitempty"`   // not later than the lease's creation; 0: only Call is known
 	MinHold int64   `json:"minHold,omitempty"`
@@ -63,7 +63,7 @@ type operation struct {
 	Expires int64   `json:"expires,omitempty"` // Lease.ExpiresAt: nobody else may get the mutex before
 	EndFrom int64   `json:"endFrom,omitempty"` // of a release: between these two was the lease's deadline; 0: not known
 	EndTo   int64   `json:"endTo,omitempty"`
-	Seen    string  `json:"seen,omitempty"` // the lease of the row that was there; "" where it is not known
+	Seen    string  `json:"seen,omitempty"` // the lease of the row that was there; "" if it is not known
 	Lost    int     `json:"lost,omitempty"` // how many of its statements were sent and got no answer
 	Error   string  `json:"error,omitempty"`
 }

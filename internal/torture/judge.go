@@ -33,7 +33,7 @@ type record struct {
 	leases  map[string]*lease
 	numbers []*lease   // lease number n is at n
 	forced  []interval // when a ForceRelease may have had its effect
-	anyTime int64      // from when on one may at any time, as its answer was lost; never: from never on
+	anyTime int64      // from when on one may at any time, as its answer was lost; never: no answer was
 	doubts  []doubt
 	passers []doubt // acquires that may have had the mutex and have passed it on, to wait again
 }
@@ -147,7 +147,7 @@ const (
 )
 
 // model is a lock with expiry. It is deterministic: an effect that is in doubt makes more outcomes legal, within the time
-// in which it may have come, and changes the state only where an outcome needs it.
+// in which it may have come, and changes the state only if an outcome needs it.
 func (r *record) model() porcupine.Model {
 	return porcupine.Model{
 		Init: func() any { return state{} },
@@ -172,7 +172,7 @@ func (r *record) step(s state, o *operation) (bool, any) {
 		case ok:
 			return r.acquired(s, o)
 		case held:
-			// A lease is in its own way only where its first answer was lost, and it runs out while others take it over.
+			// A lease is in its own way only if its first answer was lost, and it runs out while others take it over.
 			ranOut := o.TTL != 0 && o.Call+o.TTL <= o.Return
 			return r.visible(s, o) && (o.Seen != o.Lease || ranOut), s
 		}
@@ -204,7 +204,7 @@ func (r *record) step(s state, o *operation) (bool, any) {
 	return ours, s
 }
 
-// forceReleased ends the lease that was there when an operator asked: where its own release comes first, a MinHold of it
+// forceReleased ends the lease that was there when an operator asked: if its own release comes first, a MinHold of it
 // may go on.
 func (r *record) forceReleased(s state, o *operation) state {
 	if s.phase == resting {
@@ -293,7 +293,7 @@ func (r *record) vanished(s state, o *operation) (bool, any) {
 }
 
 // judgeOrder looks for an order of the operations in which each has its effect at one moment between its call and its
-// return, and which a mutex allows. Where there is none it also says how far the best attempt came.
+// return, and which a mutex allows. If there is none it also says how far the best attempt came.
 func (r *record) judgeOrder(timeout time.Duration) (porcupine.CheckResult, *impossible) {
 	model, ops := r.model(), r.constraints()
 	result := porcupine.CheckOperationsTimeout(model, ops, timeout)
@@ -380,8 +380,8 @@ type counted struct {
 	runs map[string]bool // the attempts that are there
 }
 
-// judgeCounter returns what is wrong with it. A transaction for which undoable holds may have been lost in a crash, where
-// the server was told not to wait for the disk.
+// judgeCounter returns what is wrong with it. A transaction for which undoable holds may have been lost in a crash, as the
+// server was told not to wait for the disk.
 func judgeCounter(c counted, history []*operation, undoable func(*operation) bool) (complaints []string) {
 	if c.n != len(c.runs) {
 		complaints = append(

@@ -55,7 +55,7 @@ func TestTorture(t *testing.T) {
 }
 
 func torture(t *testing.T, a arena) {
-	t.Logf("-seed=%d", *seed) // also where a round never ends
+	t.Logf("-seed=%d", *seed) // also if a round never ends
 	total := newTally()
 	for start := time.Now(); (time.Since(start) < *duration || total.get("rounds") == 0) && !t.Failed(); {
 		r := newRound(total.get("rounds"), total)

@@ -152,7 +152,7 @@ func noteOf(ctx context.Context) *note {
 	return &note{}
 }
 
-// log keeps the error that the library logs where it cannot return it.
+// log keeps the error that the library logs if it cannot return it.
 type log struct{ logger.Interface }
 
 func (l *log) LogMode(logger.LogLevel) logger.Interface { return l }
