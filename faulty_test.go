@@ -13,7 +13,7 @@ import (
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
-// faultyPool runs statements on a real pool, unless refuse gives an error, and then, where lose says so, loses the answer.
+// faultyPool runs statements on a real pool, unless refuse gives an error, and then, if lose says so, loses the answer.
 type faultyPool struct {
 	*sql.DB
 	mu     sync.Mutex
@@ -85,7 +85,7 @@ type faultyTx struct {
 	pool *faultyPool
 }
 
-// Commit loses its answer, or, where ROLLBACK's answer is to be lost, rolls back.
+// Commit loses its answer, or, if ROLLBACK's answer is to be lost, rolls back.
 func (tx *faultyTx) Commit() error {
 	if lost := tx.pool.lost("ROLLBACK"); lost != nil {
 		_ = tx.Rollback()

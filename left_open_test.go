@@ -41,7 +41,7 @@ func (l *leaver) leave(t *testing.T) {
 		conn, err := pool.Conn(limited(t))
 		require.NoError(t, err)
 		conns = append(conns, conn)
-		_, _ = conn.ExecContext(limited(t), `BEGIN`) // which fails where it has been left before
+		_, _ = conn.ExecContext(limited(t), `BEGIN`) // which fails if it has been left before
 	}
 	for _, statement := range l.inside {
 		_, err := conns[0].ExecContext(limited(t), statement)

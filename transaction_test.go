@@ -262,7 +262,7 @@ func TestAContextThatEndsAtTheTransactionsBeginning(t *testing.T) {
 	}
 }
 
-// beginning is a pool where a lease's context ends when the first transaction has begun under it, which is then over.
+// beginning is a pool that ends a lease's context when the first transaction has begun under it, which is then over.
 type beginning struct {
 	*sql.DB
 	end   func()

@@ -5,7 +5,7 @@
 //	import _ "github.com/gorm-dbmutex/dbmutex/pgnotify"
 //
 // Waiters of the releasing process then get the mutex from each other with one statement. A waiter of another process tells
-// of itself, and has its turn after four runs, or fewer where the releasing process has fewer clients: the mutex is then
+// of itself, and has its turn after four runs, or fewer if the releasing process has fewer clients: the mutex is then
 // kept for it, for a second or more, and HeldError and Mutex.Holder name it meanwhile. Import the package in all processes
 // that use a mutex, so that nobody starves.
 //

@@ -10,9 +10,9 @@
 // dbmutex.ErrTimeout, which says whether the lease was lost, so that another run may have overlapped, or only ran out.
 // Anything else passes: a task's own error, asynq.SkipRetry, a panic.
 //
-// The mutex is held until the handler returns or the lease ends, also where asynq has given the run up: at the task's
+// The mutex is held until the handler returns or the lease ends, also if asynq has given the run up: at the task's
 // Timeout, at the end of Config.ShutdownTimeout, or because its worker lost sight of Redis. The run's context ends then.
-// Where asynq runs such a task again meanwhile, it finds the mutex held by its earlier run, and is retried later. As that
+// If asynq runs such a task again meanwhile, it finds the mutex held by its earlier run, and is retried later. As that
 // takes place under every Policy, asynq.Config.IsFailure should always be asynqmutex.IsFailure, or ask it.
 //
 // The ids share one namespace with all mutexes of the table.
@@ -48,7 +48,7 @@ type Held int
 const (
 	// Drop counts the task as done, and logs a warning through GORM's logger. asynq's ErrorHandler is not called. A task
 	// with a Retention is kept as completed, without a result; one with Unique makes room for the next. A retry, or a task
-	// that runs again after a crash, is dropped, too, where it meets another holder: its work is not done.
+	// that runs again after a crash, is dropped, too, if it meets another holder: its work is not done.
 	Drop Held = iota
 
 	// Retry gives the task back for later. The error matches dbmutex.ErrNotAcquired, and asynq's ErrorHandler gets it.
@@ -56,7 +56,7 @@ const (
 	//
 	// IsFailure must be asynqmutex.IsFailure, or ask it. Otherwise asynq uses up one of the task's retries each time.
 	// With it asynq tries again for as long as it takes, but for one case: a task that has no retries left, because of
-	// MaxRetry(0) or earlier failures, is archived all the same. The error says so.
+	// MaxRetry(0) or earlier failures, is archived nevertheless. The error says so.
 	//
 	// RetryDelayFunc says how much later. Its n is the number of failures so far, so that finding the mutex held does not
 	// make it grow: under asynq's default it is 15 to 45 seconds for a task that has not failed yet, but 11 to 14 minutes
@@ -72,13 +72,13 @@ const (
 // the function NonOverlapping.
 type Policy struct {
 	// Key is the mutex's id for a task. asynq.GetQueueName and the like work with ctx. Defaults to the task's type, all of
-	// it: under a pattern "report:" of asynq.ServeMux, "report:1" and "report:2" may overlap. An id that cannot be makes
+	// it: under a pattern "report:" of asynq.ServeMux, "report:1" and "report:2" may overlap. An invalid id makes
 	// the run fail with dbmutex.ErrInvalidLockID.
 	Key func(ctx context.Context, task *asynq.Task) string
 
 	// Held is what becomes of a task that finds its mutex held. Defaults to Drop.
 	//
-	// Where it is held by an earlier run of the same task, which asynq has given up, Drop and Revoke would lose the work.
+	// If it is held by an earlier run of the same task, which asynq has given up, Drop and Revoke would lose the work.
 	// There, whatever Held is, it is Retry, with what that says of IsFailure.
 	Held Held
 
@@ -92,7 +92,7 @@ type Policy struct {
 	// the task returned asynq.SkipRetry. Only a task that returned asynq.RevokeTask is not removed, as asynq would keep no
 	// record of the timeout, but has failed.
 	//
-	// Where asynq has given the run up meanwhile, so that ctx has ended, nobody gets what OnTimeout returns. The default
+	// If asynq has given the run up meanwhile, so that ctx has ended, nobody gets what OnTimeout returns. The default
 	// then logs err through GORM's logger.
 	OnTimeout func(ctx context.Context, task *asynq.Task, err error) error
 }
@@ -111,12 +111,12 @@ func NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.MiddlewareFun
 // dbmutex.HeldError say which task holds the mutex. A run that waits, under WithWait, occupies a worker, and the task's
 // Timeout includes the wait: one that is longer ends in asynq's context.DeadlineExceeded, which counts as a failure.
 //
-// Under a lease of the same id, as where the middleware is there twice, a run fails at once with dbmutex.ErrInvalidSettings:
-// mutexes are not reentrant.
+// Under a lease of the same id, for example if the middleware is there twice, a run fails at once with
+// dbmutex.ErrInvalidSettings: mutexes are not reentrant.
 //
-// db is checked with one SELECT. The error is dbmutex.ErrNotRegistered where the plugin is missing or db is nil,
-// dbmutex.ErrInvalidSettings for an option or a Held that cannot be, or the database's, which says so where the table is
-// missing. The context of db counts for this SELECT alone. A run fails where the database does, and asynq retries it.
+// db is checked with one SELECT. The error is dbmutex.ErrNotRegistered if the plugin is missing or db is nil,
+// dbmutex.ErrInvalidSettings for an option or a Held that is not allowed, or the database's, which says so if the table is
+// missing. The context of db counts for this SELECT alone. A run fails if the database does, and asynq retries it.
 func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.MiddlewareFunc, error) {
 	if p.Held < Drop || p.Held > Revoke {
 		return nil, fmt.Errorf("%w: there is no Held %d", dbmutex.ErrInvalidSettings, p.Held)

@@ -32,12 +32,12 @@ func (j Job) Run() {
 // NonOverlapping makes a wrapper whose jobs run only while they hold the mutex id. Each job needs an id, and so a wrapper,
 // of its own: jobs that share one do not overlap with each other either.
 //
-// Where somebody else holds the mutex the run is skipped, with logger.Info("skip", ...), as by cron.SkipIfStillRunning.
+// If somebody else holds the mutex the run is skipped, with logger.Info("skip", ...), as by cron.SkipIfStillRunning.
 // With dbmutex.WithWait it is delayed, as by cron.DelayIfStillRunning, and skipped only if the mutex is still held after
 // that time. dbmutex.Settings.SkipHeld has no effect.
 //
-// Every other failure goes to logger.Error: the job's own error; the database's, where the job did not run; and
-// dbmutex.ErrTimeout, where the lease ended before the job did. errors.As finds the run's *dbmutex.TimeoutError: it says
+// Every other failure goes to logger.Error: the job's own error; the database's, if the job did not run; and
+// dbmutex.ErrTimeout, if the lease ended before the job did. errors.As finds the run's *dbmutex.TimeoutError: it says
 // whether the lease was lost, so that another run may have overlapped, or only ran out. The job's own error is joined.
 //
 // A panic of the job releases the mutex and goes on, to cron.Recover if that comes earlier in the chain. That the lease
@@ -48,15 +48,15 @@ func (j Job) Run() {
 // than the interval of the schedule. With dbmutex.WithWait every machine's run of a tick takes place, one after the other.
 //
 // The machines' ticks must be the same for that. Those of "@every 1h" are not: they count from the start of each scheduler.
-// Use "0 * * * *" and the like, with cron.WithLocation(time.UTC) where machines have time zones of their own.
+// Use "0 * * * *" and the like, with cron.WithLocation(time.UTC) if machines have time zones of their own.
 //
 // A job that is nil is an error for the logger, and never runs.
 //
 // A cron job has no context of its own, so the handle's is that of all runs: one that is done ends waiting and the work's
 // context, and later runs fail with it. The context that cron.Cron.Stop returns is done after the last release.
 //
-// It returns, before any job runs, dbmutex.ErrInvalidSettings for settings that cannot be, a MinHold of 0 or a nil logger;
-// what DB.Mutex says is wrong with the handle or the id; and the database's error, also where the table is missing.
+// It returns, before any job runs, dbmutex.ErrInvalidSettings for settings that are not allowed, a MinHold of 0 or a nil
+// logger; what DB.Mutex says is wrong with the handle or the id; and the database's error, also if the table is missing.
 func NonOverlapping(db *dbmutex.DB, id string, logger cron.Logger, opts ...dbmutex.Option) (cron.JobWrapper, error) {
 	var settings dbmutex.Settings
 	mutex := db.Mutex(id, append(slices.Clone(opts), func(s *dbmutex.Settings) {

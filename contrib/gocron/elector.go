@@ -33,7 +33,7 @@ var ErrNotLeader = errors.New("dbmutex: not the leader")
 // It is safe for many goroutines.
 //
 // The leader's lease is renewed every TTL/3. After a crash of the leader another takes over when that has run out; after a
-// Close, within half a second where the database answers promptly, but not before a MinHold is over.
+// Close, within half a second if the database answers promptly, but not before a MinHold is over.
 //
 // No two are leaders at a time, as far as docs/guarantees.md of dbmutex goes. But IsLeader is asked when a job begins: one
 // that runs when the leadership ends goes on, beside the next leader's. Nor are the ticks of two schedulers the same: at a
@@ -57,9 +57,9 @@ var _ gocron.Elector = (*Elector)(nil)
 //
 // Of the settings it sets Renew, Wait and SkipHeld itself. A short TTL, of 30 seconds perhaps, makes for a quick take-over.
 //
-// It runs one SELECT before. The error is dbmutex.ErrInvalidSettings for settings that cannot be and for leases without a
-// TTL; dbmutex.ErrInvalidLockID; what DB.Mutex says is wrong with the handle; or the context's or the database's, also where
-// the table is missing. Nothing runs then.
+// It runs one SELECT before. The error is dbmutex.ErrInvalidSettings for settings that are not allowed and for leases
+// without a TTL; dbmutex.ErrInvalidLockID; what DB.Mutex says is wrong with the handle; or the context's or the
+// database's, also if the table is missing. Nothing runs then.
 func NewElector(db *dbmutex.DB, id string, opts ...dbmutex.Option) (*Elector, error) {
 	opts = append(slices.Clone(opts), func(s *dbmutex.Settings) { s.Renew, s.Wait, s.SkipHeld = true, campaign, false })
 	settings, err := check(db, id, opts)
@@ -105,11 +105,11 @@ func (e *Elector) set(lease *dbmutex.Lease, err error) {
 	e.lease, e.err = lease, err
 }
 
-// IsLeader returns nil where this Elector is the leader, and else an error that matches ErrNotLeader. gocron asks before
+// IsLeader returns nil if this Elector is the leader, and else an error that matches ErrNotLeader. gocron asks before
 // every run of a job. It then skips the run, counts it as gocron.Skip, and throws the error away.
 //
 // It asks neither the database nor ctx: the leadership ends, at the latest, when the lease does by this process's monotonic
-// clock, and at once where a renewal finds the lease gone. A second later the Elector campaigns again.
+// clock, and at once if a renewal finds the lease gone. A second later the Elector campaigns again.
 func (e *Elector) IsLeader(context.Context) error {
 	if e == nil {
 		return ErrNotLeader
@@ -136,8 +136,8 @@ func (e *Elector) IsLeader(context.Context) error {
 // Close ends the campaigns and the leadership, and returns when the mutex is released. Shut the scheduler down before. The
 // end of the handle's context does the same. Close may be called again.
 //
-// The error is that of the release, if this was the leader: the database's, where others may have to wait for the TTL; or
-// dbmutex.ErrTimeout, where the leader's lease had ended before. The *dbmutex.TimeoutError in it says whether the lease was
+// The error is that of the release, if this was the leader: the database's: others may have to wait for the TTL then; or
+// dbmutex.ErrTimeout, if the leader's lease had ended before. The *dbmutex.TimeoutError in it says whether the lease was
 // lost, so that another may have led already, or only ran out.
 func (e *Elector) Close() error {
 	if e == nil || e.done == nil {

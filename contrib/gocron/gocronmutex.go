@@ -5,7 +5,7 @@
 //   - An Elector elects one machine, which runs all the jobs.
 //
 // A scheduler that has an Elector ignores its Locker, and those of its jobs. The jobs that Locker.NewJob makes hold their
-// mutex all the same.
+// mutex nevertheless.
 //
 // # What is not guaranteed
 //

@@ -21,18 +21,18 @@ import (
 //
 // The job's error, for gocron.AfterJobRunsWithError, is that of dbmutex.Lease.Do: fn's own, unless the lease ended before fn
 // did. Then it matches dbmutex.ErrTimeout, joined with fn's own: errors.As finds the run's *dbmutex.TimeoutError, which says
-// whether the lease was lost, so that another run may have overlapped, or only ran out. Where the lease had ended before fn
+// whether the lease was lost, so that another run may have overlapped, or only ran out. If the lease had ended before fn
 // could begin, fn did not run, and the error is the same. A failed release is joined with fn's error, too.
 //
-// Where fn panics or never begins, the handle's GORM logger logs these as errors instead. gocron keeps these errors from
+// If fn panics or never begins, the handle's GORM logger logs these as errors instead. gocron keeps these errors from
 // everybody else, and so does it with those of Lock, for gocron.AfterLockError: have listeners for both.
 //
-// Where gocron does not lock, as the scheduler has an Elector or by gocron.WithDisabledDistributedJobLocker, the job takes
+// If gocron does not lock, as the scheduler has an Elector or by gocron.WithDisabledDistributedJobLocker, the job takes
 // the mutex itself. If that is held, fn does not run, and the job's error matches dbmutex.ErrNotAcquired.
 //
 // gocron.Scheduler.Update would take the name and the Locker away: remove the job and call NewJob again instead.
 //
-// It runs one SELECT. The error is dbmutex.ErrInvalidSettings where the scheduler, the definition or fn is nil,
+// It runs one SELECT. The error is dbmutex.ErrInvalidSettings if the scheduler, the definition or fn is nil,
 // dbmutex.ErrInvalidLockID for a name that cannot be a mutex's id, the database's, or gocron's. No job is made then.
 func (l *Locker) NewJob(scheduler gocron.Scheduler, definition gocron.JobDefinition, name string,
 	fn func(ctx context.Context) error, options ...gocron.JobOption) (gocron.Job, error) {
@@ -63,7 +63,7 @@ type job struct {
 }
 
 // Lock takes the mutex. gocron calls it, run and Unlock one after the other, but other runs of the job may come in between:
-// where this one finds that the lease of a run was lost before the run began, it leaves the turn to that one.
+// if this one finds that the lease of a run was lost before the run began, it leaves the turn to that one.
 func (j *job) Lock(ctx context.Context, key string) (gocron.Lock, error) {
 	lease, err := j.locker.mutex(ctx, key).Acquire()
 	if err != nil {
@@ -101,7 +101,7 @@ type jobLock struct {
 	began bool // the run tells what became of the lease
 }
 
-// Unlock releases where the run never began, and logs the error, which gocron throws away.
+// Unlock releases if the run never began, and logs the error, which gocron throws away.
 func (l *jobLock) Unlock(ctx context.Context) error {
 	l.job.mu.Lock()
 	if l.job.next == l {

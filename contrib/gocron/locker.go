@@ -33,11 +33,11 @@ var _ gocron.Locker = (*Locker)(nil)
 // gocron.DurationRandomJob, or with gocron.WithIntervalFromCompletion, go separate ways; use an Elector there.
 //
 // With dbmutex.WithWait a scheduler that finds the mutex held waits for it, and then runs the job as well: every machine's
-// run of a tick takes place, one after the other, unless the wait is over before. The MinHold is needed all the same, and
+// run of a tick takes place, one after the other, unless the wait is over before. The MinHold is needed nevertheless, and
 // part of what they wait for. dbmutex.Settings.SkipHeld has no effect. The handle's context is not that of the jobs.
 //
-// It runs one SELECT. The error is dbmutex.ErrInvalidSettings for settings that cannot be, such as a MinHold of 0;
-// what DB.Mutex says is wrong with the handle; or the database's, also where the table is missing.
+// It runs one SELECT. The error is dbmutex.ErrInvalidSettings for settings that are not allowed, such as a MinHold of 0;
+// what DB.Mutex says is wrong with the handle; or the database's, also if the table is missing.
 func NewLocker(db *dbmutex.DB, opts ...dbmutex.Option) (*Locker, error) {
 	opts = append(slices.Clone(opts), func(s *dbmutex.Settings) { s.SkipHeld = false })
 	settings, err := check(db, "gocronmutex.NewLocker", opts)
@@ -52,14 +52,14 @@ func NewLocker(db *dbmutex.DB, opts ...dbmutex.Option) (*Locker, error) {
 }
 
 // shared matches what the compiler calls an anonymous function, main.main.func1, main.main.func1.2, main.glob..func1, or
-// main.main.func1.helper.2 where helper is inlined, and a generic one, main.F[...]. A function that somebody named func1 is
+// main.main.func1.helper.2 if helper is inlined, and a generic one, main.F[...]. A function that somebody named func1 is
 // main.func1.
 var shared = regexp.MustCompile(`\.[^/]*\.func\d+(\..*)?$|\[\.\.\.\]`)
 
 // Lock takes the mutex whose id is key, the job's name; gocron calls it before every run. Jobs of one name exclude each
 // other, and so does DB.Mutex of that id.
 //
-// The error matches dbmutex.ErrNotAcquired where somebody else holds the mutex, or it is the context's or the database's,
+// The error matches dbmutex.ErrNotAcquired if somebody else holds the mutex, or it is the context's or the database's,
 // or dbmutex.ErrInvalidLockID. gocron then skips this run, counts it as gocron.Skip, and gives the error to the job's
 // gocron.AfterLockError listener, and to nobody else.
 //
@@ -68,8 +68,8 @@ var shared = regexp.MustCompile(`\.[^/]*\.func\d+(\..*)?$|\[\.\.\.\]`)
 // It is also logged as an error by the handle's GORM logger, as the job never runs.
 // Jobs with one function and different parameters, or one method of different receivers, need names, too.
 //
-// The lock's Unlock releases also where its context is done. It returns what dbmutex.Lease.Release returns: ErrTimeout
-// where the lease has ended before, with a *dbmutex.TimeoutError that says whether it was lost, so that another run may
+// The lock's Unlock releases also if its context is done. It returns what dbmutex.Lease.Release returns: ErrTimeout
+// if the lease has ended before, with a *dbmutex.TimeoutError that says whether it was lost, so that another run may
 // have overlapped, or only ran out. gocron throws that away, so it is also logged as an error by the handle's GORM logger.
 // Of a job from NewJob its error tells it.
 func (l *Locker) Lock(ctx context.Context, key string) (gocron.Lock, error) {

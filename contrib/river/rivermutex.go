@@ -37,7 +37,7 @@ import (
 	"github.com/gorm-dbmutex/dbmutex"
 )
 
-// DefaultSnooze is Policy.Snooze where that is 0: 10 seconds.
+// DefaultSnooze is Policy.Snooze if that is 0: 10 seconds.
 const DefaultSnooze = 10 * time.Second
 
 // Held is what becomes of a job that finds its mutex held by another.
@@ -56,18 +56,18 @@ const (
 // Policy says what is kept from overlapping with what, and what becomes of a job that would. The zero Policy is that of the
 // function NonOverlapping.
 type Policy struct {
-	// Key is the mutex's id for a job. Defaults to the job's kind. An id that cannot be makes the attempt fail with
+	// Key is the mutex's id for a job. Defaults to the job's kind. An invalid id makes the attempt fail with
 	// dbmutex.ErrInvalidLockID.
 	Key func(job *rivertype.JobRow) string
 
 	// Held is what becomes of a job that finds its mutex held. Defaults to the constant Snooze.
 	//
-	// Where it is held by an earlier run of the same job, whose client died or is stuck, Cancel would lose the work. There,
+	// If it is held by an earlier run of the same job, whose client died or is stuck, Cancel would lose the work. There,
 	// whatever Held is, the job is snoozed.
 	Held Held
 
 	// Snooze is for how long a job is snoozed. 0 means DefaultSnooze. Beyond 5 seconds River's scheduler may add as much
-	// again. Every snooze costs River two writes: choose a longer one where many jobs want the same mutex.
+	// again. Every snooze costs River two writes: choose a longer one if many jobs want the same mutex.
 	Snooze time.Duration
 
 	// OnTimeout is called if a run's own lease ended before the job did, or before it could begin; not after a panic. err
@@ -76,11 +76,11 @@ type Policy struct {
 	// did. River gets what OnTimeout returns; with nil the job is completed. ctx is River's, not the lease's, which has
 	// ended.
 	//
-	// Defaults to err itself, whether the lease was lost or only ran out: a failed attempt, or, where the job returned
+	// Defaults to err itself, whether the lease was lost or only ran out: a failed attempt, or, if the job returned
 	// river.JobCancel, a cancelled job. Only a job that returned river.JobSnooze is not snoozed, as River would keep no
 	// record of the timeout, but has failed.
 	//
-	// Where somebody cancelled the job meanwhile, River records that and not err, so that the default also logs err through
+	// If somebody cancelled the job meanwhile, River records that and not err, so that the default also logs err through
 	// GORM's logger.
 	OnTimeout func(ctx context.Context, job *rivertype.JobRow, err error) error
 }
@@ -100,14 +100,15 @@ func NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (rivertype.WorkerMid
 // Policy.Held decides; and the holder, for people, is "job 12 of ..." with the name of WithHolder or else the ID of the
 // client. A run that waits, under WithWait, occupies a worker of the queue.
 //
-// Under a lease of the same id, as where the middleware is there twice, a run fails at once with dbmutex.ErrInvalidSettings:
-// mutexes are not reentrant. A run whose wait is ended by River, as by Client.StopAndCancel, is snoozed.
+// Under a lease of the same id, for example if the middleware is there twice, a run fails at once with
+// dbmutex.ErrInvalidSettings: mutexes are not reentrant. A run whose wait is ended by River, as by Client.StopAndCancel,
+// is snoozed.
 //
-// Where the job did not run because the mutex was held, the error that earlier middleware gets matches
-// dbmutex.ErrNotAcquired. Where the database failed it wraps the database's: a failed attempt.
+// If the job did not run because the mutex was held, the error that earlier middleware gets matches
+// dbmutex.ErrNotAcquired. If the database failed it wraps the database's: a failed attempt.
 //
-// db is checked with one SELECT. The error is dbmutex.ErrNotRegistered where the plugin is missing or db is nil,
-// dbmutex.ErrInvalidSettings for an option, a Held or a Snooze that cannot be, or the database's, which says so where the
+// db is checked with one SELECT. The error is dbmutex.ErrNotRegistered if the plugin is missing or db is nil,
+// dbmutex.ErrInvalidSettings for an option, a Held or a Snooze that is not allowed, or the database's, which says so if the
 // table is missing. The context of db counts for this SELECT alone.
 func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (rivertype.WorkerMiddleware, error) {
 	switch {

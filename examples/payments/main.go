@@ -1,12 +1,12 @@
 // Payments moves money exactly once, though leases run out all the time. Its workers check an invoice, for longer than
-// their lease lasts, and then pay it in a transaction that also releases the lease. Where the lease was lost, as somebody
-// else has taken the mutex over meanwhile, ReleaseIn returns ErrTimeout, and nothing of the transaction stays. Where it
+// their lease lasts, and then pay it in a transaction that also releases the lease. If the lease was lost, as somebody
+// else has taken the mutex over meanwhile, ReleaseIn returns ErrTimeout, and nothing of the transaction stays. If it
 // only ran out, the transaction would commit, as nobody else could have paid.
 //
 //	go run ./examples/payments
 //
 // The workers' database is a SQLite file in a temporary folder, which lets nobody else write during a transaction, so the
-// check comes before it. Where all of the work belongs into the transaction, Mutex.Transaction does the same in one call.
+// check comes before it. If all of the work belongs into the transaction, Mutex.Transaction does the same in one call.
 package main
 
 import (

@@ -178,7 +178,7 @@ func (p *process) stop() error {
 // answer is what became of a worker's try.
 type answer struct {
 	Ran    bool
-	Holder string    // who holds the mutex, where it is someone else
+	Holder string    // who holds the mutex, if it is someone else
 	Since  time.Time // and since when
 }
 

@@ -195,7 +195,7 @@ func TestReleaseInIsSettledWhereverItBreaks(t *testing.T) {
 	})
 }
 
-// cutting has goroutines compete for a mutex, and runs cut at some moment of every Do or after it. A Do fails only where it
+// cutting has goroutines compete for a mutex, and runs cut at some moment of every Do or after it. A Do fails only if it
 // could not connect.
 func cutting(t *testing.T, direct, proxied *dbmutex.DB, cut func() error) {
 	require.NoError(t, direct.Exec(`CREATE TABLE counters (n integer)`).Error)
@@ -336,7 +336,7 @@ func TestAContextEndsAnAcquireOnAFrozenNetwork(t *testing.T) {
 	})
 }
 
-// The server's own limits, where somebody locks the whole table for a while.
+// The server's own limits, if somebody locks the whole table for a while.
 func TestTheServersTimeLimits(t *testing.T) {
 	t.Parallel()
 	for _, limit := range []string{"statement_timeout", "lock_timeout"} {

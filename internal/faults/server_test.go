@@ -391,7 +391,7 @@ func full(t *testing.T, db *dbmutex.DB, fill, empty func() error) {
 	requireFree(t, db, "first")
 }
 
-// smallDisk mounts a file system of 2 MiB that PostgreSQL may write to; the test is skipped where it may not.
+// smallDisk mounts a file system of 2 MiB that PostgreSQL may write to; the test is skipped if it may not.
 func smallDisk(t *testing.T) string {
 	folder, err := os.MkdirTemp("/tmp", "dbmutex-disk-")
 	require.NoError(t, err)

@@ -77,7 +77,7 @@ var sayNoPrograms = sync.OnceFunc(func() {
 })
 
 // Server returns the DSN of the PostgreSQL server itself, a URL or keyword DSN
-// without a test's schema. Where there is no server it skips the test, or fails
+// without a test's schema. If there is no server it skips the test, or fails
 // it if DBMUTEX_TEST_POSTGRES is "required".
 func Server(t testing.TB) string {
 	t.Helper()

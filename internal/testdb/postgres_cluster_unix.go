@@ -265,7 +265,7 @@ func (c *Cluster) OwnFolder(t testing.TB, path string) {
 
 // PgBouncer starts PgBouncer in transaction mode before the server, and returns
 // its DSN. It ends with the server's test, which is skipped, or fails, as by
-// Server where the machine has none.
+// Server if the machine has none.
 func (c *Cluster) PgBouncer(t testing.TB) string {
 	t.Helper()
 	bouncer := need(t, "pgbouncer", append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin"), "pgbouncer")
@@ -298,7 +298,7 @@ func (c *Cluster) PgBouncer(t testing.TB) string {
 type Clock struct{ file string }
 
 // Clock makes the server's clock one to set, and restarts it. It needs the Debian
-// package faketime; where there is none the test is skipped, or fails, as by
+// package faketime; if there is none the test is skipped, or fails, as by
 // Server.
 func (c *Cluster) Clock(t testing.TB) *Clock {
 	t.Helper()
@@ -349,7 +349,7 @@ func (c *Clock) Set(t testing.TB, offset time.Duration) {
 	}
 }
 
-// need returns a file of a program, in one of these folders. Where it is missing
+// need returns a file of a program, in one of these folders. If it is missing
 // the test is skipped, or fails, as by Server.
 func need(t testing.TB, name string, folders []string, file string) string {
 	t.Helper()

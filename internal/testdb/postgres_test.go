@@ -71,7 +71,7 @@ func show(t *testing.T, conn *pgx.Conn, setting string) (value string) {
 	return value
 }
 
-// needPrograms skips a test which starts a server where it can't.
+// needPrograms skips a test which starts a server if it can't.
 func needPrograms(t *testing.T) {
 	if os.Getenv("DBMUTEX_TEST_DSN") == "" {
 		testdb.Server(t)

@@ -12,7 +12,7 @@
 //     must be allowed to create schemas.
 //   - DBMUTEX_TEST_PGBIN: the folder with the initdb, pg_ctl and postgres programs to
 //     use rather than those found.
-//   - DBMUTEX_TEST_POSTGRES: "required" fails tests where PostgreSQL, PgBouncer
+//   - DBMUTEX_TEST_POSTGRES: "required" fails tests if PostgreSQL, PgBouncer
 //     or faketime is missing, rather than skipping them.
 package testdb
 

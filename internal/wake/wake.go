@@ -11,5 +11,5 @@ import (
 type Listener func(
 	ctx context.Context, pool *sql.DB, channels []string, ready func(), notified func(channel, payload string)) error
 
-// Listen is the driver's; nil where nothing can listen. Package pgnotify sets it.
+// Listen is the driver's; nil if nothing can listen. Package pgnotify sets it.
 var Listen Listener
