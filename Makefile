@@ -14,7 +14,10 @@ FUZZTIME = 30s
 # Options of bench/bench_test.go.
 BENCHFLAGS =
 
-.PHONY: help setup test test-matrix torture fuzz bench lint fmt
+# What is to be tagged, for every module.
+VERSION = v0.1.0
+
+.PHONY: help setup test test-matrix torture fuzz bench release-check lint fmt
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -41,16 +44,21 @@ fuzz: setup ## fuzz ids, holders, settings and the environment, each for FUZZTIM
 		go test -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) . || exit 1; \
 	done
 
-bench: setup ## measure this package and its peers side by side, into bench/RESULTS.md and results.svg; BENCHFLAGS=-scenarios=cycle
+bench: setup ## measure this package and its peers side by side, into bench/RESULTS.md; BENCHFLAGS=-scenarios=cycle
 	cd bench && DBMUTEX_TEST_POSTGRES=required go test -count=1 -timeout 0 -v -run TestBench . -args -full $(BENCHFLAGS)
 
-lint: ## check every module with gofmt, go vet and golangci-lint (staticcheck and more)
+release-check: ## use every module as a stranger would once it is tagged; VERSION=v0.1.0
+	cd internal/release && go run . -root ../.. -version $(VERSION)
+
+lint: ## check every module with gofmt, go vet and golangci-lint (staticcheck and more), and the width of all lines
+	@internal/testdb/width.sh
 	@files=$$(gofmt -l .); \
 	if [ -n "$$files" ]; then echo "gofmt: run make fmt for:" $$files >&2; exit 1; fi
 	@failed=; \
 	for module in $(MODULES); do \
 		echo "lint $$module"; \
-		(cd $$module && go vet ./... && go run $(GOLANGCI) run --config "$(CURDIR)/.golangci.yml" ./...) || failed="$$failed $$module"; \
+		(cd $$module && go vet ./... && go run $(GOLANGCI) run --config "$(CURDIR)/.golangci.yml" ./...) || \
+			failed="$$failed $$module"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "lint failed in:$$failed" >&2; exit 1; fi
 

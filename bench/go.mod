@@ -8,7 +8,7 @@ require (
 	github.com/bsm/redislock v0.9.4
 	github.com/go-co-op/gocron-gorm-lock/v2 v2.1.0
 	github.com/go-redsync/redsync/v4 v4.17.0
-	github.com/gorm-dbmutex/dbmutex v0.0.0
+	github.com/gorm-dbmutex/dbmutex v0.1.0
 	github.com/jackc/pgx/v5 v5.12.0
 	github.com/lib/pq v1.10.9
 	github.com/mattn/go-sqlite3 v1.14.22

@@ -7,9 +7,9 @@ require (
 	github.com/glebarez/sqlite v1.11.0
 	github.com/go-co-op/gocron/v2 v2.21.2
 	github.com/google/uuid v1.6.0
-	github.com/gorm-dbmutex/dbmutex v0.0.0
-	github.com/gorm-dbmutex/dbmutex/contrib/asynq v0.0.0-00010101000000-000000000000
-	github.com/gorm-dbmutex/dbmutex/contrib/gocron v0.0.0-00010101000000-000000000000
+	github.com/gorm-dbmutex/dbmutex v0.1.0
+	github.com/gorm-dbmutex/dbmutex/contrib/asynq v0.1.0
+	github.com/gorm-dbmutex/dbmutex/contrib/gocron v0.1.0
 	github.com/hibiken/asynq v0.26.0
 	github.com/stretchr/testify v1.12.1
 	gorm.io/driver/postgres v1.6.3

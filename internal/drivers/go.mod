@@ -4,7 +4,7 @@ go 1.25.0
 
 require (
 	github.com/glebarez/sqlite v1.11.0
-	github.com/gorm-dbmutex/dbmutex v0.0.0
+	github.com/gorm-dbmutex/dbmutex v0.1.0
 	github.com/lib/pq v1.12.3
 	github.com/ncruces/go-sqlite3 v0.22.0
 	github.com/ncruces/go-sqlite3/gormlite v0.22.0

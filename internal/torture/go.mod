@@ -5,7 +5,7 @@ go 1.25.0
 require (
 	github.com/anishathalye/porcupine v1.3.1
 	github.com/glebarez/sqlite v1.11.0
-	github.com/gorm-dbmutex/dbmutex v0.0.0
+	github.com/gorm-dbmutex/dbmutex v0.1.0
 	github.com/jackc/pgx/v5 v5.12.0
 	github.com/stretchr/testify v1.12.1
 	go.uber.org/goleak v1.3.0
