@@ -33,7 +33,7 @@ test: setup ## set up and run the tests of every module
 	done; \
 	if [ -n "$$failed" ]; then echo "tests failed in:$$failed" >&2; exit 1; fi
 
-test-matrix: ## run the root module's tests on PostgreSQL 14 to 18; needs npm
+test-matrix: ## run the root module's tests on all versions that README names; needs npm
 	@internal/testdb/matrix.sh
 
 torture: setup ## let processes compete under random faults, and judge what they saw; DURATION=10m SEED=1

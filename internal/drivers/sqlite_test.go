@@ -3,6 +3,7 @@ package drivers_test
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -16,8 +17,11 @@ import (
 
 const root = "github.com/gorm-dbmutex/dbmutex"
 
-// added is the file that the suite gets in addition: it chooses the driver, and shows that it was chosen.
-const added = `package dbmutex_test
+// packages are those whose tests are the suite, with the package of their tests.
+var packages = map[string]string{root: "dbmutex_test", root + "/internal/faults": "faults_test"}
+
+// added is the file that each gets in addition: it chooses the driver, and shows that it was chosen.
+const added = `package %s
 
 import (
 	"testing"
@@ -35,8 +39,8 @@ func TestDriver(t *testing.T) {
 }
 `
 
-// TestSuiteOnSQLiteDrivers runs the root package's own tests on every other SQLite driver, by "go test" of the root from
-// this module, whose go.mod has the drivers. The go command's -overlay adds one file to the package, without writing
+// TestSuiteOnSQLiteDrivers runs the root module's own tests on every other SQLite driver, by "go test" of its packages from
+// this module, whose go.mod has the drivers. The go command's -overlay adds one file to each package, without writing
 // there: so the suite is the same for all drivers, new tests are part of it at once, and nothing of the root knows of
 // them.
 func TestSuiteOnSQLiteDrivers(t *testing.T) {
@@ -47,28 +51,34 @@ func TestSuiteOnSQLiteDrivers(t *testing.T) {
 	_, err = os.ReadDir(here + "/../..")
 	require.NoError(t, err)
 
-	folder, err := exec.Command("go", "list", "-f", "{{.Dir}}", root).Output()
-	require.NoError(t, err)
-	file := filepath.Join(strings.TrimSpace(string(folder)), "driver_test.go")
-	require.NoFileExists(t, file)
+	files := map[string]string{} // by the package
+	for path := range packages {
+		folder, err := exec.Command("go", "list", "-f", "{{.Dir}}", path).Output()
+		require.NoError(t, err)
+		files[path] = filepath.Join(strings.TrimSpace(string(folder)), "driver_test.go")
+		require.NoFileExists(t, files[path])
+	}
 
 	for name, driver := range map[string]string{
 		"glebarez": "*sqlite.Driver",
 		"ncruces":  "*driver.SQLite",
 	} {
 		t.Run(name, func(t *testing.T) {
-			out, err := exec.CommandContext(t.Context(), "go", arguments(t, file, name)...).CombinedOutput()
+			out, err := exec.CommandContext(t.Context(), "go", arguments(t, files, name)...).CombinedOutput()
 			require.NoError(t, err, "%s", out)
-			require.Contains(t, string(out), "the driver is "+driver)
+			require.Equal(t, len(packages), strings.Count(string(out), "the driver is "+driver))
 		})
 	}
 }
 
 // arguments are those of the go command.
-func arguments(t *testing.T, file, name string) []string {
-	source := filepath.Join(t.TempDir(), "driver_test.go")
-	require.NoError(t, os.WriteFile(source, fmt.Appendf(nil, added, name), 0o600))
-	overlay, err := json.Marshal(map[string]any{"Replace": map[string]string{file: source}})
+func arguments(t *testing.T, files map[string]string, name string) []string {
+	replace := map[string]string{}
+	for path, file := range files {
+		replace[file] = filepath.Join(t.TempDir(), "driver_test.go")
+		require.NoError(t, os.WriteFile(replace[file], fmt.Appendf(nil, added, packages[path], name), 0o600))
+	}
+	overlay, err := json.Marshal(map[string]any{"Replace": replace})
 	require.NoError(t, err)
 	list := filepath.Join(t.TempDir(), "overlay.json")
 	require.NoError(t, os.WriteFile(list, overlay, 0o600))
@@ -84,5 +94,5 @@ func arguments(t *testing.T, file, name string) []string {
 		slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
 		args = append(args, "-race")
 	}
-	return append(args, root)
+	return slices.AppendSeq(args, maps.Keys(packages))
 }
