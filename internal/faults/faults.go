@@ -58,7 +58,7 @@ func Positions(t *testing.T, test func(t *testing.T, direct, proxied *dbmutex.DB
 	})
 }
 
-// OnCluster runs a test on such a server.
+// OnCluster runs a test on a PostgreSQL server of its own, which it may break.
 func OnCluster(t *testing.T, test func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB), settings ...string) {
 	c := testdb.NewCluster(t, settings...)
 	test(t, c, testdb.PostgresAt(c.DSN()).Mutexes(t, dbmutex.DefaultSettings()))

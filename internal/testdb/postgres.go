@@ -76,11 +76,23 @@ var sayNoPrograms = sync.OnceFunc(func() {
 	fmt.Fprintf(os.Stderr, "dbmutex tests: %v, its tests are skipped: %s\n", errNoPrograms, howTo)
 })
 
+// unwanted says whether tests that need PostgreSQL shall be skipped though it is there.
+func unwanted() bool { return os.Getenv(envPostgres) == "none" }
+
+// skipUnwanted skips a test that needs PostgreSQL if nobody wants it.
+func skipUnwanted(t testing.TB) {
+	t.Helper()
+	if unwanted() {
+		t.Skipf("%s=none", envPostgres)
+	}
+}
+
 // Server returns the DSN of the PostgreSQL server itself, a URL or keyword DSN
 // without a test's schema. If there is no server it skips the test, or fails
 // it if DBMUTEX_TEST_POSTGRES is "required".
 func Server(t testing.TB) string {
 	t.Helper()
+	skipUnwanted(t)
 	dsn, err := server()
 	if err != nil {
 		noServer(t, err)
@@ -103,6 +115,9 @@ func noServer(t testing.TB, err error) {
 
 // HasPostgres says whether Postgres would not skip a test.
 func HasPostgres() bool {
+	if unwanted() {
+		return false
+	}
 	_, err := server()
 	return !errors.Is(err, errNoPrograms) || os.Getenv(envPostgres) == "required"
 }

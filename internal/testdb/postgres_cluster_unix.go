@@ -177,6 +177,7 @@ func (c *Cluster) DSN() string {
 // Server, also where DBMUTEX_TEST_DSN names one.
 func NewCluster(t testing.TB, settings ...string) *Cluster {
 	t.Helper()
+	skipUnwanted(t)
 	bin, err := findBin()
 	if err != nil {
 		noServer(t, err)

@@ -148,6 +148,13 @@ func TestServerOfDSN(t *testing.T) {
 	}
 }
 
+func TestPostgresIsSkippedWhereNobodyWantsIt(t *testing.T) {
+	out, err := output(t, "DBMUTEX_TEST_POSTGRES=none")
+	require.NoError(t, err, out)
+	assert.Contains(t, out, "--- SKIP: TestChild")
+	assert.NotContains(t, out, "dsn=")
+}
+
 func TestServerOfDSNDoesNotAnswer(t *testing.T) {
 	out, err := output(t, "DBMUTEX_TEST_DSN=postgres://u:secret@127.0.0.1:1/d")
 	assert.Error(t, err)

@@ -13,7 +13,8 @@
 //   - DBMUTEX_TEST_PGBIN: the folder with the initdb, pg_ctl and postgres programs to
 //     use rather than those found.
 //   - DBMUTEX_TEST_POSTGRES: "required" fails tests if PostgreSQL, PgBouncer
-//     or faketime is missing, rather than skipping them.
+//     or faketime is missing, rather than skipping them. "none" skips what needs
+//     PostgreSQL, also if it is there.
 package testdb
 
 import (
