@@ -10,23 +10,23 @@
 // dbmutex.ErrTimeout, which says whether the lease was lost, so that another run may have overlapped, or only ran out.
 // Anything else passes: a task's own error, asynq.SkipRetry, a panic.
 //
-// The mutex is held until the handler returns or the lease ends, also if asynq has given the run up: at the task's
-// Timeout, at the end of Config.ShutdownTimeout, or because its worker lost sight of Redis. The run's context ends then.
-// If asynq runs such a task again meanwhile, it finds the mutex held by its earlier run, and is retried later. As that
-// takes place under every Policy, asynq.Config.IsFailure should always be asynqmutex.IsFailure, or ask it.
+// The mutex is held until the handler returns or the lease ends, even if asynq gives the run up before: at the task's
+// Timeout, at the end of Config.ShutdownTimeout, or because the worker cannot reach Redis any more. The run's context ends
+// when asynq gives it up. If asynq then runs the task again, beside the earlier run, the task finds the mutex held by that
+// run, and is retried later. This happens under every Policy. So asynq.Config.IsFailure should always be
+// asynqmutex.IsFailure, or a function that calls it.
 //
 // The ids share one namespace with all mutexes of the table.
 //
 // # What is not guaranteed
 //
-// A worker that dies leaves the mutex to the lease's TTL, and so does a program that ends while handlers run:
-// Server.Shutdown does not wait for those that it gave up. Until the TTL is over other tasks find the mutex held. asynq
-// runs a dead worker's task again after a minute or more, so that dbmutex.WithTTL(30*time.Second) and
-// dbmutex.WithRenewal() suit most tasks. Without renewal, the TTL must be longer than the work takes; with it, a handler
-// that hangs keeps its mutex for as long as its lease is renewed. dbmutex.WithoutTTL is accepted, but a crash then blocks
-// the tasks until Mutex.ForceRelease.
+// If a worker dies, other tasks find its mutex held until the lease's TTL is over. The same happens if a program ends while
+// handlers run: Server.Shutdown does not wait for handlers that it gave up. asynq runs a dead worker's task again after a
+// minute or more, so that dbmutex.WithTTL(30*time.Second) and dbmutex.WithRenewal() suit most tasks. Without renewal, the
+// TTL must be longer than the work takes. With renewal, a handler that hangs keeps its mutex for as long as its lease is
+// renewed. dbmutex.WithoutTTL is accepted, but a crash then blocks the tasks until dbmutex.Mutex.ForceRelease.
 //
-// A task that overlaps is not queued up behind the one that runs: nothing runs tasks in the order in which they came.
+// Tasks do not run in the order in which they came: a task that finds its mutex held does not queue up behind the holder.
 package asynqmutex
 
 import (
@@ -47,20 +47,20 @@ type Held int
 
 const (
 	// Drop counts the task as done, and logs a warning through GORM's logger. asynq's ErrorHandler is not called. A task
-	// with a Retention is kept as completed, without a result; one with Unique makes room for the next. A retry, or a task
-	// that runs again after a crash, is dropped, too, if it meets another holder: its work is not done.
+	// with a Retention is kept as completed, without a result. A task with Unique makes room for the next one. A retry, or a
+	// task that runs again after a crash, is also dropped if another task holds the mutex: its work is not done.
 	Drop Held = iota
 
 	// Retry gives the task back for later. The error matches dbmutex.ErrNotAcquired, and asynq's ErrorHandler gets it.
-	// It takes two settings of the asynq.Config:
+	// Set two fields of the asynq.Config for it:
 	//
-	// IsFailure must be asynqmutex.IsFailure, or ask it. Otherwise asynq uses up one of the task's retries each time.
-	// With it asynq tries again for as long as it takes, but for one case: a task that has no retries left, because of
-	// MaxRetry(0) or earlier failures, is archived nevertheless. The error says so.
+	// IsFailure must be asynqmutex.IsFailure, or a function that calls it. Otherwise asynq uses up one of the task's retries
+	// each time. With it asynq tries again for as long as it takes. There is one exception: a task that has no retries left,
+	// because of MaxRetry(0) or earlier failures, is archived. The error says so.
 	//
-	// RetryDelayFunc says how much later. Its n is the number of failures so far, so that finding the mutex held does not
-	// make it grow: under asynq's default it is 15 to 45 seconds for a task that has not failed yet, but 11 to 14 minutes
-	// for one that has failed 5 times. asynq looks for tasks that are due every Config.DelayedTaskCheckInterval.
+	// RetryDelayFunc says how much later the task runs. Its n is the number of failures so far; finding the mutex held is
+	// none. asynq's default is 15 to 45 seconds for a task that has not failed yet, but 11 to 14 minutes for a task that has
+	// failed 5 times. asynq looks for tasks that are due every Config.DelayedTaskCheckInterval.
 	Retry
 
 	// Revoke removes the task, also one with a Retention. The error matches asynq.RevokeTask and dbmutex.ErrNotAcquired,
@@ -68,29 +68,29 @@ const (
 	Revoke
 )
 
-// Policy says what is kept from overlapping with what, and what becomes of a task that would. The zero Policy is that of
-// the function NonOverlapping.
+// Policy says which tasks may not overlap, and what becomes of a task that would. The function NonOverlapping uses the zero
+// Policy.
 type Policy struct {
-	// Key is the mutex's id for a task. asynq.GetQueueName and the like work with ctx. Defaults to the task's type, all of
-	// it: under a pattern "report:" of asynq.ServeMux, "report:1" and "report:2" may overlap. An invalid id makes
-	// the run fail with dbmutex.ErrInvalidLockID.
+	// Key returns the id of a task's mutex. asynq.GetQueueName and similar functions work with ctx. Defaults to the whole
+	// type of the task: under a pattern "report:" of asynq.ServeMux, "report:1" and "report:2" may overlap. An invalid id
+	// makes the run fail with dbmutex.ErrInvalidLockID.
 	Key func(ctx context.Context, task *asynq.Task) string
 
 	// Held is what becomes of a task that finds its mutex held. Defaults to Drop.
 	//
-	// If it is held by an earlier run of the same task, which asynq has given up, Drop and Revoke would lose the work.
-	// There, whatever Held is, it is Retry, with what that says of IsFailure.
+	// If the holder is an earlier run of the same task, which asynq has given up, Drop and Revoke would lose the work. The
+	// task is then given back as under Retry, whatever Held is. So asynq.Config needs what Retry says.
 	Held Held
 
-	// OnTimeout is called if a run's own lease ended before the task did, or before it could begin; not after a panic. err
-	// matches dbmutex.ErrTimeout, and the task's own error if it had one. errors.As finds the run's *dbmutex.TimeoutError in
-	// it: with Lost the lease was lost, so that another run may have overlapped; without, it only ran out, and certainly none
-	// did. asynq gets what OnTimeout returns; with nil the task counts as done. ctx is asynq's, not the lease's, which has
-	// ended.
+	// OnTimeout is called if a run's own lease ended before the task did, or before the task could begin; not after a panic.
+	// err matches dbmutex.ErrTimeout, and the task's own error if it had one. errors.As finds the run's
+	// *dbmutex.TimeoutError in err. If its Lost is true, the lease was lost, and another run may have overlapped. If Lost is
+	// false, the lease only ran out, and certainly no other run overlapped. ctx is asynq's, not the lease's, which has ended.
+	// asynq gets what OnTimeout returns; with nil the task counts as done.
 	//
-	// Defaults to err itself, whether the lease was lost or only ran out: a failure, which asynq retries, or archives where
-	// the task returned asynq.SkipRetry. Only a task that returned asynq.RevokeTask is not removed, as asynq would keep no
-	// record of the timeout, but has failed.
+	// The default returns err, whether the lease was lost or only ran out. The task has then failed: asynq retries it, or
+	// archives it if it returned asynq.SkipRetry. A task that returned asynq.RevokeTask has failed, too, and is not removed:
+	// asynq would keep no record of the timeout.
 	//
 	// If asynq has given the run up meanwhile, so that ctx has ended, nobody gets what OnTimeout returns. The default
 	// then logs err through GORM's logger.
@@ -102,21 +102,22 @@ func NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.MiddlewareFun
 	return Policy{}.NonOverlapping(db, opts...)
 }
 
-// NonOverlapping makes a middleware that runs each task under a mutex, for asynq.ServeMux.Use or, for some tasks only, to
-// be called on their handlers. The task's context is the lease's: it ends, with a cause that matches dbmutex.ErrTimeout,
-// when the lease does, and dbmutex.LeaseFrom finds the lease in it.
+// NonOverlapping makes a middleware that runs each task under a mutex. Give it to asynq.ServeMux.Use, or, for some tasks
+// only, call it on their handlers. The task's context is the lease's: it also ends when the lease does, with a cause that
+// matches dbmutex.ErrTimeout. dbmutex.LeaseFrom finds the lease in it.
 //
-// The options mean what they mean in dbmutex, over the plugin's settings, but for these: WithSkipHeld has no effect, as
-// Policy.Held decides; and the task's id and queue are put behind the name of WithHolder, so that the table and
-// dbmutex.HeldError say which task holds the mutex. A run that waits, under WithWait, occupies a worker, and the task's
-// Timeout includes the wait: one that is longer ends in asynq's context.DeadlineExceeded, which counts as a failure.
+// The options change the plugin's settings, as in dbmutex. WithSkipHeld has no effect, as Policy.Held decides. The task's id
+// and queue are added to the holder's name, so that the table and dbmutex.HeldError say which task holds the mutex. Under
+// WithWait a run that waits occupies a worker, and the task's Timeout includes the wait: a longer wait ends with
+// context.DeadlineExceeded, which counts as a failure.
 //
-// Under a lease of the same id, for example if the middleware is there twice, a run fails at once with
+// A run that holds a mutex of the same id already, for example because the middleware is there twice, fails at once with
 // dbmutex.ErrInvalidSettings: mutexes are not reentrant.
 //
-// db is checked with one SELECT. The error is dbmutex.ErrNotRegistered if the plugin is missing or db is nil,
-// dbmutex.ErrInvalidSettings for an option or a Held that is not allowed, or the database's, which says so if the table is
-// missing. The context of db counts for this SELECT alone. A run fails if the database does, and asynq retries it.
+// NonOverlapping checks db with one SELECT. The context of db counts for this SELECT alone. The error is
+// dbmutex.ErrNotRegistered if the plugin is missing or db is nil; dbmutex.ErrInvalidSettings for an option or a Held that is
+// not allowed; or the database's, which says so if the table is missing. If the database fails later, the run fails, and
+// asynq retries it.
 func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.MiddlewareFunc, error) {
 	if p.Held < Drop || p.Held > Revoke {
 		return nil, fmt.Errorf("%w: there is no Held %d", dbmutex.ErrInvalidSettings, p.Held)
@@ -180,7 +181,7 @@ func (p Policy) notAcquired(ctx context.Context, db *dbmutex.DB, self string, er
 	return nil
 }
 
-// describe names the task of a run, for people and to tell it from others.
+// describe names the task of a run: for people, and to know an earlier run of the same task.
 func describe(ctx context.Context) string {
 	id, inServer := asynq.GetTaskID(ctx)
 	if !inServer { // every call is a task of its own
@@ -207,13 +208,14 @@ func retry(ctx context.Context, err error) error {
 	return &notRun{err}
 }
 
-// notRun is the error of a run that found the mutex held. A task's own error may match dbmutex.ErrNotAcquired, too.
+// notRun is the error of a run that found the mutex held. dbmutex.ErrNotAcquired does not tell it from others: a task's own
+// error may match that, too.
 type notRun struct{ error }
 
 func (e *notRun) Unwrap() error { return e.error }
 
-// IsFailure is for asynq.Config.IsFailure: it is false for the error of a run that found its mutex held, and otherwise
-// what asynq's own default is. It is also false for nil.
+// IsFailure is for asynq.Config.IsFailure. It is false for nil and for the error of a run that found its mutex held. It is
+// true for any other error, as asynq's default is.
 func IsFailure(err error) bool {
 	var held *notRun
 	return err != nil && !errors.As(err, &held)

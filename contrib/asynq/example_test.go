@@ -20,7 +20,7 @@ func buildReport(context.Context, *asynq.Task) error {
 	return nil
 }
 
-// A worker. However many there are, one report at a time is built; a task that comes meanwhile is dropped.
+// This is a worker. However many workers there are, they build one report at a time. A task that comes meanwhile is dropped.
 func Example() {
 	gdb, err := gorm.Open(sqlite.Open("app.db"), &gorm.Config{})
 	if err != nil {
@@ -47,9 +47,9 @@ func Example() {
 	}
 }
 
-// A task that overlaps runs later, and finding the mutex held counts as no failure of it. Tasks of different queues may
-// overlap. A run that may have overlapped, because its lease was lost, is not retried but put into asynq's archive. One
-// whose lease only ran out was alone, and is retried as after any failure.
+// A task that finds the mutex held runs later, and this counts as no failure of it. Tasks of different queues may overlap.
+// If a run's lease was lost, another run may have overlapped: the task is not retried, but put into asynq's archive. If the
+// lease only ran out, the run was alone: the task is retried as after any failure.
 func ExamplePolicy() {
 	var db *dbmutex.DB // as above
 

@@ -1,8 +1,8 @@
 // Package cronmutex keeps the runs of a github.com/robfig/cron job from overlapping on all the machines whose schedulers
 // have it: cron's SkipIfStillRunning and DelayIfStillRunning across processes, by a mutex in the database.
 //
-// The ids share one namespace with all mutexes of the table. A job that hangs keeps its mutex for as long as its lease is
-// renewed; with dbmutex.WithoutTTL, which is accepted, a crash blocks the job until dbmutex.Mutex.ForceRelease.
+// The ids share one namespace with all mutexes of the table. With renewal, a job that hangs keeps its mutex for as long as
+// its lease is renewed. dbmutex.WithoutTTL is accepted, but a crash then blocks the job until dbmutex.Mutex.ForceRelease.
 package cronmutex
 
 import (
@@ -18,7 +18,7 @@ import (
 
 // Job is a cron job that has a context and an error. Behind NonOverlapping its context is the lease's: it ends when the
 // handle's does, or when the lease does, with a cause that matches dbmutex.ErrTimeout. dbmutex.LeaseFrom finds the lease.
-// NonOverlapping must be the last wrapper of the chain for that, next to the job: any other wrapper hides the job's type.
+// For this NonOverlapping must be the last wrapper of the chain, next to the job: any other wrapper hides the job's type.
 type Job func(ctx context.Context) error
 
 // Run makes it a cron.Job. It is for a job that NonOverlapping does not see: the context is context.Background(), and an
@@ -29,34 +29,36 @@ func (j Job) Run() {
 	}
 }
 
-// NonOverlapping makes a wrapper whose jobs run only while they hold the mutex id. Each job needs an id, and so a wrapper,
-// of its own: jobs that share one do not overlap with each other either.
+// NonOverlapping makes a wrapper whose jobs run only while they hold the mutex id. Give each job an id, and so a wrapper, of
+// its own: jobs that share an id do not overlap with each other either.
 //
 // If somebody else holds the mutex the run is skipped, with logger.Info("skip", ...), as by cron.SkipIfStillRunning.
 // With dbmutex.WithWait it is delayed, as by cron.DelayIfStillRunning, and skipped only if the mutex is still held after
 // that time. dbmutex.Settings.SkipHeld has no effect.
 //
 // Every other failure goes to logger.Error: the job's own error; the database's, if the job did not run; and
-// dbmutex.ErrTimeout, if the lease ended before the job did. errors.As finds the run's *dbmutex.TimeoutError: it says
-// whether the lease was lost, so that another run may have overlapped, or only ran out. The job's own error is joined.
+// dbmutex.ErrTimeout, if the lease ended before the job did, or before the job could begin. errors.As finds the run's
+// *dbmutex.TimeoutError: it says whether the lease was lost, so that another run may have overlapped, or only ran out. The
+// job's own error is joined.
 //
-// A panic of the job releases the mutex and goes on, to cron.Recover if that comes earlier in the chain. That the lease
-// ended before is then told to GORM's logger.
+// If the job panics, the mutex is released. The panic goes on, to cron.Recover if that comes earlier in the chain. If the
+// lease ended before, GORM's logger gets the timeout.
 //
-// Schedulers' clocks differ: a machine whose clock is late comes to the same tick when the job has perhaps ended already,
-// and would run it again. So dbmutex.WithMinHold is needed: a time greater than the difference of the clocks, and smaller
-// than the interval of the schedule. With dbmutex.WithWait every machine's run of a tick takes place, one after the other.
+// Schedulers' clocks differ: a machine whose clock is late comes to a tick when another machine's run has perhaps ended
+// already, and would run the job again. So dbmutex.WithMinHold is needed: choose a time that is longer than the clocks
+// differ, and shorter than the interval of the schedule. With dbmutex.WithWait every machine runs the job at each tick, one
+// after the other.
 //
-// The machines' ticks must be the same for that. Those of "@every 1h" are not: they count from the start of each scheduler.
-// Use "0 * * * *" and the like, with cron.WithLocation(time.UTC) if machines have time zones of their own.
+// For this the machines' ticks must be the same. Ticks of "@every 1h" are not: they count from the start of each scheduler.
+// Use a schedule such as "0 * * * *", with cron.WithLocation(time.UTC) if machines have different time zones.
 //
 // A job that is nil is an error for the logger, and never runs.
 //
-// A cron job has no context of its own, so the handle's is that of all runs: one that is done ends waiting and the work's
-// context, and later runs fail with it. The context that cron.Cron.Stop returns is done after the last release.
+// A cron job has no context of its own, so all runs have that of the handle. When it is done, runs stop waiting, the context
+// of a run that works ends, and later runs fail. The context that cron.Cron.Stop returns is done after the last release.
 //
-// It returns, before any job runs, dbmutex.ErrInvalidSettings for settings that are not allowed, a MinHold of 0 or a nil
-// logger; what DB.Mutex says is wrong with the handle or the id; and the database's error, also if the table is missing.
+// The error comes before any job runs. It is dbmutex.ErrInvalidSettings for settings that are not allowed, a MinHold of 0 or
+// a nil logger; what DB.Mutex says is wrong with the handle or the id; or the database's, also if the table is missing.
 func NonOverlapping(db *dbmutex.DB, id string, logger cron.Logger, opts ...dbmutex.Option) (cron.JobWrapper, error) {
 	var settings dbmutex.Settings
 	mutex := db.Mutex(id, append(slices.Clone(opts), func(s *dbmutex.Settings) {

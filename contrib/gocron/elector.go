@@ -22,23 +22,26 @@ const (
 	recess = time.Second
 )
 
-// ErrNotLeader says that somebody else is the leader, or nobody. The error of Elector.IsLeader that matches it wraps what is
-// known of the reason: the *dbmutex.HeldError of a leader elsewhere, as it was some seconds ago; the database's error;
-// context.Canceled after Close; or dbmutex.ErrTimeout just after this leader's lease ended. The *dbmutex.TimeoutError in it
-// says whether the lease was lost, so that another may have led already, or only ran out. Until the database has answered,
-// nobody can know, and it counts as lost.
+// ErrNotLeader says that somebody else is the leader, or nobody. The error of Elector.IsLeader matches it, and wraps what is
+// known of the reason:
+//   - the *dbmutex.HeldError of a leader elsewhere, as it was some seconds ago;
+//   - the database's error;
+//   - context.Canceled after Close;
+//   - dbmutex.ErrTimeout just after this leader's lease ended. The *dbmutex.TimeoutError in it says whether the lease was
+//     lost, so that another may have led already, or only ran out. Until the database has answered it counts as lost.
 var ErrNotLeader = errors.New("dbmutex: not the leader")
 
 // Elector is a gocron.Elector, for gocron.WithDistributedElector: one scheduler at a time, the leader, runs all the jobs.
 // It is safe for many goroutines.
 //
-// The leader's lease is renewed every TTL/3. After a crash of the leader another takes over when that has run out; after a
-// Close, within half a second if the database answers promptly, but not before a MinHold is over.
+// The leader's lease is renewed every TTL/3. If the leader crashes, another takes over when the lease has run out. After a
+// Close another takes over within half a second if the database answers promptly, but not before a MinHold is over.
 //
-// No two are leaders at a time, as far as docs/guarantees.md of dbmutex goes. But IsLeader is asked when a job begins: one
-// that runs when the leadership ends goes on, beside the next leader's. Nor are the ticks of two schedulers the same: at a
-// change of leaders one tick may run twice, if the clocks differ, or not at all. Locker.NewJob's
-// jobs do not run twice if the MinHold is longer than the clocks differ and there is no dbmutex.WithWait.
+// One Elector at most is the leader at a time: docs/guarantees.md of dbmutex says under which conditions. But gocron asks
+// IsLeader when a job begins: a job that runs when the leadership ends goes on, beside the next leader's jobs. The ticks of
+// two schedulers are not the same either: at a change of leaders one tick may run twice, if the clocks differ, or not at
+// all. The jobs of Locker.NewJob do not run twice if the MinHold is longer than the clocks differ and there is no
+// dbmutex.WithWait.
 type Elector struct {
 	cancel context.CancelFunc
 	done   chan struct{} // closed when the campaigns have ended
@@ -52,12 +55,13 @@ type Elector struct {
 var _ gocron.Elector = (*Elector)(nil)
 
 // NewElector campaigns for the leadership, which is the mutex id, in the background: until Close, or the end of the
-// handle's context. Give schedulers that should have one leader the same id; it is one like any other of DB.Mutex, so no
-// job's name. DB.Mutex(id).Holder says who leads.
+// handle's context. Give the same id to all schedulers that should have one leader. It is the id of a mutex like any other,
+// so it may not be the name of a job. DB.Mutex(id).Holder says who leads.
 //
-// Of the settings it sets Renew, Wait and SkipHeld itself. A short TTL, of 30 seconds perhaps, makes for a quick take-over.
+// NewElector sets Renew, Wait and SkipHeld of the settings itself. A short TTL, such as 30 seconds, makes for a quick
+// take-over.
 //
-// It runs one SELECT before. The error is dbmutex.ErrInvalidSettings for settings that are not allowed and for leases
+// NewElector first runs one SELECT. The error is dbmutex.ErrInvalidSettings for settings that are not allowed and for leases
 // without a TTL; dbmutex.ErrInvalidLockID; what DB.Mutex says is wrong with the handle; or the context's or the
 // database's, also if the table is missing. Nothing runs then.
 func NewElector(db *dbmutex.DB, id string, opts ...dbmutex.Option) (*Elector, error) {
@@ -108,8 +112,9 @@ func (e *Elector) set(lease *dbmutex.Lease, err error) {
 // IsLeader returns nil if this Elector is the leader, and else an error that matches ErrNotLeader. gocron asks before
 // every run of a job. It then skips the run, counts it as gocron.Skip, and throws the error away.
 //
-// It asks neither the database nor ctx: the leadership ends, at the latest, when the lease does by this process's monotonic
-// clock, and at once if a renewal finds the lease gone. A second later the Elector campaigns again.
+// IsLeader does not ask the database, and does not look at ctx. The leadership ends, at the latest, when the lease does by
+// this process's monotonic clock. It ends at once if a renewal finds the lease gone. A second later the Elector campaigns
+// again.
 func (e *Elector) IsLeader(context.Context) error {
 	if e == nil {
 		return ErrNotLeader
@@ -136,9 +141,9 @@ func (e *Elector) IsLeader(context.Context) error {
 // Close ends the campaigns and the leadership, and returns when the mutex is released. Shut the scheduler down before. The
 // end of the handle's context does the same. Close may be called again.
 //
-// The error is that of the release, if this was the leader: the database's: others may have to wait for the TTL then; or
-// dbmutex.ErrTimeout, if the leader's lease had ended before. The *dbmutex.TimeoutError in it says whether the lease was
-// lost, so that another may have led already, or only ran out.
+// If this was the leader, the error is that of the release. It is the database's if the release failed: others may have to
+// wait for the TTL then. It is dbmutex.ErrTimeout if the leader's lease had ended before. The *dbmutex.TimeoutError in it
+// says whether the lease was lost, so that another may have led already, or only ran out.
 func (e *Elector) Close() error {
 	if e == nil || e.done == nil {
 		return nil

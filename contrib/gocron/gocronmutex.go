@@ -9,17 +9,17 @@
 //
 // # What is not guaranteed
 //
-// Neither stops work by force. A run that goes on when its lease, or the leadership of its machine, ends may overlap with
-// another. The context of a job from Locker.NewJob ends with its lease, and its error says whether the lease was lost, so
-// that another run may have overlapped, or only ran out. dbmutex.Lease.Guard and Lease.Token keep a late one from doing
-// harm.
+// Neither stops work by force. A run may overlap with another if it goes on after its lease, or the leadership of its
+// machine, has ended. The context of a job from Locker.NewJob ends with its lease, and the job's error says whether the
+// lease was lost, so that another run may have overlapped, or only ran out. dbmutex.Lease.Guard and Lease.Token keep a late
+// run from doing harm.
 //
-// A job that hangs keeps its mutex for as long as its lease is renewed. With dbmutex.WithoutTTL, which a Locker accepts, a
-// crash blocks the job until dbmutex.Mutex.ForceRelease. Jobs' names and Electors' ids share one namespace with all the
-// other mutexes of the table.
+// With renewal, a job that hangs keeps its mutex for as long as its lease is renewed. A Locker accepts dbmutex.WithoutTTL,
+// but a crash then blocks the job until dbmutex.Mutex.ForceRelease. Jobs' names and Electors' ids share one namespace with
+// all the other mutexes of the table.
 //
-// Which ticks are the same, gocron does not say: a Locker only sees when they come, see NewLocker. A tick on which the
-// machine that has the mutex or the leadership fails is lost. gocron does not run it again.
+// gocron does not tell a Locker which tick a run belongs to. A Locker only sees when runs begin: see NewLocker. If the
+// machine that has the mutex or the leadership fails during a tick, the tick is lost: gocron does not run it again.
 package gocronmutex
 
 import (

@@ -12,28 +12,29 @@ import (
 	"github.com/gorm-dbmutex/dbmutex"
 )
 
-// NewJob is scheduler.NewJob for a job whose runs know their lease, which gocron's Locker cannot give them. It makes the job
-// with a name, and with this Locker for it, whatever options and the scheduler say about both.
+// NewJob is scheduler.NewJob for a job whose runs know their lease, which gocron's Locker cannot give them. The job gets the
+// name and this Locker, whatever options and the scheduler say about both.
 //
-// fn gets the lease's context, with the lease for dbmutex.LeaseFrom. It ends when the job's does (gocron ends that at a
-// shutdown, or when the job is removed), or when the lease does, with a cause that matches dbmutex.ErrTimeout. The mutex is
-// released when fn returns or panics.
+// fn gets the lease's context, with the lease for dbmutex.LeaseFrom. It ends when the job's context does (gocron ends that
+// at a shutdown, or when the job is removed), or when the lease does, with a cause that matches dbmutex.ErrTimeout. The
+// mutex is released when fn returns or panics.
 //
 // The job's error, for gocron.AfterJobRunsWithError, is that of dbmutex.Lease.Do: fn's own, unless the lease ended before fn
 // did. Then it matches dbmutex.ErrTimeout, joined with fn's own: errors.As finds the run's *dbmutex.TimeoutError, which says
 // whether the lease was lost, so that another run may have overlapped, or only ran out. If the lease had ended before fn
 // could begin, fn did not run, and the error is the same. A failed release is joined with fn's error, too.
 //
-// If fn panics or never begins, the handle's GORM logger logs these as errors instead. gocron keeps these errors from
-// everybody else, and so does it with those of Lock, for gocron.AfterLockError: have listeners for both.
+// If fn panics, or gocron never begins the run, the handle's GORM logger logs the timeout or the failed release as an error
+// instead. gocron gives a job's error to gocron.AfterJobRunsWithError alone, and the error of Lock to gocron.AfterLockError
+// alone: have listeners for both.
 //
-// If gocron does not lock, as the scheduler has an Elector or by gocron.WithDisabledDistributedJobLocker, the job takes
-// the mutex itself. If that is held, fn does not run, and the job's error matches dbmutex.ErrNotAcquired.
+// If gocron does not lock, because the scheduler has an Elector or by gocron.WithDisabledDistributedJobLocker, the job takes
+// the mutex itself. If the mutex is held, fn does not run, and the job's error matches dbmutex.ErrNotAcquired.
 //
 // gocron.Scheduler.Update would take the name and the Locker away: remove the job and call NewJob again instead.
 //
-// It runs one SELECT. The error is dbmutex.ErrInvalidSettings if the scheduler, the definition or fn is nil,
-// dbmutex.ErrInvalidLockID for a name that cannot be a mutex's id, the database's, or gocron's. No job is made then.
+// NewJob runs one SELECT. The error is dbmutex.ErrInvalidSettings if the scheduler, the definition or fn is nil,
+// dbmutex.ErrInvalidLockID for a name that is not allowed as a mutex's id, the database's, or gocron's. No job is made then.
 func (l *Locker) NewJob(scheduler gocron.Scheduler, definition gocron.JobDefinition, name string,
 	fn func(ctx context.Context) error, options ...gocron.JobOption) (gocron.Job, error) {
 	switch {
@@ -52,7 +53,7 @@ func (l *Locker) NewJob(scheduler gocron.Scheduler, definition gocron.JobDefinit
 		append(slices.Clone(options), gocron.WithName(name), gocron.WithDistributedJobLocker(j))...)
 }
 
-// job is one of NewJob's, and the gocron.Locker of its own that hands the lease from Lock to the run.
+// job is a job of NewJob. It is also its own gocron.Locker, which hands the lease from Lock to the run.
 type job struct {
 	locker *Locker
 	name   string
@@ -62,8 +63,8 @@ type job struct {
 	next *jobLock // of the run that is about to begin
 }
 
-// Lock takes the mutex. gocron calls it, run and Unlock one after the other, but other runs of the job may come in between:
-// if this one finds that the lease of a run was lost before the run began, it leaves the turn to that one.
+// Lock takes the mutex. gocron calls Lock, run and Unlock one after the other, but other runs of the job may come in
+// between. If the run of an earlier Lock has not begun yet, its lease has ended. This Lock then leaves the turn to that run.
 func (j *job) Lock(ctx context.Context, key string) (gocron.Lock, error) {
 	lease, err := j.locker.mutex(ctx, key).Acquire()
 	if err != nil {
@@ -98,7 +99,7 @@ func (j *job) run(ctx context.Context) error {
 type jobLock struct {
 	job   *job
 	lease *dbmutex.Lease
-	began bool // the run tells what became of the lease
+	began bool // the run's error says what became of the lease
 }
 
 // Unlock releases if the run never began, and logs the error, which gocron throws away.

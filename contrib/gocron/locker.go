@@ -24,20 +24,23 @@ var _ gocron.Locker = (*Locker)(nil)
 
 // NewLocker makes a Locker whose mutexes have the plugin's settings as opts change them.
 //
-// It needs a dbmutex.WithMinHold. Schedulers' clocks differ: one that is late comes to a tick when the run of another has
-// perhaps ended already, and would run it again. So choose a time greater than the ticks of the schedulers are apart, and
-// smaller than the interval of the jobs. A Job.RunNow so soon after a run is skipped, too.
+// A dbmutex.WithMinHold is needed. Schedulers' clocks differ: a scheduler whose clock is late comes to a tick when another
+// scheduler's run has perhaps ended already, and would run the job again. So choose a time that is longer than the
+// schedulers' ticks are apart, and shorter than the interval of the jobs. A Job.RunNow so soon after a run is skipped, too.
 //
-// Ticks of a gocron.CronJob, DailyJob, WeeklyJob or MonthlyJob are as far apart as the clocks. Those of a
-// gocron.DurationJob begin when its scheduler starts, unless gocron.WithStartAt gives all the same time. Those of a
-// gocron.DurationRandomJob, or with gocron.WithIntervalFromCompletion, go separate ways; use an Elector there.
+// How far apart the schedulers' ticks are depends on the kind of job:
+//   - The ticks of a gocron.CronJob, DailyJob, WeeklyJob or MonthlyJob are as far apart as the clocks.
+//   - The ticks of a gocron.DurationJob begin when its scheduler starts, unless gocron.WithStartAt gives all schedulers the
+//     same time.
+//   - The ticks of a gocron.DurationRandomJob, or with gocron.WithIntervalFromCompletion, may be any time apart. Use an
+//     Elector there.
 //
-// With dbmutex.WithWait a scheduler that finds the mutex held waits for it, and then runs the job as well: every machine's
-// run of a tick takes place, one after the other, unless the wait is over before. The MinHold is needed nevertheless, and
-// part of what they wait for. dbmutex.Settings.SkipHeld has no effect. The handle's context is not that of the jobs.
+// With dbmutex.WithWait a scheduler that finds the mutex held waits for it, and then runs the job as well: every machine
+// runs the job at each tick, one after the other, unless the wait is over before. The MinHold is still needed, and is a part
+// of what they wait for. dbmutex.Settings.SkipHeld has no effect. The jobs do not have the handle's context.
 //
-// It runs one SELECT. The error is dbmutex.ErrInvalidSettings for settings that are not allowed, such as a MinHold of 0;
-// what DB.Mutex says is wrong with the handle; or the database's, also if the table is missing.
+// NewLocker runs one SELECT. The error is dbmutex.ErrInvalidSettings for settings that are not allowed, such as a MinHold of
+// 0; what DB.Mutex says is wrong with the handle; or the database's, also if the table is missing.
 func NewLocker(db *dbmutex.DB, opts ...dbmutex.Option) (*Locker, error) {
 	opts = append(slices.Clone(opts), func(s *dbmutex.Settings) { s.SkipHeld = false })
 	settings, err := check(db, "gocronmutex.NewLocker", opts)
@@ -63,15 +66,15 @@ var shared = regexp.MustCompile(`\.[^/]*\.func\d+(\..*)?$|\[\.\.\.\]`)
 // or dbmutex.ErrInvalidLockID. gocron then skips this run, counts it as gocron.Skip, and gives the error to the job's
 // gocron.AfterLockError listener, and to nobody else.
 //
-// A job without a gocron.WithName has the name of its function. That of an anonymous function means nothing: others may have
-// it, and it may be another in the next build. So the error is dbmutex.ErrInvalidLockID there, and for a generic function.
-// It is also logged as an error by the handle's GORM logger, as the job never runs.
-// Jobs with one function and different parameters, or one method of different receivers, need names, too.
+// A job without a gocron.WithName has the name of its function. The name of an anonymous function means nothing: other
+// functions may have it, and it may change with the next build. So the error is dbmutex.ErrInvalidLockID for an anonymous
+// and for a generic function. The handle's GORM logger logs it as an error, too, as the job never runs. Jobs with one
+// function and different parameters, or one method of different receivers, also need names.
 //
-// The lock's Unlock releases also if its context is done. It returns what dbmutex.Lease.Release returns: ErrTimeout
-// if the lease has ended before, with a *dbmutex.TimeoutError that says whether it was lost, so that another run may
-// have overlapped, or only ran out. gocron throws that away, so it is also logged as an error by the handle's GORM logger.
-// Of a job from NewJob its error tells it.
+// The lock's Unlock releases also if its context is done. It returns what dbmutex.Lease.Release returns: ErrTimeout if the
+// lease ended before, with a *dbmutex.TimeoutError that says whether it was lost, so that another run may have overlapped,
+// or only ran out. gocron throws this error away, so the handle's GORM logger logs it as an error, too. A job from NewJob
+// returns it.
 func (l *Locker) Lock(ctx context.Context, key string) (gocron.Lock, error) {
 	switch {
 	case l == nil || l.db == nil:

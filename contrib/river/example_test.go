@@ -19,7 +19,7 @@ import (
 	rivermutex "github.com/gorm-dbmutex/dbmutex/contrib/river"
 )
 
-// payment is a row of the application's.
+// payment is a row of the application.
 type payment struct {
 	ID   int64
 	Paid bool
@@ -30,14 +30,14 @@ type pay struct{}
 
 func (pay) Kind() string { return "pay" }
 
-// payer works it. The mutex is that of the middleware.
+// payer does the work. The middleware holds the mutex.
 type payer struct {
 	river.WorkerDefaults[pay]
 	db *dbmutex.DB
 }
 
-// Work makes the payments, the job's completion and the end of the lease one commit: all of them happen, or none. None do
-// if the lease is no longer held, so that nothing is paid twice, though the lease may run out and River may run a job again.
+// Work makes the payments, the job's completion and the end of the lease one commit: all of them happen, or none. If the
+// lease is no longer held, none happen. So nothing is paid twice, even if the lease runs out and River runs a job again.
 func (p *payer) Work(ctx context.Context, job *river.Job[pay]) error {
 	lease, _ := dbmutex.LeaseFrom(ctx)
 	return p.db.WithContext(ctx).Transaction(func(tx *gorm.DB) error {
@@ -104,15 +104,16 @@ func Example() {
 	}
 }
 
-// Each customer's reports have a mutex of their own, and a report that finds it held is cancelled. So is one that may have
-// overlapped, because its lease was lost. One whose lease only ran out was alone: it is a failed attempt as any other.
+// Each customer's reports have a mutex of their own. A report that finds it held is cancelled. If a report's lease was lost,
+// another may have overlapped: the report is cancelled, too. If the lease only ran out, the report was alone: its attempt
+// has failed, as any other failed attempt.
 func ExamplePolicy() {
 	var db *dbmutex.DB // the application's
 
 	nonOverlapping, err := rivermutex.Policy{
 		Key: func(job *rivertype.JobRow) string {
 			var args struct{ Customer int }
-			_ = json.Unmarshal(job.EncodedArgs, &args) // as the job's worker will find out, too
+			_ = json.Unmarshal(job.EncodedArgs, &args) // the job's worker will find the same error
 			return fmt.Sprint(job.Kind, " of customer ", args.Customer)
 		},
 		Held: rivermutex.Cancel,

@@ -8,18 +8,19 @@
 // before it did gets dbmutex.ErrTimeout, which says whether the lease was lost, so that another run may have overlapped, or
 // only ran out. Anything else passes: a job's own error, river.JobSnooze, river.JobCancel, a panic.
 //
-// Where River's jobs are in the database of the mutexes, a job's effect, its completion (river.JobCompleteTx) and the end of
-// its lease (dbmutex.Lease.ReleaseIn) can be one commit, which takes place only if the lease is still held: see the
-// example.
+// If River's jobs are in the database of the mutexes, a job's effect, its completion (river.JobCompleteTx) and the end of
+// its lease (dbmutex.Lease.ReleaseIn) can be one commit, which succeeds only if the lease is still held: see the example.
 //
 // # What is not guaranteed
 //
-// A client that dies leaves the mutex to the lease's TTL. Until then other jobs find it held. Its job is another matter:
-// River runs that again after Config.RescueStuckJobsAfter, an hour by default.
+// If a client dies, other jobs find its mutex held until the lease's TTL is over. River runs the dead client's job again
+// after Config.RescueStuckJobsAfter, an hour by default. Without renewal, the TTL must be longer than the work takes. With
+// renewal, a job that hangs keeps its mutex for as long as its lease is renewed. dbmutex.WithoutTTL is accepted, but a crash
+// then blocks the jobs until dbmutex.Mutex.ForceRelease.
 //
-// Nothing runs jobs in the order in which they came: one that is snoozed may be overtaken. A job that hangs keeps its mutex
-// for as long as its lease is renewed; with dbmutex.WithoutTTL, which is accepted, a crash blocks the jobs until
-// dbmutex.Mutex.ForceRelease. The ids share one namespace with all mutexes of the table.
+// Jobs do not run in the order in which they came: others may overtake a job that is snoozed.
+//
+// The ids share one namespace with all mutexes of the table.
 package rivermutex
 
 import (
@@ -44,8 +45,8 @@ const DefaultSnooze = 10 * time.Second
 type Held int
 
 const (
-	// Snooze gives the job back for later, as river.JobSnooze does: no attempt is used up, and the job's metadata count its
-	// "snoozes". River's ErrorHandler is not called.
+	// Snooze gives the job back for later, as river.JobSnooze does: no attempt is used up, and the job's metadata counts
+	// its "snoozes". River's ErrorHandler is not called.
 	Snooze Held = iota
 
 	// Cancel ends the job, as river.JobCancel does: its state is cancelled, its errors say who held the mutex, and River's
@@ -53,35 +54,35 @@ const (
 	Cancel
 )
 
-// Policy says what is kept from overlapping with what, and what becomes of a job that would. The zero Policy is that of the
-// function NonOverlapping.
+// Policy says which jobs may not overlap, and what becomes of a job that would. The function NonOverlapping uses the zero
+// Policy.
 type Policy struct {
-	// Key is the mutex's id for a job. Defaults to the job's kind. An invalid id makes the attempt fail with
+	// Key returns the id of a job's mutex. Defaults to the job's kind. An invalid id makes the attempt fail with
 	// dbmutex.ErrInvalidLockID.
 	Key func(job *rivertype.JobRow) string
 
 	// Held is what becomes of a job that finds its mutex held. Defaults to the constant Snooze.
 	//
-	// If it is held by an earlier run of the same job, whose client died or is stuck, Cancel would lose the work. There,
-	// whatever Held is, the job is snoozed.
+	// If the holder is an earlier run of the same job, whose client died or is stuck, Cancel would lose the work. The job is
+	// then snoozed, whatever Held is.
 	Held Held
 
-	// Snooze is for how long a job is snoozed. 0 means DefaultSnooze. Beyond 5 seconds River's scheduler may add as much
-	// again. Every snooze costs River two writes: choose a longer one if many jobs want the same mutex.
+	// Snooze is for how long a job is snoozed. 0 means DefaultSnooze. If it is longer than 5 seconds, River's scheduler may
+	// add up to 5 seconds. Every snooze costs River two writes: choose a longer one if many jobs want the same mutex.
 	Snooze time.Duration
 
-	// OnTimeout is called if a run's own lease ended before the job did, or before it could begin; not after a panic. err
-	// matches dbmutex.ErrTimeout, and the job's own error if it had one. errors.As finds the run's *dbmutex.TimeoutError in
-	// it: with Lost the lease was lost, so that another run may have overlapped; without, it only ran out, and certainly none
-	// did. River gets what OnTimeout returns; with nil the job is completed. ctx is River's, not the lease's, which has
-	// ended.
+	// OnTimeout is called if a run's own lease ended before the job did, or before the job could begin; not after a panic.
+	// err matches dbmutex.ErrTimeout, and the job's own error if it had one. errors.As finds the run's
+	// *dbmutex.TimeoutError in err. If its Lost is true, the lease was lost, and another run may have overlapped. If Lost is
+	// false, the lease only ran out, and certainly no other run overlapped. ctx is River's, not the lease's, which has ended.
+	// River gets what OnTimeout returns; with nil the job is completed.
 	//
-	// Defaults to err itself, whether the lease was lost or only ran out: a failed attempt, or, if the job returned
-	// river.JobCancel, a cancelled job. Only a job that returned river.JobSnooze is not snoozed, as River would keep no
-	// record of the timeout, but has failed.
+	// The default returns err, whether the lease was lost or only ran out. The attempt has then failed, or, if the job
+	// returned river.JobCancel, the job is cancelled. The attempt of a job that returned river.JobSnooze has failed, too, and
+	// the job is not snoozed: River would keep no record of the timeout.
 	//
-	// If somebody cancelled the job meanwhile, River records that and not err, so that the default also logs err through
-	// GORM's logger.
+	// If somebody cancelled the job meanwhile, River records that and not err. The default then also logs err through GORM's
+	// logger.
 	OnTimeout func(ctx context.Context, job *rivertype.JobRow, err error) error
 }
 
@@ -90,26 +91,25 @@ func NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (rivertype.WorkerMid
 	return Policy{}.NonOverlapping(db, opts...)
 }
 
-// NonOverlapping makes a middleware that runs each job under a mutex, for river.Config.Middleware or, for one kind only,
-// for the Middleware method of its worker. The job's context is the lease's: it ends when River's does, or, with a cause
-// that matches dbmutex.ErrTimeout, when the lease does. dbmutex.LeaseFrom finds the lease in it. The job's timeout begins
-// when it has the mutex. What ends the job's context, the timeout and Client.StopAndCancel too, releases the mutex once the
-// job returns.
+// NonOverlapping makes a middleware that runs each job under a mutex. Give it to river.Config.Middleware, or, for one kind
+// only, return it from the Middleware method of the kind's worker. The job's context is the lease's: it also ends when the
+// lease does, with a cause that matches dbmutex.ErrTimeout. dbmutex.LeaseFrom finds the lease in it. The job's timeout
+// begins when the job has the mutex. After anything that ends the job's context, such as the timeout or
+// Client.StopAndCancel, the mutex is released once the job returns.
 //
-// The options mean what they mean in dbmutex, over the plugin's settings, but for these: WithSkipHeld has no effect, as
-// Policy.Held decides; and the holder, for people, is "job 12 of ..." with the name of WithHolder or else the ID of the
-// client. A run that waits, under WithWait, occupies a worker of the queue.
+// The options change the plugin's settings, as in dbmutex. WithSkipHeld has no effect, as Policy.Held decides. The holder's
+// name is "job 12 of X", so that the table and dbmutex.HeldError say which job holds the mutex. X is Settings.Holder, or the
+// ID of the client if nobody set that. Under WithWait a run that waits occupies a worker of the queue. If River ends the
+// wait, as by Client.StopAndCancel, the job is snoozed.
 //
-// Under a lease of the same id, for example if the middleware is there twice, a run fails at once with
-// dbmutex.ErrInvalidSettings: mutexes are not reentrant. A run whose wait is ended by River, as by Client.StopAndCancel,
-// is snoozed.
+// A run that holds a mutex of the same id already, for example because the middleware is there twice, fails at once with
+// dbmutex.ErrInvalidSettings: mutexes are not reentrant.
 //
-// If the job did not run because the mutex was held, the error that earlier middleware gets matches
-// dbmutex.ErrNotAcquired. If the database failed it wraps the database's: a failed attempt.
-//
-// db is checked with one SELECT. The error is dbmutex.ErrNotRegistered if the plugin is missing or db is nil,
-// dbmutex.ErrInvalidSettings for an option, a Held or a Snooze that is not allowed, or the database's, which says so if the
-// table is missing. The context of db counts for this SELECT alone.
+// NonOverlapping checks db with one SELECT. The context of db counts for this SELECT alone. The error is
+// dbmutex.ErrNotRegistered if the plugin is missing or db is nil; dbmutex.ErrInvalidSettings for an option, a Held or a
+// Snooze that is not allowed; or the database's, which says so if the table is missing. If the database fails later, the
+// attempt fails. Earlier middleware then gets an error that wraps the database's. If the mutex was held, earlier middleware
+// gets an error that matches dbmutex.ErrNotAcquired.
 func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (rivertype.WorkerMiddleware, error) {
 	switch {
 	case p.Held < Snooze || p.Held > Cancel:
@@ -178,7 +178,7 @@ func (p Policy) notAcquired(ctx context.Context, self string, err error) error {
 // forJob makes the settings those of one run.
 func forJob(job *rivertype.JobRow, self string) dbmutex.Option {
 	return func(s *dbmutex.Settings) {
-		// The ID of the client says more than dbmutex's default, host/pid.
+		// If the holder is dbmutex's default, host/pid, the ID of the client says more.
 		if strings.HasSuffix(s.Holder, fmt.Sprintf("/%d", os.Getpid())) && len(job.AttemptedBy) > 0 {
 			s.Holder = job.AttemptedBy[len(job.AttemptedBy)-1]
 		}
