@@ -1,20 +1,22 @@
-// Package pgnotify makes waiting for a mutex on PostgreSQL quick across processes: a release notifies the waiters of
-// other processes, which would otherwise find out when they ask the database next, within 0.4 seconds. Import it for its
-// effect, in the processes that wait and in those that release:
+// Package pgnotify makes waiting for a mutex on PostgreSQL quick across processes: a release notifies the waiters of other
+// processes. Without it they find out when they ask the database next, within 0.4 seconds. Import the package for its
+// effect, in all processes that use a mutex, so that nobody starves:
 //
 //	import _ "github.com/gorm-dbmutex/dbmutex/pgnotify"
 //
 // Waiters of the releasing process then get the mutex from each other with one statement. A waiter of another process tells
-// of itself, and has its turn after four runs, or fewer if the releasing process has fewer clients: the mutex is then
-// kept for it, for a second or more, and HeldError and Mutex.Holder name it meanwhile. Import the package in all processes
-// that use a mutex, so that nobody starves.
+// that process that it waits. It has its turn after four runs, or after fewer if the releasing process has fewer clients.
+// The mutex is then kept for the waiter, for a second or more. Meanwhile HeldError and Mutex.Holder name it.
 //
-// While anybody waits on a pool, and for some seconds after, the process keeps one connection beside the pool and like the
-// pool's. It runs LISTEN (https://www.postgresql.org/docs/current/sql-notify.html). A process that only releases keeps one,
-// too, once it has seen that somebody waits elsewhere. Where LISTEN is not to be had, as with a driver other than pgx, or
-// with PgBouncer in transaction mode, which is found out by a trial, waiters ask the database again and again, and
-// everything else is the same. Releases of leases that never expire, Mutex.ForceRelease, and the releases of
-// Mutex.Transaction and Lease.ReleaseIn do not notify.
+// While anybody waits on a pool, and for some seconds after, the process keeps one connection beside the pool, which is like
+// the pool's. It runs LISTEN (https://www.postgresql.org/docs/current/sql-notify.html). A process that only releases also
+// keeps one, once it has seen that somebody waits elsewhere.
+//
+// LISTEN is impossible with a driver other than pgx, and behind PgBouncer in transaction mode. (The package finds out by a
+// trial.) Waiters then ask the database again and again, and everything else is the same.
+//
+// These releases do not notify: that of a lease that never expires, Mutex.ForceRelease, Mutex.Transaction and
+// Lease.ReleaseIn.
 package pgnotify
 
 import (
@@ -71,11 +73,11 @@ func listen(
 // proofLimit is how long a notification may take.
 const proofLimit = 2 * time.Second
 
-// errUnproven is what a pooler in transaction mode gives, which answers LISTEN and passes no notification on.
+// errUnproven is for a pooler in transaction mode: it answers LISTEN, but passes no notification on.
 var errUnproven = errors.New("pgnotify: notifications do not reach this session")
 
-// prove notifies the connection through the pool, and waits until it hears. A notification of its own would reach it in any
-// case, with the answer.
+// prove notifies the connection through the pool, and waits for the notification. One that the connection sent itself would
+// prove nothing: it always comes, with the answer.
 func prove(ctx context.Context, pool *sql.DB, conn *pgx.Conn, channel string, notified func(channel, payload string)) error {
 	ctx, cancel := context.WithTimeout(ctx, proofLimit)
 	defer cancel()
@@ -101,7 +103,7 @@ func listenTo(channels []string) (statements string) {
 	return statements
 }
 
-// unlisten ends LISTEN in a session that is a pooler's, and so may be a stranger's next.
+// unlisten ends LISTEN in a session that belongs to a pooler, which may give it to somebody else next.
 func unlisten(ctx context.Context, conn *pgx.Conn, session string) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
@@ -112,7 +114,7 @@ func unlisten(ctx context.Context, conn *pgx.Conn, session string) {
 	}
 }
 
-// run runs statements in one session, and tells which that was.
+// run runs statements in one session, and returns the session's process id.
 func run(ctx context.Context, conn *pgx.Conn, statements string) (session string, err error) {
 	results, err := conn.PgConn().Exec(ctx, statements+"SELECT pg_backend_pid()").ReadAll()
 	if err != nil {
@@ -134,7 +136,7 @@ func configOf(ctx context.Context, pool *sql.DB) (config *pgx.ConnConfig, err er
 			return fmt.Errorf("pgnotify: the pool's driver is %T, not pgx", driver)
 		}
 		config = pgxConn.Conn().Config()
-		config.OnNotification = nil // it is that connection's
+		config.OnNotification = nil // it is for the pool's connection alone
 		return nil
 	})
 	return config, err

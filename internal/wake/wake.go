@@ -1,4 +1,4 @@
-// Package wake is where a driver's notifications reach the waiters of package dbmutex, so that dbmutex imports no driver.
+// Package wake brings a driver's notifications to the waiters of package dbmutex, so that dbmutex imports no driver.
 package wake
 
 import (
@@ -6,10 +6,10 @@ import (
 	"database/sql"
 )
 
-// Listener listens for notifications on a connection of its own, like those of the pool, until ctx is done or the connection
-// fails. It calls ready once it has proof that notifications reach it, and notified for each.
+// Listener listens for notifications until ctx is done or its connection fails. The connection is its own, and like those of
+// the pool. It calls ready once it has proof that notifications reach it, and notified for each notification.
 type Listener func(
 	ctx context.Context, pool *sql.DB, channels []string, ready func(), notified func(channel, payload string)) error
 
-// Listen is the driver's; nil if nothing can listen. Package pgnotify sets it.
+// Listen is the Listener of a driver, or nil if there is none. Package pgnotify sets it.
 var Listen Listener
