@@ -6,7 +6,7 @@
 //   - payments: money is moved once, though leases run out (Lease.ReleaseIn)
 //   - fencing: a store outside of the database that refuses a late holder (Lease.Token)
 //   - tasks: asynq's tasks of one type do not overlap (contrib/asynq)
-//   - schedule: two schedulers of gocron run a job once each time (contrib/gocron)
+//   - schedule: of two gocron schedulers, one runs the job at each tick (contrib/gocron)
 //
-// It is a module of its own, so that nothing they need is a dependency of dbmutex.
+// The folder is a module of its own, so that dbmutex does not depend on what the programs need.
 package examples

@@ -1,5 +1,5 @@
-// Fencing protects a store outside of the database from a holder that does not know yet that its lease is over: every
-// lease has a token, greater than those before it, and the store refuses a token smaller than the greatest it has seen.
+// Fencing protects a store outside of the database from a holder that does not know yet that its lease is over. Every lease
+// has a greater token than the leases before it. The store refuses a token that is smaller than the greatest it has seen.
 //
 //	go run ./examples/fencing
 //
@@ -28,7 +28,7 @@ type Store struct {
 	value    string
 }
 
-// Put sets the value, unless somebody with a greater token has.
+// Put sets the value, unless somebody with a greater token has set it before.
 func (s *Store) Put(token int64, value string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()

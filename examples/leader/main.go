@@ -1,5 +1,5 @@
-// Leader elects a leader: of several processes that campaign for a mutex one leads, and renews its lease while it does. When
-// it crashes another one leads as soon as the lease has run out, and when it stops, at once.
+// Leader elects a leader. Several processes campaign for a mutex. One of them leads, and renews its lease while it leads. If
+// it crashes, another leads as soon as the lease has run out. If it stops, another leads at once.
 //
 //	go run ./examples/leader
 //
@@ -77,8 +77,8 @@ func campaign(file, name string) error {
 	return nil
 }
 
-// election starts the candidates and tells what they say. It kills the first that has led for longer than the TTL, and then
-// stops each that leads.
+// election starts the candidates and prints what they say. It kills the first candidate that has led for longer than the
+// TTL, and then stops each candidate that leads.
 func election(names ...string) error {
 	folder, err := os.MkdirTemp("", "dbmutex-leader-")
 	if err != nil {
@@ -112,7 +112,7 @@ func election(names ...string) error {
 		}
 		name, what, _ := strings.Cut(lines.Text(), " ")
 		c := running[name]
-		if c == nil { // it said so before its end
+		if c == nil { // it has ended since it said this
 			continue
 		}
 		tell(name, what)

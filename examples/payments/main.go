@@ -1,12 +1,12 @@
 // Payments moves money exactly once, though leases run out all the time. Its workers check an invoice, for longer than
-// their lease lasts, and then pay it in a transaction that also releases the lease. If the lease was lost, as somebody
-// else has taken the mutex over meanwhile, ReleaseIn returns ErrTimeout, and nothing of the transaction stays. If it
-// only ran out, the transaction would commit, as nobody else could have paid.
+// their lease lasts, and then pay it in a transaction that also releases the lease. If somebody else has taken the mutex
+// over meanwhile, the lease was lost: ReleaseIn returns ErrTimeout, and nothing of the transaction stays. If the lease only
+// ran out, the transaction would commit, as nobody else could have paid.
 //
 //	go run ./examples/payments
 //
-// The workers' database is a SQLite file in a temporary folder, which lets nobody else write during a transaction, so the
-// check comes before it. If all of the work belongs into the transaction, Mutex.Transaction does the same in one call.
+// The workers' database is a SQLite file in a temporary folder. It lets nobody else write during a transaction, so the check
+// comes before the transaction. If all of the work belongs into it, Mutex.Transaction does the same in one call.
 package main
 
 import (
@@ -88,7 +88,7 @@ func open(file string) (*dbmutex.DB, error) {
 	return db, db.Migrate(&Invoice{}, &Transfer{})
 }
 
-// work pays invoices until none is open, on a handle of its own, as a process of its own would.
+// work pays invoices until none is open. It has a handle of its own, as another process would.
 func work(file, me string) error {
 	db, err := open(file)
 	if err != nil {

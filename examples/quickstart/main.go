@@ -1,12 +1,12 @@
-// Quickstart shows what dbmutex does, on a real database: several processes that compete for one job, a lease that only runs
-// out and one that is lost, one that never expires, and a transaction that is rolled back because its lease was lost.
+// Quickstart shows what dbmutex does, on a real database. Several processes compete for one job. One lease only runs out,
+// one is lost, and one never expires. A transaction is rolled back because its lease was lost.
 //
 //	go run ./examples/quickstart
 //	go run ./examples/quickstart -dsn postgres://user@localhost/database
 //
 // Without -dsn it runs on a SQLite file in a temporary folder and needs nothing but Go. Everything that it prints comes
-// from the database and from the package's answers. It exits with status 1 if any of it is not as it should be, and
-// removes what it made. On PostgreSQL its tables have a prefix of their own.
+// from the database and from the package's answers. It exits with status 1 if any of that is wrong. It removes what it
+// made. On PostgreSQL its tables have a prefix of their own.
 package main
 
 import (
@@ -182,8 +182,8 @@ type answer struct {
 	Since  time.Time // and since when
 }
 
-// competition lets the processes go for one mutex. The one that gets it works until all others have answered, so they
-// do compete, however slow the machine is.
+// competition lets the processes go for one mutex. The process that gets it works until all others have answered. So they
+// compete, however slow the machine is.
 func competition(ctx context.Context, db *dbmutex.DB, d database) error {
 	workers := make([]*process, 4)
 	for i := range workers {
@@ -278,7 +278,8 @@ func worker(ctx context.Context) error {
 	return err
 }
 
-// tooShort overstays two leases. The first only runs out, as nobody comes. The second is lost, as somebody does.
+// tooShort works for longer than two leases last. The first lease only runs out, as nobody else comes. The second is lost,
+// as somebody else takes the mutex over.
 func tooShort(db *dbmutex.DB) error {
 	const ttl = 300 * time.Millisecond
 	mutex := db.Mutex("import", dbmutex.WithTTL(ttl))
@@ -286,7 +287,7 @@ func tooShort(db *dbmutex.DB) error {
 	var ended time.Duration
 	began := time.Now()
 	err := mutex.Do(func(ctx context.Context) error {
-		<-ctx.Done() // work that heeds its context stops here; this work goes on, which a lock cannot prevent
+		<-ctx.Done() // work should stop here; this work goes on, which a lock cannot prevent
 		cause, ended = context.Cause(ctx), time.Since(began)
 		time.Sleep(200 * time.Millisecond)
 		return nil
@@ -351,7 +352,7 @@ func neverExpires(db *dbmutex.DB) error {
 		check(told, "the holder's Release says that the lease was lost"))
 }
 
-// rolledBack loses the lease of a transaction before its end, and then runs another one undisturbed.
+// rolledBack loses the lease of a transaction before its end, and then runs the same transaction undisturbed.
 func rolledBack(db *dbmutex.DB) error {
 	if err := db.Create(&Payment{Text: "opening balance", Amount: 100}).Error; err != nil {
 		return err

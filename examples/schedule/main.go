@@ -1,5 +1,5 @@
-// Schedule has two gocron schedulers, as on two machines, with the same job every second. Each time one of them runs it, and
-// the other finds it locked. It ends after four runs.
+// Schedule has two gocron schedulers, as on two machines, with the same job every second. Each time one of them runs the
+// job, and the other finds it locked. The program ends after four runs.
 package main
 
 import (
@@ -31,7 +31,7 @@ func main() {
 	}
 }
 
-// run has two machines until there were four runs.
+// run lets two machines work until there were four runs.
 func run(file string) error {
 	runs := make(chan bool, 100)
 	for _, name := range []string{"machine 1", "machine 2"} {

@@ -1,5 +1,5 @@
-// Tasks shows that asynq's tasks of one type do not overlap: two workers take six reports from one Redis at once; one is
-// built, and the others are dropped meanwhile.
+// Tasks shows that asynq's tasks of one type do not overlap. Two workers take six reports from one Redis at once. One report
+// is built, and the others are dropped meanwhile.
 //
 // It needs no server: Redis is miniredis, in this process, and the database is a SQLite file in a temporary folder.
 package main

@@ -12,8 +12,8 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
-// Output builds and runs the program in this folder, with a folder for temporary files of its own, in which it must leave
-// nothing. It returns what it prints.
+// Output builds and runs the program in this folder, and returns what it prints. The program has a folder of its own for
+// temporary files, and must leave nothing there.
 func Output(t *testing.T) string {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute)
