@@ -76,8 +76,8 @@ const proofLimit = 2 * time.Second
 // errUnproven is for a pooler in transaction mode: it answers LISTEN, but passes no notification on.
 var errUnproven = errors.New("pgnotify: notifications do not reach this session")
 
-// prove notifies the connection through the pool, and waits for the notification. One that the connection sent itself would
-// prove nothing: it always comes, with the answer.
+// prove notifies the connection through the pool, and waits for the notification. If the connection notified itself, that
+// would prove nothing: such a notification always comes, with the answer.
 func prove(ctx context.Context, pool *sql.DB, conn *pgx.Conn, channel string, notified func(channel, payload string)) error {
 	ctx, cancel := context.WithTimeout(ctx, proofLimit)
 	defer cancel()
