@@ -397,6 +397,8 @@ func TestAPoolThatTheWorkStarves(t *testing.T) {
 			return db.Connection(func(*gorm.DB) error {
 				requireEnds(t, ctx)
 				require.ErrorIs(t, context.Cause(ctx), dbmutex.ErrTimeout)
+				lease, _ := dbmutex.LeaseFrom(ctx)
+				require.ErrorIs(t, lease.Renew(), dbmutex.ErrTimeout) // after the renewal that is under way
 				return nil
 			})
 		}), "job", false)
