@@ -439,15 +439,6 @@ func (l *Lease) pass(to locktable.Reservation) {
 	}
 }
 
-// handOn makes the lease's row the next lease's. It returns nil if the row was not there.
-func (l *Lease) handOn(next *waiter, limit time.Time) (*Lease, locktable.Outcome) {
-	a, o := l.mutex.table.HandOn(l.parent, limit, l.key, next.request)
-	if o.Row != locktable.RowFound {
-		return nil, o
-	}
-	return newLease(next.mutex, next.request.Key, a), o
-}
-
 // minHold is how long after its acquisition the mutex stays taken, or 0 if that time is over.
 func (l *Lease) minHold() time.Duration {
 	if hold := l.mutex.settings.MinHold; time.Since(l.acquired) < hold {

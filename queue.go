@@ -229,29 +229,6 @@ func (qs *queueSet) leave(w *waiter, acquired *Lease) remains {
 	return r
 }
 
-// hand keeps the promise to a receiver, or takes it back if there is no lease; in doubt there may be one in the database.
-func (qs *queueSet) hand(w *waiter, lease *Lease, doubt bool) {
-	qs.mu.Lock()
-	r := remains{lease, doubt, w.stage == served, w.stage == gone && w.hasAnnounced()}
-	waits := w.stage < gone
-	if waits {
-		switch {
-		case lease != nil:
-			w.lease, w.stage = lease, handed
-		case w.stage == hurried:
-			w.stage = asking
-		default:
-			w.stage = resting
-		}
-		w.doubt = w.doubt || doubt
-		w.signal()
-	}
-	qs.mu.Unlock()
-	if !waits {
-		w.settle(r)
-	}
-}
-
 // settle undoes what came too late for a waiter, unless the waiter has acquired that lease by itself.
 func (w *waiter) settle(r remains) {
 	switch {

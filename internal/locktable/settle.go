@@ -71,6 +71,21 @@ func (f failure) mends(patient, doubt bool, err error) bool {
 	}
 }
 
+// InDoubt says whether a transaction whose COMMIT gave err may have committed.
+func (t Table) InDoubt(err error) bool { return t.remote() && t.classify(err) == unknown }
+
+// Fate asks how a transaction ended, until the answer is known or Limit has passed.
+func (t Table) Fate(ctx context.Context, transaction string) (f Fate, err error) {
+	if t.recording == nil {
+		return Unknown, nil
+	}
+	_, err = t.settle(ctx, time.Now().Add(Limit), func(on executor) (err error) {
+		f, err = t.fate(on, transaction)
+		return err
+	})
+	return f, err
+}
+
 // Done is the context's error. It is there as soon as the deadline has passed, even if the context's timer is late: a
 // network's timeout may come first.
 func Done(ctx context.Context) error {

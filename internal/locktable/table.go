@@ -265,21 +265,6 @@ func (t Table) ReleaseIn(ctx context.Context, tx *gorm.DB, k Key, minHold time.D
 	return t.outcome(found, false, err), transaction
 }
 
-// InDoubt says whether a transaction whose COMMIT gave err may have committed.
-func (t Table) InDoubt(err error) bool { return t.remote() && t.classify(err) == unknown }
-
-// Fate asks how a transaction ended, until the answer is known or Limit has passed.
-func (t Table) Fate(ctx context.Context, transaction string) (f Fate, err error) {
-	if t.recording == nil {
-		return Unknown, nil
-	}
-	_, err = t.settle(ctx, time.Now().Add(Limit), func(on executor) (err error) {
-		f, err = t.fate(on, transaction)
-		return err
-	})
-	return f, err
-}
-
 // Migrate makes the table of a model. Many processes may do so at once.
 func (t Table) Migrate(ctx context.Context, model any) error {
 	return t.tryOnce(ctx, func(on executor) error { return t.migrate(on, model) })

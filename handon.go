@@ -1,0 +1,39 @@
+package dbmutex
+
+import (
+	"time"
+
+	"github.com/gorm-dbmutex/dbmutex/internal/locktable"
+)
+
+// handOn makes the lease's row the next lease's. It returns nil if the row was not there.
+func (l *Lease) handOn(next *waiter, limit time.Time) (*Lease, locktable.Outcome) {
+	a, o := l.mutex.table.HandOn(l.parent, limit, l.key, next.request)
+	if o.Row != locktable.RowFound {
+		return nil, o
+	}
+	return newLease(next.mutex, next.request.Key, a), o
+}
+
+// hand keeps the promise to a receiver, or takes it back if there is no lease; in doubt there may be one in the database.
+func (qs *queueSet) hand(w *waiter, lease *Lease, doubt bool) {
+	qs.mu.Lock()
+	r := remains{lease, doubt, w.stage == served, w.stage == gone && w.hasAnnounced()}
+	waits := w.stage < gone
+	if waits {
+		switch {
+		case lease != nil:
+			w.lease, w.stage = lease, handed
+		case w.stage == hurried:
+			w.stage = asking
+		default:
+			w.stage = resting
+		}
+		w.doubt = w.doubt || doubt
+		w.signal()
+	}
+	qs.mu.Unlock()
+	if !waits {
+		w.settle(r)
+	}
+}
