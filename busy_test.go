@@ -200,11 +200,11 @@ func rollbackJournal(t *testing.T) (db *dbmutex.DB, d *testdb.Database, read fun
 }
 
 func TestATakeOverThatIsNotCommittedIsNone(t *testing.T) {
-	db, _, read := rollbackJournal(t)
+	db, d, read := rollbackJournal(t)
 	old := acquire(t, db, "job")
 	testdb.Expire(t, db, "job")
 	end := read()
-	requireHeld(t, db, "job")
+	requirePinned(t, db, d, "job")
 	end()
 	require.Greater(t, acquire(t, db, "job").Token(), old.Token())
 }

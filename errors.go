@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/gorm-dbmutex/dbmutex/internal/locktable"
 )
@@ -24,7 +27,8 @@ var (
 
 	// ErrInTransaction says that the mutex was asked for on a handle that is in a transaction. A rollback would take the
 	// lock away, and others could not see it before the commit. No SQL ran.
-	ErrInTransaction = errors.New("dbmutex: the handle is in a transaction: use one that is not, or Mutex.Transaction")
+	ErrInTransaction = errors.New("dbmutex: the handle is in a transaction: " +
+		"make the mutex from a handle that is not (its Mutex.Transaction then runs the work in a transaction)")
 
 	// ErrNotRegistered says that the plugin is missing. No SQL ran.
 	ErrNotRegistered = errors.New("dbmutex: the plugin is not registered: call db.Use(dbmutex.New(dbmutex.DefaultSettings()))")
@@ -47,33 +51,50 @@ var (
 	errReleased = errors.New("had been released")
 )
 
-// HeldError is the error of a mutex that is held by someone else; it matches ErrNotAcquired. If the lease changed hands
-// while it was looked at, only LockID is set.
+// HeldError is the error of a mutex that is held by someone else; it matches ErrNotAcquired. Only LockID is set if nobody
+// can say who that is: the mutex changed hands while it was looked at, or a lease that has ended is pinned. The same goes for
+// a mutex whose lease the context has already, as it is not reentrant. Error says so then.
 type HeldError struct {
 	LockID    string     // the mutex
 	Holder    string     // who holds it, or whose turn is next (see pgnotify), by its settings: host/pid unless set
 	Since     time.Time  // when it was acquired, by the database's clock
 	ExpiresAt *time.Time // when the lease ends unless it is renewed, by the database's clock; nil = never
+
+	nested bool // by the caller itself
 }
 
 // Error says who holds the mutex, since when and until when.
 func (e *HeldError) Error() string {
 	switch {
+	case e.nested:
+		return fmt.Sprintf("dbmutex: %q is held by the caller itself: its context has the lease, and a mutex is not reentrant",
+			e.LockID)
 	case e.Since.IsZero():
 		return fmt.Sprintf("dbmutex: %q is held by someone else", e.LockID)
 	case e.ExpiresAt == nil:
 		return fmt.Sprintf("dbmutex: %q is held by %s since %s and does not expire",
-			e.LockID, e.Holder, e.Since.Format(time.RFC3339))
+			e.LockID, printable(e.Holder), e.Since.Format(toMilliseconds))
 	default:
 		return fmt.Sprintf("dbmutex: %q is held by %s since %s until %s",
-			e.LockID, e.Holder, e.Since.Format(time.RFC3339), e.ExpiresAt.Format(time.RFC3339))
+			e.LockID, printable(e.Holder), e.Since.Format(toMilliseconds), e.ExpiresAt.Format(toMilliseconds))
 	}
+}
+
+// toMilliseconds is time.RFC3339 for leases that are shorter than a second, too.
+const toMilliseconds = "2006-01-02T15:04:05.000Z07:00"
+
+// printable quotes a name with which somebody could forge lines of a log, or turn its text around.
+func printable(name string) string {
+	if strings.IndexFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }) >= 0 {
+		return strconv.Quote(name)
+	}
+	return name
 }
 
 // Is makes errors.Is(err, ErrNotAcquired) true.
 func (e *HeldError) Is(target error) bool { return target == ErrNotAcquired }
 
-// heldError is of the row that is in the way, if any was seen.
+// heldError is of the row that is in the way. It is nil if none was seen, or if its lease has ended.
 func heldError(lockID string, row *locktable.Row) *HeldError {
 	if row == nil {
 		return &HeldError{LockID: lockID}
@@ -141,7 +162,7 @@ func (m *Mutex) failed(ctx context.Context, verb string, err error) error {
 		return fmt.Errorf("dbmutex: %s %q: table %q is missing: run AutoMigrate(&dbmutex.DBMutex{}): %w",
 			verb, m.id, m.key.table, err)
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("dbmutex: %s %q: the database did not answer in time: %s", verb, m.id, err.Error())
+		return fmt.Errorf("dbmutex: %s %q: not done in time: %s", verb, m.id, err.Error())
 	default:
 		return fmt.Errorf("dbmutex: %s %q: %w", verb, m.id, err)
 	}

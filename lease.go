@@ -349,7 +349,7 @@ func (l *Lease) release(ended time.Time) error {
 		o = m.table.Reserve(l.parent, limit, l.key, *turn, l.async())
 		if m.table.Refused(o.Err) {
 			before := o.Doubt
-			o = l.giveBack(limit)
+			turn, o = nil, l.giveBack(limit)
 			o.Doubt = o.Doubt || before
 		}
 	default:
@@ -411,7 +411,7 @@ func (l *Lease) giveBack(limit time.Time) locktable.Outcome {
 		Key:     l.key,
 		MinHold: l.minHold(),
 		Async:   l.async(),
-		Notify:  m.settings.TTL != nil && wake.Listen != nil,
+		Notify:  m.settings.TTL != nil && m.table.Notifies() && wake.Listen != nil,
 	}
 	switch {
 	case !r.Notify: // it tells nobody anything

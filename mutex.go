@@ -13,7 +13,8 @@ import (
 	"github.com/gorm-dbmutex/dbmutex/internal/locktable"
 )
 
-// Mutex is a named lock. It is safe for many goroutines, and every call is a lease of its own: it is not reentrant.
+// Mutex is a named lock. It is safe for many goroutines, and every call is a lease of its own: it is not reentrant. An
+// acquire under the context of a lease of the same mutex fails at once.
 type Mutex struct {
 	id       string
 	settings Settings
@@ -96,8 +97,9 @@ func (m *Mutex) bind(db *DB, opts []Option) error {
 // case uses context.WithoutCancel.
 //
 // If fn did not run, the error is one of these:
-//   - It matches ErrNotAcquired: somebody else holds the mutex, after Settings.Wait.
-//   - It matches the context's error.
+//   - It matches ErrNotAcquired: somebody else holds the mutex, after Settings.Wait. It does so at once if the handle's
+//     context has a lease of the mutex: that wait would have no end.
+//   - It matches the context's error. Its text names the holder if that was seen.
 //   - It wraps the database's.
 //
 // If fn ran, Do returns what fn returned, with these additions:
@@ -226,12 +228,23 @@ func (m *Mutex) try(r locktable.Request) (*Lease, locktable.Answer, error) {
 	switch {
 	case err != nil:
 		return nil, locktable.Answer{}, m.failed(m.ctx, "acquire", err)
-	case a.Token == 0:
-		return nil, a, heldError(m.id, a.Held)
+	case a.Token != 0:
+		return newLease(m, r.Key, a), locktable.Answer{}, nil
+	case a.Ended:
+		return nil, a, heldError(m.id, nil)
 	}
-	return newLease(m, r.Key, a), locktable.Answer{}, nil
+	return nil, a, heldError(m.id, a.Held)
 }
 
+// nested is the error of an acquire whose context has a lease of the mutex.
+func (m *Mutex) nested() error {
+	for lease, ok := LeaseFrom(m.ctx); ok; lease, ok = LeaseFrom(lease.work.Context) {
+		if lease.mutex.key == m.key && lease.current() == held && !lease.expired() {
+			return &HeldError{LockID: m.id, nested: true}
+		}
+	}
+	return nil
+}
 // Holder returns the lease that holds the mutex now, or nil, nil if it is free. With pgnotify it may be a waiter's, for
 // which the mutex is kept for a moment. What it says may be outdated when it returns. The error is the context's or the
 // database's.

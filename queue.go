@@ -44,7 +44,8 @@ type queue struct {
 	waiters  []*waiter
 	listener *listener     // nil: it does not listen
 	used     time.Time     // it stays for a while after this
-	held     *HeldError    // what a head saw last
+	seen     *HeldError    // what a head saw last
+	seenEnds time.Time     // when that ends unless it is renewed; zero = never
 	holder   *Lease        // the lease that the last head acquired; nil if it did not
 	changes  int           // how often it heard that the mutex changes hands
 	trip     time.Duration // how long a question took last
@@ -211,7 +212,7 @@ func (qs *queueSet) leave(w *waiter, acquired *Lease) remains {
 	}
 	if acquired != nil {
 		w.stage = served
-		q.held, q.local = nil, true
+		q.seen, q.local = nil, true
 		if w.hasAnnounced() && !w.turn {
 			acquired.ticket = w.request.Ticket
 		}
@@ -312,7 +313,11 @@ func (qs *queueSet) stillHeldBy(w *waiter, seen locktable.Answer, err error, tri
 	w.asks++
 	heard = q.hears() && q.changes > w.changes
 	w.changes, w.trip, q.trip = q.changes, trip, trip
-	errors.As(err, &q.held)
+	if errors.As(err, &q.seen); seen.Left > 0 {
+		q.seenEnds = time.Now().Add(seen.Left)
+	} else {
+		q.seenEnds = time.Time{}
+	}
 	if seen.Held != nil && !samePool(seen.Held.LeaseID, w.request.LeaseID) {
 		now := time.Now()
 		q.foreign, q.sinceBack, q.local = now, 0, false
@@ -325,9 +330,22 @@ func (qs *queueSet) stillHeldBy(w *waiter, seen locktable.Answer, err error, tri
 	return heard, news
 }
 
-// lastHeld is what a queue's heads saw last, if anything.
+// rests says that a head asks no more for the moment.
+func (qs *queueSet) rests(w *waiter) {
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	if w.stage == asking {
+		w.stage = resting
+	}
+}
+
+// lastHeld is what a queue's heads saw last, or nil if that is nothing, or has ended since.
 func (qs *queueSet) lastHeld(q *queue) *HeldError {
 	qs.mu.Lock()
 	defer qs.mu.Unlock()
-	return q.held
+	if q.seen == nil || !q.seenEnds.IsZero() && time.Until(q.seenEnds) <= 0 {
+		return nil
+	}
+	own := *q.seen
+	return &own
 }

@@ -23,8 +23,8 @@ const ttlVariable = "DB_MUTEX_TTL_SECONDS"
 // Settings are what New gives to every mutex of an application; an Option changes them for one mutex. Start from
 // DefaultSettings: the zero value means leases that never expire.
 type Settings struct {
-	// TTL is how long a lease lasts without renewal. It is rounded up to what the database's clock counts
-	// (microseconds on PostgreSQL, milliseconds on SQLite). nil means that leases never expire; beware, a holder that
+	// TTL is how long a lease lasts without renewal, at least a millisecond. It is rounded up to what the database's clock
+	// counts (microseconds on PostgreSQL, milliseconds on SQLite). nil means that leases never expire; beware, a holder that
 	// crashes then keeps its lock until Mutex.ForceRelease. DefaultSettings has DefaultTTL.
 	TTL *time.Duration
 
@@ -72,8 +72,8 @@ func SettingsFromEnv() (Settings, error) {
 	}
 	seconds, err := strconv.ParseFloat(value, 64)
 	ttl := math.Round(seconds * float64(time.Second))
-	if err != nil || !(ttl >= 1 && ttl < math.MaxInt64) {
-		return s, fmt.Errorf(`%w: %s=%q: want a positive number of seconds, or "none"`, ErrInvalidSettings, ttlVariable, value)
+	if err != nil || !(ttl >= float64(time.Millisecond) && ttl < math.MaxInt64) {
+		return s, fmt.Errorf(`%w: %s=%q: want a number of seconds, at least 0.001, or "none"`, ErrInvalidSettings, ttlVariable, value)
 	}
 	*s.TTL = time.Duration(ttl)
 	return s, nil
@@ -82,8 +82,13 @@ func SettingsFromEnv() (Settings, error) {
 // Option changes the plugin's settings for one mutex.
 type Option func(*Settings)
 
-// WithTTL makes leases last ttl; it must be positive.
-func WithTTL(ttl time.Duration) Option { return func(s *Settings) { s.TTL = &ttl } }
+// WithTTL makes leases last ttl, which must be at least a millisecond.
+func WithTTL(ttl time.Duration) Option {
+	return func(s *Settings) {
+		own := ttl // another option may write to it
+		s.TTL = &own
+	}
+}
 
 // WithoutTTL makes leases that never expire. Beware: a holder that crashes keeps its lock until Mutex.ForceRelease.
 func WithoutTTL() Option { return func(s *Settings) { s.TTL = nil } }
@@ -117,6 +122,8 @@ func (s Settings) validate() error {
 	switch {
 	case s.TTL != nil && *s.TTL <= 0:
 		problem = fmt.Errorf("a TTL of %v: it must be positive, or nil for leases that never expire", *s.TTL)
+	case s.TTL != nil && *s.TTL < time.Millisecond:
+		problem = fmt.Errorf("a TTL of %v: it must be at least 1ms (was the unit forgotten?)", *s.TTL)
 	case s.Wait < 0 && s.Wait != Forever:
 		problem = fmt.Errorf("a wait of %v: it must be 0, positive, or Forever", s.Wait)
 	case s.MinHold < 0:

@@ -22,6 +22,8 @@ func TestInvalidSettings(t *testing.T) {
 			{dbmutex.WithTTL(0)},
 			{dbmutex.WithTTL(-time.Second)},
 			{dbmutex.WithTTL(math.MinInt64)},
+			{dbmutex.WithTTL(30)}, // a unit that was forgotten
+			{dbmutex.WithTTL(time.Millisecond - 1)},
 			{dbmutex.WithWait(-2)},
 			{dbmutex.WithMinHold(-1)},
 			{dbmutex.WithTTL(time.Minute), dbmutex.WithMinHold(time.Minute + 1)},
@@ -36,7 +38,7 @@ func TestInvalidSettings(t *testing.T) {
 			require.ErrorIs(t, d.Open(t).Use(dbmutex.New(s)), dbmutex.ErrInvalidSettings)
 		}
 		for _, opt := range []dbmutex.Option{
-			nil, dbmutex.WithTTL(1), dbmutex.WithTTL(math.MaxInt64), dbmutex.WithMinHold(dbmutex.DefaultTTL), dbmutex.WithHolder(""),
+			nil, dbmutex.WithTTL(time.Millisecond), dbmutex.WithTTL(math.MaxInt64), dbmutex.WithMinHold(dbmutex.DefaultTTL), dbmutex.WithHolder(""),
 			dbmutex.WithWait(math.MaxInt64), dbmutex.WithWait(dbmutex.Forever),
 		} {
 			_, err := db.Mutex("job", opt).Acquire()
@@ -63,6 +65,22 @@ func TestAnOptionSeesTheDefaultHolder(t *testing.T) {
 		acquire(t, db, "job", dbmutex.WithHolder(""))
 		require.Regexp(t, `/\d+$`, row(t, db, "job").Holder)
 	}
+}
+
+func TestAnOptionThatIsUsedAgainGivesTheSame(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		opts := []dbmutex.Option{dbmutex.WithTTL(time.Minute), func(s *dbmutex.Settings) { *s.TTL /= 2 }}
+		for range 3 {
+			lease := acquire(t, db, "job", opts...)
+			expires, _ := lease.ExpiresAt()
+			require.WithinRange(t, expires, time.Now().Add(-time.Hour), time.Now().Add(30*time.Second))
+			require.NoError(t, lease.Release())
+			held := acquire(t, db, "job", opts...)
+			r := row(t, db, "job")
+			require.Equal(t, 30*time.Second, r.ExpiresAt.Sub(r.CreationTime).Round(time.Second))
+			require.NoError(t, held.Release())
+		}
+	})
 }
 
 func TestAnOptionChangesOneMutexAlone(t *testing.T) {

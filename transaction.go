@@ -50,7 +50,7 @@ func (m *Mutex) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) 
 	}
 	lease.inTransaction = true
 	ctx := context.Context(&lease.work)
-	tx, giveBack, err := m.table.Begin(ctx, opts)
+	tx, giveBack, err := m.table.Begin(ctx, opts, m.settings.Wait)
 	if err != nil {
 		return lease.finish(time.Now(), m.failed(ctx, "begin the transaction of", err))
 	}
@@ -87,7 +87,7 @@ func (m *Mutex) carry(tx *gorm.DB) *gorm.DB {
 // prepare makes a transaction ready that ends with commit.
 func (l *Lease) prepare(tx *gorm.DB) error {
 	m := l.mutex
-	o, renewable := m.table.Prepare(tx, l.key, m.settings.Renew && m.settings.TTL != nil)
+	o, renewable := m.table.Prepare(tx, l.key, m.settings.Renew && m.settings.TTL != nil, m.settings.Wait)
 	if renewable {
 		l.startRenewing()
 	}

@@ -98,7 +98,7 @@ func TestTransactionsDoNotOverlap(t *testing.T) {
 			wg.Go(func() {
 				for range 10 {
 					// Leases run out at once, so that the transactions do overlap in time.
-					err := own.Mutex("job", dbmutex.WithTTL(time.Microsecond), dbmutex.WithWait(dbmutex.Forever)).
+					err := own.Mutex("job", dbmutex.WithTTL(time.Millisecond), dbmutex.WithWait(dbmutex.Forever)).
 						Transaction(func(tx *gorm.DB) error {
 							var n int
 							if err := tx.Raw(`SELECT n FROM counters`).Scan(&n).Error; err != nil {

@@ -3,7 +3,9 @@ package dbmutex
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
+	"strings"
 	"time"
 
 	"github.com/gorm-dbmutex/dbmutex/internal/locktable"
@@ -33,6 +35,9 @@ const (
 
 // wait acquires the mutex, and waits for it as the settings say.
 func (m *Mutex) wait() (lease *Lease, err error) {
+	if err := m.nested(); err != nil {
+		return nil, err
+	}
 	if m.settings.Wait == 0 {
 		lease, _, err = m.try(m.request())
 		return lease, err
@@ -41,7 +46,20 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 	defer stop()
 	w := queues.join(m)
 	defer func() { w.settle(queues.leave(w, lease)) }()
-	return w.acquire(p)
+	lease, err = w.acquire(p)
+	if done := locktable.Done(m.ctx); done != nil && err != nil && !errors.Is(err, ErrNotAcquired) {
+		return nil, w.cutShort(done)
+	}
+	return lease, err
+}
+
+// cutShort is the error of a wait whose context is done. It names the holder if that was seen.
+func (w *waiter) cutShort(done error) error {
+	who := ""
+	if seen := queues.lastHeld(w.queue); seen != nil {
+		who = strings.TrimPrefix(seen.Error(), "dbmutex:") + ";"
+	}
+	return fmt.Errorf("dbmutex: wait for %q:%s %w", w.mutex.id, who, done)
 }
 
 // acquire asks for the lease, again and again, until it is there or the patience ends.
@@ -54,7 +72,7 @@ func (w *waiter) acquire(p *patience) (*Lease, error) {
 	for {
 		why := p.rest(w.wake, pause)
 		if why == contextDone {
-			return nil, p.err(w.mutex)
+			return nil, p.ctx.Err()
 		}
 		stage, lease, turn := queues.ask(w, p.over)
 		switch {
@@ -80,6 +98,12 @@ func (w *waiter) acquire(p *patience) (*Lease, error) {
 			}
 			lease.pass(*to)
 			pause, b.inTheWay = pollLast, to.Ticket
+		case w.mutex.table.Busy(err) && !p.over: // others keep everybody from it
+			queues.rests(w)
+			if p.rest(w.wake, pollFirst) >= timedOut {
+				return nil, err
+			}
+			pause = 0
 		case !errors.Is(err, ErrNotAcquired):
 			return lease, err
 		case p.over:
@@ -112,7 +136,7 @@ func (w *waiter) becomeHead(p *patience) (pause time.Duration, err error) {
 	default:
 		switch p.rest(w.head, forever) {
 		case contextDone:
-			return 0, p.err(w.mutex)
+			return 0, p.ctx.Err()
 		case timedOut:
 			if stage, _, _ := queues.ask(w, true); stage == asking {
 				return 0, w.mutex.stillHeld(w.queue)
@@ -137,9 +161,8 @@ func (w *waiter) announce(p *patience, news string) {
 
 // stillHeld is the error of a waiter that never came to ask: who holds the mutex, or that the database does not say.
 func (m *Mutex) stillHeld(q *queue) error {
-	if held := queues.lastHeld(q); held != nil {
-		own := *held
-		return &own
+	if seen := queues.lastHeld(q); seen != nil {
+		return seen
 	}
 	ctx, cancel := context.WithTimeout(m.ctx, lookLimit)
 	defer cancel()
@@ -208,9 +231,6 @@ func (p *patience) left() time.Duration {
 	}
 	return time.Until(p.end)
 }
-
-// err is that of a context which is done.
-func (p *patience) err(m *Mutex) error { return m.failed(p.ctx, "wait for", p.ctx.Err()) }
 
 // reason is why a waiter goes on.
 type reason int

@@ -128,7 +128,7 @@ func TestNoVerbRunsInATransactionThatWasLeftOpenWithLibpq(t *testing.T) {
 					told()
 					require.Nil(t, row())
 
-					short, err := other.Mutex("job", dbmutex.WithTTL(time.Microsecond)).Acquire()
+					short, err := other.Mutex("job", dbmutex.WithTTL(time.Millisecond)).Acquire()
 					require.NoError(t, err)
 					leave()
 					next, err := db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire() // a take-over

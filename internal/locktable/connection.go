@@ -5,6 +5,10 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"fmt"
+	"math"
+	"math/rand/v2"
+	"time"
 
 	"gorm.io/gorm"
 )
@@ -22,14 +26,18 @@ func (t Table) tryOnce(ctx context.Context, try func(executor) error) error {
 
 // hold takes a connection of the pool, outside of any transaction. A pool that is not database/sql's has none to hold.
 func (t Table) hold(ctx context.Context) (on executor, giveBack func(), err error) {
-	on = executor{ctx: ctx, config: t.config, pool: t.config.ConnPool, main: true}
+	on = executor{ctx: ctx, config: t.config, pool: t.config.ConnPool, main: true, hush: conflicts, judge: t.dialect}
 	giveBack = func() {}
 	switch on.pool.(type) {
 	case *sql.DB, *gorm.PreparedStmtDB:
 		if pool, err := sqlDB(on.pool); err == nil {
 			conn, err := pool.Conn(ctx)
-			if err != nil {
-				return on, nil, &unsentError{err}
+			switch {
+			case err == nil:
+			case err == context.DeadlineExceeded && pool.Stats().MaxOpenConnections > 0: //nolint:errorlint // the pool's own
+				return on, nil, &unsentError{error: fmt.Errorf("no connection of the pool became free: %w", err)}
+			default:
+				return on, nil, &unsentError{error: err}
 			}
 			on.pool, giveBack = conn, func() { _ = conn.Close() }
 		}
@@ -37,7 +45,7 @@ func (t Table) hold(ctx context.Context) (on executor, giveBack func(), err erro
 	left, err := t.clean(on)
 	if err != nil {
 		giveBack()
-		return on, nil, err
+		return on, nil, &unsentError{err, true}
 	}
 	if left {
 		t.config.Logger.Warn(ctx, "dbmutex: rolled back a transaction that was left open on a connection of the pool")
@@ -46,15 +54,34 @@ func (t Table) hold(ctx context.Context) (on executor, giveBack func(), err erro
 }
 
 // Begin begins a transaction on a connection that is held until giveBack, which takes the error of the transaction's end:
-// not every driver ends a transaction whose COMMIT fails.
-func (t Table) Begin(ctx context.Context, opts []*sql.TxOptions) (tx *gorm.DB, giveBack func(error), err error) {
-	for range 3 { // as database/sql does by itself if no connection is held
-		if tx, giveBack, err = t.beginOnce(ctx, opts); !errors.Is(err, driver.ErrBadConn) {
-			break
+// not every driver ends a transaction whose COMMIT fails. While other writers lock it out it goes on as Prepare does.
+func (t Table) Begin(
+	ctx context.Context, opts []*sql.TxOptions, wait time.Duration,
+) (tx *gorm.DB, giveBack func(error), err error) {
+	giveUp := time.Now().Add(atLeastLimit(wait))
+	for bad := 0; ; {
+		tx, giveBack, err = t.beginOnce(ctx, opts)
+		switch {
+		case err == nil:
+			return tx, giveBack, nil
+		case errors.Is(err, driver.ErrBadConn) && bad < 2: // as database/sql does by itself if no connection is held
+			bad++
+		case !t.Busy(err) || time.Now().After(giveUp) || Sleep(ctx, time.Millisecond+rand.N(time.Millisecond)) != nil:
+			return nil, nil, err
 		}
 	}
-	return tx, giveBack, err
 }
+
+// atLeastLimit is how long to go on for a caller who waits so long; a wait of less than 0 has no end.
+func atLeastLimit(wait time.Duration) time.Duration {
+	if wait < 0 {
+		return forever
+	}
+	return max(wait, Limit)
+}
+
+// forever is a wait that only the context ends.
+const forever time.Duration = math.MaxInt64
 
 func (t Table) beginOnce(ctx context.Context, opts []*sql.TxOptions) (*gorm.DB, func(error), error) {
 	on, release, err := t.hold(ctx)

@@ -21,8 +21,8 @@ type dialect interface {
 	guard(tx executor, k Key) (found bool, err error)
 
 	// begin prepares a transaction that ends with releaseIn. If renew is wanted, it says whether the lease can be renewed
-	// meanwhile without making the transaction fail.
-	begin(tx executor, k Key, renew bool) (found, renewable bool, err error)
+	// meanwhile without making the transaction fail. If other writers lock it out it waits for as long as wait says.
+	begin(tx executor, k Key, renew bool, wait time.Duration) (found, renewable bool, err error)
 	// releaseIn is release as a part of a transaction, which it names for recording.fate.
 	releaseIn(tx executor, k Key, minHold time.Duration) (found bool, transaction string, err error)
 
@@ -127,7 +127,7 @@ type Answer struct {
 	Held  *Row          // nil: the row changed while it was looked at
 	Left  time.Duration // of Held, by the database's clock
 	Start time.Time     // when the statement was sent, by this process's clock
-	ended bool          // Held has expired
+	Ended bool          // of Held: it holds the mutex no more, but the mutex could not be taken over
 }
 
 // Release says how a lease ends.
@@ -135,7 +135,7 @@ type Release struct {
 	Key
 	MinHold time.Duration // > 0: the row stays, without an owner, until this long after its acquisition
 	Async   bool          // a crash of the server may undo it
-	Notify  bool          // tell the waiters of other processes
+	Notify  bool          // tell the waiters of other processes (with Async)
 	Message string        // and send this, if it is not "" (with Notify)
 	Unaware bool          // look for the mark of a waiter that has sent a message (with Notify)
 }

@@ -34,7 +34,16 @@ type lookedUp struct {
 }
 
 // ending is what else the statement that ends a lease does.
-type ending struct{ async, notify, message, unmarked, inTransaction bool }
+type ending int
+
+const (
+	endsDurably       ending = iota // a crash does not undo it
+	endsQuickly                     // a crash may undo it; so it is with those that follow
+	endsNotifying                   // it tells the waiters of other processes
+	endsWithMessage                 // the same, and sends a message
+	endsUnmarked                    // the same, if no waiter has left its mark
+	endsInTransaction               // of a caller's
+)
 
 const (
 	// An acknowledged lease survives a crash even if the database commits asynchronously. Stronger settings stay.
@@ -78,18 +87,16 @@ FROM ` + table + ` WHERE lock_id = $1`,
 	}
 	only := func(condition string) string { return ` AND CASE WHEN lease_id = $2 THEN ` + condition + ` END` }
 	for end, rest := range map[ending]func(parameter string) string{
-		{}:                          func(string) string { return ` RETURNING ` + durable },
-		{async: true}:               func(string) string { return only(async) },
-		{async: true, notify: true}: func(string) string { return only(notify) },
-		{async: true, notify: true, message: true}: func(parameter string) string {
+		endsDurably:   func(string) string { return ` RETURNING ` + durable },
+		endsQuickly:   func(string) string { return only(async) },
+		endsNotifying: func(string) string { return only(notify) },
+		endsWithMessage: func(parameter string) string {
 			return only(notify + ` AND ` + message(parameter))
 		},
 		// A lock on the row leaves its transaction's number there, as xmax, also when it has ended. A take-over leaves its own.
-		{async: true, notify: true, unmarked: true}: func(string) string {
-			return ` AND (xmax = 0 OR xmax = xmin)` + only(notify)
-		},
+		endsUnmarked: func(string) string { return ` AND (xmax = 0 OR xmax = xmin)` + only(notify) },
 		// By its number a transaction can be asked for later.
-		{inTransaction: true}: func(string) string { return ` RETURNING pg_current_xact_id()::text` },
+		endsInTransaction: func(string) string { return ` RETURNING pg_current_xact_id()::text` },
 	} {
 		p.releaseSQL[end] = `DELETE FROM ` + table + owned + rest(`$3`)
 		// The new lease_id makes the row ownerless, so that a late renewal cannot revive it; the new id waits for guards.
@@ -196,7 +203,8 @@ func (p *postgres) acquire(on executor, r Request) (a Answer, err error) {
 		if a, err = heldBy(r.LockID, row.other); err != nil {
 			return Answer{}, err
 		}
-		if a.Held.LeaseID != r.LeaseID && a.Held.LeaseID != r.Ticket && (a.Held.ExpiresAt == nil || a.Left > 0) {
+		a.Ended = a.Held.ExpiresAt != nil && a.Left <= 0
+		if a.Held.LeaseID != r.LeaseID && a.Held.LeaseID != r.Ticket && !a.Ended {
 			return a, nil
 		}
 		if found, err = takeOver(); err != nil {
@@ -245,16 +253,22 @@ func (p *postgres) renew(on executor, k Key, ttl *time.Duration) (bool, error) {
 }
 
 func (p *postgres) release(on executor, r Release) (bool, error) {
-	return p.end(on, r, ending{async: r.Async, notify: r.Notify, message: r.Message != ""})
+	switch {
+	case r.Notify && r.Message != "":
+		return p.end(on, r, endsWithMessage)
+	case r.Notify:
+		return p.end(on, r, endsNotifying)
+	case r.Async:
+		return p.end(on, r, endsQuickly)
+	}
+	return p.end(on, r, endsDurably)
 }
 
-func (p *postgres) releaseUnmarked(on executor, r Release) (bool, error) {
-	return p.end(on, r, ending{async: r.Async, notify: r.Notify, unmarked: true})
-}
+func (p *postgres) releaseUnmarked(on executor, r Release) (bool, error) { return p.end(on, r, endsUnmarked) }
 
 func (p *postgres) end(on executor, r Release, how ending) (bool, error) {
 	query, args := p.endSQL(r.Key, r.MinHold, how)
-	if how.message {
+	if how == endsWithMessage {
 		args = append(args, r.Message)
 	}
 	return on.exec(query, args)
@@ -292,7 +306,7 @@ func (p *postgres) id() uint32 {
 }
 
 func (p *postgres) releaseIn(tx executor, k Key, minHold time.Duration) (found bool, transaction string, err error) {
-	query, args := p.endSQL(k, minHold, ending{inTransaction: true})
+	query, args := p.endSQL(k, minHold, endsInTransaction)
 	found, err = tx.queryOne(query, args, &transaction)
 	return found, transaction, err
 }
@@ -332,7 +346,7 @@ var errInProgress = errors.New("the transaction is still in progress")
 
 // begin pins nothing: a holder that hangs in its transaction must not outlast its TTL. Above READ COMMITTED the row's
 // release fails if a renewal came after the transaction's snapshot.
-func (p *postgres) begin(tx executor, _ Key, renew bool) (found, renewable bool, err error) {
+func (p *postgres) begin(tx executor, _ Key, renew bool, _ time.Duration) (found, renewable bool, err error) {
 	if !renew {
 		return true, false, nil
 	}
@@ -390,8 +404,12 @@ func (p *postgres) classify(err error) failure {
 			return noTable
 		case code == "40001", code == "40P01": // serialization failure, deadlock
 			return conflicting
+		case code == "0A000", code == "23505": // a plan that is out of date; a sequence that lags behind the table
+			return conflicting
 		case code == "57014", code == "55P03": // statement_timeout, lock_timeout
-			return cancelled
+			return hindered
+		case code == "25006", strings.HasPrefix(code, "53") && code != "53300", strings.HasPrefix(code, "58"):
+			return hindered // a server that is read-only, out of memory or disk, or in trouble
 		case code == "53300", code == "57P03": // too many connections, starting up or shutting down
 			return unreachable
 		case strings.HasPrefix(code, "08"), strings.HasPrefix(code, "57P"), code == "40003": // the connection was cut
@@ -403,7 +421,7 @@ func (p *postgres) classify(err error) failure {
 	switch {
 	case isPoolClosed(err), errors.Is(err, sql.ErrTxDone), errors.Is(err, errNoSequence):
 		return refused
-	case isUnsent(err), errors.As(err, &dial) && dial.Op == "dial":
+	case errors.As(err, &dial) && dial.Op == "dial", errors.As(err, new(*net.DNSError)):
 		return unreachable
 	case errors.Is(err, sql.ErrConnDone): // a bound connection; the next try is on the pool
 		return unreachable

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Limit is how long a statement is tried again, counted from its first failure whose outcome is unknown. A release may take
-// as long in all.
+// Limit is how long a statement is tried again, counted from its first try, and anew from the first whose outcome is unknown. A
+// release may take as long in all.
 const Limit = 5 * time.Second
 
 // failure is what an error says of the statement that gave it.
@@ -19,9 +19,10 @@ const (
 	refused     failure = iota // it had no effect, and another try would have none
 	noTable                    // the same, as there is no such table
 	conflicting                // it had no effect; it may work at once
-	cancelled                  // it had no effect; the database's own time limit ended it
+	hindered                   // it had no effect; it may work later: a time limit of the database's, a full disk
 	unreachable                // it was not sent
 	unknown                    // it may have had its effect
+	unread                     // it has had its effect, but what it said cannot be read; nor could another try's
 )
 
 // settle runs a statement outside of any transaction, and again after a failure that another try can mend. Every try must be
@@ -43,8 +44,8 @@ func (t Table) settle(ctx context.Context, deadline time.Time, try func(executor
 		if err == nil {
 			return doubt, nil
 		}
-		f := t.classify(err)
-		if f == unknown && !doubt {
+		f := t.failureOf(err)
+		if (f == unknown || f == unread) && !doubt {
 			doubt, giveUp = true, time.Now().Add(Limit)
 		}
 		now := time.Now()
@@ -58,7 +59,7 @@ func (t Table) settle(ctx context.Context, deadline time.Time, try func(executor
 // mends says whether another try can mend a failure.
 func (f failure) mends(patient, doubt bool, err error) bool {
 	switch f {
-	case refused, noTable:
+	case refused, noTable, unread:
 		return false
 	case conflicting:
 		return true
@@ -66,13 +67,14 @@ func (f failure) mends(patient, doubt bool, err error) bool {
 		return patient || !errors.Is(err, context.DeadlineExceeded)
 	case unreachable:
 		return patient || doubt
-	default:
+	case hindered:
 		return patient
 	}
+	return false
 }
 
 // InDoubt says whether a transaction whose COMMIT gave err may have committed.
-func (t Table) InDoubt(err error) bool { return t.remote() && t.classify(err) == unknown }
+func (t Table) InDoubt(err error) bool { return t.remote() && t.failureOf(err) == unknown }
 
 // Fate asks how a transaction ended, until the answer is known or Limit has passed.
 func (t Table) Fate(ctx context.Context, transaction string) (f Fate, err error) {
@@ -108,10 +110,45 @@ func Sleep(ctx context.Context, d time.Duration) error {
 }
 
 // unsentError is the error of a statement that was not sent: it cannot have had an effect.
-type unsentError struct{ error }
+type unsentError struct {
+	error
+	connected bool // there was a connection, but it failed before; the next one may not
+}
 
 // Unwrap returns why it was not sent.
 func (e *unsentError) Unwrap() error { return e.error }
+
+// refusedError is the error of a statement that one of GORM's callbacks did not let through.
+type refusedError struct{ error }
+
+// Unwrap returns the callback's error.
+func (e *refusedError) Unwrap() error { return e.error }
+
+// unreadError is the error of a statement that was done, but whose answer could not be used.
+type unreadError struct{ error }
+
+// Unwrap returns what went wrong.
+func (e *unreadError) Unwrap() error { return e.error }
+
+// failureOf says what an error means for the statement that gave it.
+func (t Table) failureOf(err error) failure {
+	var refusal *refusedError
+	var unusable *unreadError
+	switch {
+	case errors.As(err, &refusal):
+		return refused
+	case errors.As(err, &unusable):
+		return unread
+	}
+	f := t.classify(err)
+	if unsent := (*unsentError)(nil); f == unknown && errors.As(err, &unsent) {
+		if unsent.connected {
+			return conflicting
+		}
+		return unreachable
+	}
+	return f
+}
 
 func isUnsent(err error) bool {
 	var unsent *unsentError

@@ -79,7 +79,7 @@ func TestFailuresThatAnotherTryMends(t *testing.T) {
 		{"refused", []error{failureOf(refused)}, 1, RowNotAsked, false},
 		{"no table", []error{failureOf(noTable)}, 1, RowMissing, false},
 		{"conflicting", []error{failureOf(conflicting), failureOf(conflicting)}, 3, RowFound, false},
-		{"cancelled", []error{failureOf(cancelled)}, 2, RowFound, false},
+		{"hindered", []error{failureOf(hindered)}, 2, RowFound, false},
 		{"unreachable", []error{failureOf(unreachable)}, 2, RowFound, false},
 		{"unknown", []error{failureOf(unknown)}, 2, RowFound, true},
 		{"unknown, then refused", []error{failureOf(unknown), failureOf(refused)}, 2, RowNotAsked, true},
@@ -105,12 +105,12 @@ func TestAStatementThatIsNotPatient(t *testing.T) {
 	}{
 		{"refused", []error{failureOf(refused)}, 1},
 		{"conflicting", []error{failureOf(conflicting)}, 2},
-		{"cancelled", []error{failureOf(cancelled)}, 1},
+		{"hindered", []error{failureOf(hindered)}, 1},
 		{"unreachable", []error{failureOf(unreachable)}, 1},
 		{"unknown", []error{failureOf(unknown)}, 2},
 		{"unknown, by a time limit", []error{context.DeadlineExceeded}, 1},
 		{"unknown, then unreachable", []error{failureOf(unknown), failureOf(unreachable)}, 3},
-		{"unknown, then cancelled", []error{failureOf(unknown), failureOf(cancelled)}, 2},
+		{"unknown, then hindered", []error{failureOf(unknown), failureOf(hindered)}, 2},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			s := &script{steps: test.steps}
@@ -309,7 +309,7 @@ type late struct{ context.Context }
 func (late) Deadline() (time.Time, bool) { return time.Now().Add(-time.Second), true }
 
 func TestWhatNeedsNoConnectionIsUnsent(t *testing.T) {
-	err := error(&unsentError{sql.ErrConnDone})
+	err := error(&unsentError{error: sql.ErrConnDone})
 	require.True(t, isUnsent(fmt.Errorf("wrapped: %w", err)))
 	require.ErrorIs(t, err, sql.ErrConnDone)
 	require.False(t, isUnsent(sql.ErrConnDone))

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"gorm.io/gorm"
-	"gorm.io/gorm/logger"
 )
 
 // sqlite has the statements for SQLite. Times are text of one form and width, in UTC, so that they compare as times.
@@ -46,34 +45,23 @@ FROM ` + table + ` WHERE lock_id = ?`,
 	}
 }
 
-// pinnedAfter is how long an acquire stays locked out of the file by another writer before it calls an expired lease,
-// which that writer may be guarding, held.
-const pinnedAfter = 50 * time.Millisecond
-
 func (s *sqlite) acquire(on executor, r Request) (a Answer, err error) {
 	err = s.connect(on, func(c *sqliteConn) error {
 		for range maxLooks {
 			if err := c.patiently(Limit, func(on executor) error { return s.look(on, r, &a) }); err != nil {
 				return err
 			}
-			if a.Held != nil && !a.ended && a.Held.LeaseID != r.LeaseID {
+			if a.Held != nil && !a.Ended && a.Held.LeaseID != r.LeaseID {
 				return nil
-			}
-			limit := Limit
-			if a.Held != nil && a.Held.LeaseID != r.LeaseID {
-				limit = pinnedAfter
 			}
 			// SQLite answers with the row before it commits: a COMMIT that is locked out undoes what it has told.
 			var token int64
-			err := c.patiently(limit, func(on executor) error {
+			err := c.patiently(Limit, func(on executor) error {
 				token = 0
 				_, err := on.queryOne(s.acquireSQL,
 					[]any{r.LockID, modifier(r.TTL), r.Holder, r.LeaseID, r.LockID, r.LeaseID}, &token)
 				return err
 			})
-			if isBusy(err) && limit == pinnedAfter {
-				return nil
-			}
 			if err != nil {
 				return err
 			}
@@ -100,7 +88,7 @@ func (s *sqlite) look(on executor, r Request, a *Answer) error {
 	if expires.Valid {
 		row.ExpiresAt = &expires.Time
 	}
-	*a = Answer{Held: row, Left: time.Duration(left.Int64) * time.Millisecond, ended: ended.Bool}
+	*a = Answer{Held: row, Left: time.Duration(left.Int64) * time.Millisecond, Ended: ended.Bool}
 	return nil
 }
 
@@ -133,10 +121,11 @@ func (s *sqlite) guard(tx executor, k Key) (bool, error) {
 // begin takes the write lock with the transaction's first statement: one that had read before could not write any more
 // once another had written (SQLITE_BUSY_SNAPSHOT). The transaction then keeps every writer out of the file, renewals as well
 // as take-overs.
-func (s *sqlite) begin(tx executor, k Key, _ bool) (found, renewable bool, err error) {
-	c := newSQLiteConn(tx)
+func (s *sqlite) begin(tx executor, k Key, _ bool, wait time.Duration) (found, renewable bool, err error) {
+	tx.hush, tx.judge = conflicts, s
+	c := &sqliteConn{executor: tx}
 	err = c.use(func() error {
-		return c.patiently(Limit, func(on executor) (err error) {
+		return c.patiently(wait, func(on executor) (err error) {
 			found, err = s.guard(on, k)
 			return err
 		})
@@ -157,18 +146,14 @@ func (s *sqlite) row(on executor, lockID string) (row *Row, live bool, err error
 // remote: SQLite runs in this process, so that nothing is under way once a call has returned.
 func (s *sqlite) remote() bool { return false }
 
-// migrate tries again if another process wrote, or made the same table or index, at the same time.
+// migrate tries again if another process wrote, or made the same table or index, at the same time. It is in a transaction, as
+// dbresolver would look for the table in a replica.
 func (s *sqlite) migrate(on executor, model any) error {
-	for giveUp := time.Now().Add(Limit); ; {
-		// In a transaction, as dbresolver would look for the table in a replica.
-		err := s.transaction(on, func(tx *gorm.DB) error { return tx.AutoMigrate(model) })
-		if err == nil || time.Now().After(giveUp) || !isBusy(err) && !strings.Contains(err.Error(), "already exists") {
-			return err
-		}
-		if err := Sleep(on.ctx, 10*time.Millisecond); err != nil {
-			return err
-		}
-	}
+	return s.connect(on, func(c *sqliteConn) error {
+		return c.patiently(forever, func(on executor) error {
+			return s.transaction(on, func(tx *gorm.DB) error { return tx.AutoMigrate(model) })
+		})
+	})
 }
 
 func (s *sqlite) writeRow(on executor, query string, args []any) (found bool, err error) {
@@ -195,9 +180,6 @@ func (s *sqlite) clean(on executor) (left bool, err error) {
 	if left = err != nil && isNested(err); left {
 		_, err = on.pool.ExecContext(on.ctx, `ROLLBACK`)
 	}
-	if err != nil {
-		err = &unsentError{err}
-	}
 	return left, err
 }
 
@@ -217,21 +199,14 @@ type sqliteConn struct {
 	sqlite *sqlite // of a pool of somebody else's making: each statement needs a transaction of its own
 }
 
-// connect uses the target's connection.
+// connect uses the executor's connection.
 func (s *sqlite) connect(on executor, fn func(c *sqliteConn) error) error {
-	c := newSQLiteConn(on)
+	c := &sqliteConn{executor: on}
 	if _, bound := on.pool.(*sql.Conn); !bound {
 		c.sqlite = s
 		return fn(c)
 	}
 	return c.use(func() error { return fn(c) })
-}
-
-func newSQLiteConn(on executor) *sqliteConn {
-	config := *on.config
-	config.Logger = busyLogger{config.Logger}
-	on.config = &config
-	return &sqliteConn{executor: on}
 }
 
 // run runs a statement outside of any transaction that somebody left open. If a pool can begin no transactions there is no
@@ -247,24 +222,6 @@ func (c *sqliteConn) run(statement func(on executor) error) error {
 	return err
 }
 
-// busyLogger is a logger that is not told of a statement which waits for another connection: that is no failure.
-type busyLogger struct{ logger.Interface }
-
-// Trace logs a statement.
-func (l busyLogger) Trace(ctx context.Context, begin time.Time, statement func() (string, int64), err error) {
-	if !isBusy(err) {
-		l.Interface.Trace(ctx, begin, statement, err)
-	}
-}
-
-// ParamsFilter is the logger's own, if it has one: it may hide the values.
-func (l busyLogger) ParamsFilter(ctx context.Context, sql string, params ...any) (string, []any) {
-	if filter, ok := l.Interface.(gorm.ParamsFilter); ok {
-		return filter.ParamsFilter(ctx, sql, params...)
-	}
-	return sql, params
-}
-
 // busySlice is SQLite's own wait for other connections, busy_timeout, in milliseconds. That wait does not end with a
 // context in every driver, so it is short, and patiently repeats it. It is not 0: while it lasts a COMMIT keeps new
 // readers out, who would otherwise starve it if the journal is not a WAL (https://www.sqlite.org/lockingv3.html).
@@ -277,18 +234,18 @@ func (c *sqliteConn) use(fn func() error) error {
 	var timeout int
 	rows, err := c.pool.QueryContext(ctx, `PRAGMA busy_timeout`) // QueryRow of GORM's prepared statements can panic
 	if err != nil {
-		return &unsentError{err}
+		return &unsentError{error: err}
 	}
 	rows.Next()
 	if err := errors.Join(rows.Scan(&timeout), rows.Err(), rows.Close()); err != nil {
-		return &unsentError{err}
+		return &unsentError{error: err}
 	}
 	if timeout != busySlice {
 		defer func() {
 			_, _ = c.pool.ExecContext(ctx, fmt.Sprintf(`PRAGMA busy_timeout = %d`, timeout))
 		}()
 		if _, err := c.pool.ExecContext(ctx, fmt.Sprintf(`PRAGMA busy_timeout = %d`, busySlice)); err != nil {
-			return &unsentError{err}
+			return &unsentError{error: err}
 		}
 	}
 	return fn()
@@ -302,17 +259,19 @@ func (c *sqliteConn) patiently(limit time.Duration, statement func(on executor) 
 		if !isBusy(err) || time.Now().After(giveUp) {
 			return err
 		}
-		if err := Sleep(c.ctx, time.Millisecond+rand.N(time.Millisecond)); err != nil {
-			return &unsentError{err}
+		if done := Sleep(c.ctx, time.Millisecond+rand.N(time.Millisecond)); done != nil {
+			return &unsentError{error: fmt.Errorf("another connection writes to the file (%v): %w", err, done)}
 		}
 	}
 }
 
-// classify: SQLite runs in this process, so no Answer is lost but that of a statement whose context ended.
+// classify: SQLite runs in this process, so no answer is lost but that of a statement whose context ended.
 func (s *sqlite) classify(err error) failure {
 	switch {
 	case isBusy(err), isInterrupted(err), isNested(err):
 		return conflicting
+	case strings.Contains(err.Error(), "disk is full"), strings.Contains(err.Error(), "disk I/O error"):
+		return hindered
 	case strings.Contains(err.Error(), "no such table"):
 		return noTable
 	case isPoolClosed(err):
@@ -343,9 +302,10 @@ func isNested(err error) bool {
 	return strings.Contains(err.Error(), "cannot start a transaction within a transaction")
 }
 
-// isBusy says whether SQLite was locked out of the file by another connection: SQLITE_BUSY or SQLITE_LOCKED, whose text
-// comes from SQLite itself and so is the same in every driver.
+// isBusy says whether SQLite was locked out of the file by another connection (SQLITE_BUSY or SQLITE_LOCKED), or found that
+// one has made the same table or index meanwhile. The texts come from SQLite itself and so are the same in every driver.
 func isBusy(err error) bool {
 	return err != nil && (strings.Contains(err.Error(), "database is locked") ||
-		strings.Contains(err.Error(), "database table is locked"))
+		strings.Contains(err.Error(), "database table is locked") ||
+		strings.Contains(err.Error(), "already exists"))
 }

@@ -4,9 +4,11 @@ import (
 	"context"
 	"database/sql"
 	"reflect"
+	"time"
 
 	"gorm.io/gorm"
 	"gorm.io/gorm/clause"
+	"gorm.io/gorm/logger"
 )
 
 // executor is where a statement runs, and under which context: a pool, a connection of it, or a transaction.
@@ -14,7 +16,9 @@ type executor struct {
 	ctx    context.Context
 	config *gorm.Config
 	pool   gorm.ConnPool
-	main   bool // stay on the main pool, as mainPool says
+	main   bool       // stay on the main pool, as mainPool says
+	hush   hush       // which failures are not logged
+	judge  classifier // what a failure is, for hush
 }
 
 // in is the executor of a caller's transaction.
@@ -28,44 +32,65 @@ func (e executor) under(ctx context.Context) executor {
 	return e
 }
 
+// hushing is the executor with other failures that are not logged.
+func (e executor) hushing(h hush) executor {
+	e.hush = h
+	return e
+}
+
 // session is a handle that can begin transactions. It has neither conditions nor settings of the caller's handle.
 func (e executor) session() *gorm.DB {
 	e.main = false
-	return e.statement("", nil).Session(&gorm.Session{NewDB: true})
+	db, _ := e.statement("", nil)
+	return db.Session(&gorm.Session{NewDB: true})
 }
 
 // statement is one that GORM's callbacks can run, and so its logger and plugins see it. gorm.DB.Raw would build the text
-// anew every time, which costs several times as much as everything else that GORM does here.
-func (e executor) statement(query string, args []any) *gorm.DB {
+// anew every time, which costs several times as much as everything else that GORM does here. The pool is nil unless it is the
+// main one.
+func (e executor) statement(query string, args []any) (*gorm.DB, *mainPool) {
 	var s struct {
-		db   gorm.DB
-		stmt gorm.Statement
-		main mainPool
+		db     gorm.DB
+		stmt   gorm.Statement
+		main   mainPool
+		config gorm.Config
+		log    quietLogger
 	}
 	s.db = gorm.DB{Config: e.config, Statement: &s.stmt}
-	s.stmt.DB, s.stmt.ConnPool, s.stmt.Context = &s.db, e.pool, e.ctx
-	if e.main {
-		s.main = mainPool{e.pool, e.config.ConnPool}
-		s.stmt.ConnPool = &s.main
+	if e.hush != nothing {
+		s.config, s.log = *e.config, quietLogger{e.config.Logger, e.hush, e.judge}
+		s.config.Logger, s.db.Config = &s.log, &s.config
 	}
+	s.stmt.DB, s.stmt.ConnPool, s.stmt.Context = &s.db, e.pool, e.ctx
 	s.stmt.Clauses, s.stmt.Vars = map[string]clause.Clause{}, args
 	s.stmt.SQL.WriteString(query)
-	return &s.db
+	if !e.main {
+		return &s.db, nil
+	}
+	s.main = mainPool{ConnPool: e.pool, pool: e.config.ConnPool}
+	s.stmt.ConnPool = &s.main
+	return &s.db, &s.main
 }
 
 // queryOne scans the one row that a statement may return. It reads to the end: a failed commit shows there.
 func (e executor) queryOne(query string, args []any, dest ...any) (found bool, err error) {
-	rows, err := e.statement(query, args).Rows()
-	if err != nil {
-		return false, err
+	tx, main := e.statement(query, args)
+	rows, err := tx.Rows()
+	if rows != nil {
+		defer func() {
+			if closed := rows.Close(); err == nil {
+				err = closed
+			}
+		}()
 	}
-	defer func() {
-		if closed := rows.Close(); err == nil {
-			err = closed
-		}
-	}()
+	if err != nil {
+		return false, main.outcome(err)
+	}
 	if found = rows.Next(); found {
 		if err := rows.Scan(dest...); err != nil {
+			if e.ctx.Err() == nil {
+				err = &unreadError{err}
+			}
 			return false, err
 		}
 		rows.Next()
@@ -75,16 +100,47 @@ func (e executor) queryOne(query string, args []any, dest ...any) (found bool, e
 
 // exec runs a statement and says whether it changed a row.
 func (e executor) exec(query string, args []any) (changed bool, err error) {
-	tx := e.statement(query, args)
+	tx, main := e.statement(query, args)
 	tx.Callback().Raw().Execute(tx)
-	return tx.RowsAffected > 0, tx.Error
+	return tx.RowsAffected > 0, main.outcome(tx.Error)
 }
 
 // mainPool keeps every statement on the pool that it wraps. dbresolver would send some of ours to a replica, or to a source
 // on which the transaction of Mutex.Transaction does not run. It leaves transactions where they are, and takes this for one.
+//
+// It also remembers whether the statement came so far: a callback may refuse it.
 type mainPool struct {
 	gorm.ConnPool               // the pool, or a connection of it
 	pool          gorm.ConnPool // the pool
+	sent          bool
+	err           error // the driver's
+}
+
+// ExecContext runs a statement.
+func (p *mainPool) ExecContext(ctx context.Context, query string, args ...any) (result sql.Result, err error) {
+	p.sent = true
+	result, p.err = p.ConnPool.ExecContext(ctx, query, args...)
+	return result, p.err
+}
+
+// QueryContext runs a statement that returns rows.
+func (p *mainPool) QueryContext(ctx context.Context, query string, args ...any) (rows *sql.Rows, err error) {
+	p.sent = true
+	rows, p.err = p.ConnPool.QueryContext(ctx, query, args...)
+	return rows, p.err
+}
+
+// outcome is GORM's error of the statement as settle is to see it: the driver's own, or that of a callback.
+func (p *mainPool) outcome(err error) error {
+	switch {
+	case err == nil || p == nil:
+		return err
+	case !p.sent:
+		return &refusedError{err}
+	case p.err != nil: // GORM may have translated it
+		return p.err
+	}
+	return &unreadError{err}
 }
 
 // Commit makes it look like a transaction.
@@ -105,6 +161,51 @@ func sqlDB(pool gorm.ConnPool) (*sql.DB, error) {
 		return pool.GetDBConn()
 	}
 	return nil, gorm.ErrInvalidDB
+}
+
+// hush says which failures of a statement GORM's logger is not told of, as they are none for the caller.
+type hush int
+
+const (
+	nothing   hush = iota
+	conflicts      // what another try mends
+	refusals       // also what the database refuses: there is another way
+	failures       // all: nobody depends on it
+)
+
+// classifier is a dialect's classify.
+type classifier interface{ classify(err error) failure }
+
+// quietLogger is a logger that is not told of some failures.
+type quietLogger struct {
+	logger.Interface
+	hush  hush
+	judge classifier
+}
+
+// Trace logs a statement.
+func (l *quietLogger) Trace(ctx context.Context, begin time.Time, statement func() (string, int64), err error) {
+	if err == nil || !l.hushes(err) {
+		l.Interface.Trace(ctx, begin, statement, err)
+	}
+}
+
+func (l *quietLogger) hushes(err error) bool {
+	switch l.judge.classify(err) {
+	case conflicting:
+		return true
+	case refused:
+		return l.hush >= refusals
+	}
+	return l.hush == failures
+}
+
+// ParamsFilter is the logger's own, if it has one: it may hide the values.
+func (l *quietLogger) ParamsFilter(ctx context.Context, sql string, params ...any) (string, []any) {
+	if filter, ok := l.Interface.(gorm.ParamsFilter); ok {
+		return filter.ParamsFilter(ctx, sql, params...)
+	}
+	return sql, params
 }
 
 // Identity tells pools apart. It is the *sql.DB beneath a pool. For a pool that hides it, it is the pool itself.

@@ -91,7 +91,7 @@ func (t Table) Acquire(ctx context.Context, r Request) (Answer, error) {
 			if settled, err := t.remove(on.under(limited), r.Key); settled && err == nil {
 				a.Token = 0 // as if it had not been
 			}
-			err = &unsentError{ctx.Err()}
+			err = &unsentError{error: ctx.Err()}
 		}
 		return err
 	})
@@ -117,9 +117,7 @@ func (t Table) Discard(ctx context.Context, k Key, ttl *time.Duration) {
 	}
 	ctx, deadline := context.WithoutCancel(ctx), time.Now().Add(limit)
 	for _, pause := range []time.Duration{0, 20 * time.Millisecond, 100 * time.Millisecond} {
-		if Sleep(ctx, pause) != nil {
-			return
-		}
+		time.Sleep(pause)
 		var settled bool
 		_, err := t.settle(ctx, deadline, func(on executor) (err error) {
 			settled, err = t.remove(on, k)
@@ -178,7 +176,7 @@ func (t Table) Release(ctx context.Context, limit time.Time, r Release) Outcome 
 	}
 	doubt, err := t.settle(ctx, limit, try)
 	if r.Notify && t.Refused(err) {
-		r.Notify, r.Message = false, ""
+		r.Notify, r.Message, r.Unaware = false, "", false
 		before := doubt
 		doubt, err = t.settle(ctx, limit, try)
 		doubt = doubt || before
@@ -194,7 +192,7 @@ func (t Table) HandOn(ctx context.Context, limit time.Time, k Key, next Request)
 	doubt, err := t.settle(ctx, limit, func(on executor) (err error) {
 		a.Start = time.Now()
 		a.Token, err = t.handOn(on, k, next, again)
-		again = again || err != nil && t.classify(err) == unknown
+		again = again || err != nil && t.failureOf(err) == unknown
 		return err
 	})
 	return a, t.outcome(a.Token != 0, doubt, err)
@@ -247,9 +245,10 @@ func (t Table) ForceRelease(ctx context.Context, limit time.Time, lockID string)
 	return err
 }
 
-// Prepare makes a transaction of Begin ready for the caller's work. The transaction then ends with ReleaseIn.
-func (t Table) Prepare(tx *gorm.DB, k Key, renew bool) (o Outcome, renewable bool) {
-	found, renewable, err := t.begin(in(tx.Statement.Context, tx), k, renew)
+// Prepare makes a transaction of Begin ready for the caller's work. The transaction then ends with ReleaseIn. While other
+// writers lock it out it goes on for Limit, or for wait if that is longer or, as less than 0, forever.
+func (t Table) Prepare(tx *gorm.DB, k Key, renew bool, wait time.Duration) (o Outcome, renewable bool) {
+	found, renewable, err := t.begin(in(tx.Statement.Context, tx), k, renew, atLeastLimit(wait))
 	return t.outcome(found, false, err), renewable
 }
 
@@ -271,7 +270,10 @@ func (t Table) Migrate(ctx context.Context, model any) error {
 }
 
 // Missing says whether an error means that there is no such table.
-func (t Table) Missing(err error) bool { return err != nil && t.classify(err) == noTable }
+func (t Table) Missing(err error) bool { return err != nil && t.failureOf(err) == noTable }
+
+// Busy says whether an error is of a statement that others kept from having an effect, and that may have it later.
+func (t Table) Busy(err error) bool { return err != nil && t.failureOf(err) == conflicting }
 
 // Refused says whether the database refused a statement, and would refuse it again.
-func (t Table) Refused(err error) bool { return err != nil && t.classify(err) == refused }
+func (t Table) Refused(err error) bool { return err != nil && t.failureOf(err) == refused }
