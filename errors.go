@@ -49,6 +49,7 @@ var (
 	errNoLease = fmt.Errorf("%w: the lease is not from Acquire", ErrInvalidSettings)
 
 	errReleased = errors.New("had been released")
+	errEnded    = errors.New("it was over by the database's clock when it was to be renewed")
 )
 
 // HeldError is the error of a mutex that is held by someone else; it matches ErrNotAcquired. Only LockID is set if nobody

@@ -28,10 +28,13 @@ type Lease struct {
 	timer    *time.Timer // ends ctx at the deadline; nil = never
 
 	inTransaction bool   // it is Mutex.Transaction's
+	doubtful      bool   // a request for it may still be under way: see locktable.Answer.Doubt
 	stopRenewing  func() // nil = there are no renewals
 
-	verb  sync.Mutex // held by the one Renew or Release that runs
-	doubt bool       // guarded by verb: a release may have had its effect, but its answer did not come
+	verb sync.Mutex // held by the one Renew or Release that runs
+	// Guarded by verb:
+	doubt     bool // a release may have had its effect, but its answer did not come
+	finishing bool // a release goes on in the background
 
 	mu          sync.Mutex // guards what follows
 	deadline    time.Time  // zero = never
@@ -136,6 +139,9 @@ func (l *Lease) end(s state, outcome error) {
 	l.mu.Lock()
 	l.state, l.outcome = s, outcome
 	l.mu.Unlock()
+	if l.doubtful {
+		l.mutex.table.DiscardLater(l.parent, l.key, l.mutex.settings.TTL)
+	}
 	if l.timer != nil {
 		l.timer.Stop()
 	}
@@ -201,16 +207,18 @@ func (l *Lease) unasked(late time.Duration, err error) *TimeoutError {
 // Renew makes the lease last its TTL from now. It tries for up to 5 seconds, but not past the lease's end. It works while
 // the handle's context is done, too, for work that is winding down.
 //
-// Once the lease has ended it returns ErrTimeout without SQL. If it finds the lease lost, it ends the lease's context
-// and returns ErrTimeout. Any other error is the database's: the lease then lasts as long as before.
+// Once the lease has ended it returns ErrTimeout without SQL. If it finds the lease lost, or its time over by the database's
+// clock, it ends the lease's context and returns ErrTimeout: a mutex that was free for a moment stays free. Any other error
+// is the database's: the lease then lasts as long as before. A lease that never expires is only looked for.
 func (l *Lease) Renew() error {
 	if l == nil || l.mutex == nil {
 		return errNoLease
 	}
-	return l.renew(l.parent)
+	return l.renew(l.parent, 1)
 }
 
-func (l *Lease) renew(ctx context.Context) error {
+// renew is Renew, which goes on for a part of the time that the lease has left.
+func (l *Lease) renew(ctx context.Context, part time.Duration) error {
 	l.verb.Lock()
 	defer l.verb.Unlock()
 	m := l.mutex
@@ -221,8 +229,10 @@ func (l *Lease) renew(ctx context.Context) error {
 		return l.unasked(l.late(now), nil)
 	}
 	limit := time.Now().Add(locktable.Limit)
-	if deadline, expires := l.ExpiresAt(); expires && deadline.Before(limit) {
-		limit = deadline
+	if deadline, expires := l.ExpiresAt(); expires {
+		if end := time.Now().Add(time.Until(deadline) / part); end.Before(limit) {
+			limit = end
+		}
 	}
 	transaction := l.releasedBy()
 	o, start := m.table.Renew(ctx, limit, l.key, m.settings.TTL)
@@ -238,6 +248,8 @@ func (l *Lease) renew(ctx context.Context) error {
 	case o.Row == locktable.RowMissing:
 		l.endMissing(0, o.Err)
 		return l.over()
+	case o.Row == locktable.RowEnded:
+		return l.runOut(errEnded)
 	case ctx.Err() != nil: // the work is done
 		return m.failed(ctx, "renew", o.Err)
 	}
@@ -251,6 +263,20 @@ func (l *Lease) remember(failure error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.failure = failure
+}
+
+// runOut ends the lease's context now, before its deadline. Its row is left to the release, which tells whether somebody else
+// had the mutex in between.
+func (l *Lease) runOut(why error) error {
+	l.mu.Lock()
+	l.deadline = time.Now()
+	l.mu.Unlock()
+	timeout := l.unasked(0, why)
+	if l.timer != nil {
+		l.timer.Stop()
+	}
+	l.cancel(timeout)
+	return timeout
 }
 
 // over is the error of a verb that needs a lease which has ended.
@@ -286,7 +312,8 @@ func (l *Lease) releasedBy() *string {
 	return l.transaction
 }
 
-// startRenewing renews the lease every TTL/3 until it is released or lost. It tries a failed renewal again after TTL/30.
+// startRenewing renews the lease every TTL/3 until it is released or lost. It tries a failed renewal again after TTL/30. A
+// renewal goes on for half of the time that is left, so that its failure is known before the lease ends.
 func (l *Lease) startRenewing() {
 	ctx, cancel := context.WithCancel(l.parent)
 	done := make(chan struct{})
@@ -295,11 +322,13 @@ func (l *Lease) startRenewing() {
 	go func() {
 		defer close(done)
 		for pause := ttl / 3; locktable.Sleep(ctx, pause) == nil; {
-			err := l.renew(ctx)
-			if errors.Is(err, ErrTimeout) {
+			err := l.renew(ctx, 2)
+			pause = ttl / 3
+			switch {
+			case errors.Is(err, ErrTimeout):
 				return
-			}
-			if pause = ttl / 3; err != nil {
+			case err != nil && ctx.Err() == nil:
+				l.mutex.config.Logger.Warn(ctx, "%v; there will be another try", err)
 				pause = ttl / 30
 			}
 		}
@@ -313,10 +342,13 @@ func (l *Lease) startRenewing() {
 // late it is called. After the lease has ended it returns ErrTimeout. The *TimeoutError says whether the lease was lost, or
 // only ran out; it frees the mutex in that case, too. Calling it again returns the same.
 //
-// Any other error is the database's: the lease may last until its TTL, and Release may be called again. If the deadline has
-// passed as well, that error is in a *TimeoutError with Lost, as nobody could ask for the row.
+// Any other error is the database's. If it is one that time can mend, the release goes on in the background: until it is
+// done, the lease has ended (after an hour if it never expires), or the pool is closed. The error says so. Release may be
+// called again meanwhile. If the deadline has passed as well, that error is in a *TimeoutError with Lost, as nobody could ask
+// for the row. Renewals have ended in any case.
 //
-// While a transaction pins the lease with Guard, Release waits for it, and says so if the 5 seconds pass.
+// To learn how a transaction with ReleaseIn ended, or to undo what it handed on to a waiter that has gone, Release may need
+// some seconds more. While a transaction pins the lease with Guard, Release waits for it, and says so if the 5 seconds pass.
 func (l *Lease) Release() error {
 	if l == nil || l.mutex == nil {
 		return errNoLease
@@ -349,12 +381,32 @@ func (l *Lease) release(ended time.Time) error {
 		o = m.table.Reserve(l.parent, limit, l.key, *turn, l.async())
 		if m.table.Refused(o.Err) {
 			before := o.Doubt
-			turn, o = nil, l.giveBack(limit)
+			turn, o = nil, l.giveBack(l.parent, limit)
 			o.Doubt = o.Doubt || before
 		}
 	default:
-		o = l.giveBack(limit)
+		o = l.giveBack(l.parent, limit)
 	}
+	if l.conclude(o, ended, next != nil) {
+		if l.current() == released && turn == nil {
+			queues.wake(m.key)
+		}
+		return l.result()
+	}
+	l.cancel(context.Canceled)
+	err := m.notReleased(l.parent, limit, "release", o.Err)
+	if l.releaseLater(o.Err, ended) {
+		err = fmt.Errorf("%w; it goes on in the background", err)
+	}
+	if late := l.late(ended); late > 0 && l.releasedBy() == nil {
+		return l.unasked(late, err)
+	}
+	return err
+}
+
+// conclude ends the lease with what became of its row, after work that ended at a moment. It is false if that is not known.
+// The row may have been handed on.
+func (l *Lease) conclude(o locktable.Outcome, ended time.Time, handedOn bool) bool {
 	l.doubt = l.doubt || o.Doubt
 	late := l.late(ended)
 	switch o.Row {
@@ -364,26 +416,48 @@ func (l *Lease) release(ended time.Time) error {
 		l.mu.Unlock()
 		var outcome error
 		if late > 0 {
-			outcome = l.timeout(next != nil && o.Doubt, late, nil) // the row may be the next one's, by its own acquire
+			outcome = l.timeout(handedOn && o.Doubt, late, nil) // the row may be the next one's, by its own acquire
 		}
 		l.end(released, outcome)
 	case locktable.RowMissing:
 		l.endMissing(late, o.Err)
 	default:
-		l.cancel(context.Canceled)
-		err := m.notReleased(l.parent, limit, "release", o.Err)
-		if late > 0 && l.releasedBy() == nil {
-			return l.unasked(late, err)
-		}
-		return err
+		return false
 	}
 	if !o.Told {
 		l.tellGone()
 	}
-	if l.current() == released && turn == nil {
-		queues.wake(m.key)
+	return true
+}
+
+// releaseLater goes on in the background with a release that failed, unless no other try can mend that, or the lease has
+// ended. It says whether one does.
+func (l *Lease) releaseLater(failure error, ended time.Time) bool {
+	until, expires := l.ExpiresAt()
+	switch {
+	case l.mutex.table.Refused(failure), expires && time.Until(until) <= 0:
+		return false
+	case l.finishing:
+		return true
+	case !expires:
+		until = time.Now().Add(locktable.LaterLimit)
 	}
-	return l.result()
+	l.finishing = true
+	l.mutex.table.Later(l.parent, until, func(ctx context.Context) (done bool) {
+		l.verb.Lock()
+		defer l.verb.Unlock()
+		if l.current() != held {
+			return true
+		}
+		o := l.giveBack(ctx, time.Time{})
+		if l.conclude(o, ended, false) {
+			queues.wake(l.mutex.key)
+			return true
+		}
+		l.finishing = !l.mutex.table.Refused(o.Err)
+		return !l.finishing
+	})
+	return true
 }
 
 // result is what the release of a lease that has ended gives.
@@ -404,8 +478,8 @@ func (l *Lease) tellGone() {
 	l.mutex.table.Tell(ctx, l.key.LockID, l.mutex.goneMessage(l.ticket))
 }
 
-// giveBack ends the lease's row.
-func (l *Lease) giveBack(limit time.Time) locktable.Outcome {
+// giveBack ends the lease's row. Without a limit it is not patient.
+func (l *Lease) giveBack(ctx context.Context, limit time.Time) locktable.Outcome {
 	m := l.mutex
 	r := locktable.Release{
 		Key:     l.key,
@@ -420,7 +494,7 @@ func (l *Lease) giveBack(limit time.Time) locktable.Outcome {
 	default:
 		r.Unaware = queues.unaware(m.key)
 	}
-	o := m.table.Release(l.parent, limit, r)
+	o := m.table.Release(ctx, limit, r)
 	if o.Knocked {
 		queues.knocked(m)
 	}
@@ -436,6 +510,7 @@ func (l *Lease) pass(to locktable.Reservation) {
 	o := l.mutex.table.Reserve(l.parent, time.Now().Add(locktable.Limit), l.key, to, l.async())
 	if o.Row != locktable.RowFound {
 		l.discard()
+		l.tellGone()
 	}
 }
 
@@ -454,7 +529,7 @@ func (l *Lease) undo() {
 	queues.wake(l.mutex.key)
 }
 
-func (l *Lease) discard() { l.mutex.table.Discard(l.parent, l.key, l.mutex.settings.TTL) }
+func (l *Lease) discard() { l.mutex.discard(l.key, l.mutex.settings.TTL) }
 
 // Lost says whether somebody else may have held the mutex before the work ended, as TimeoutError.Lost does. It runs no SQL.
 //   - Once Release, or a Do that calls it, has returned nil or ErrTimeout, Lost is final: it is false for a lease that was

@@ -4,7 +4,6 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
-	"errors"
 	"time"
 
 	"github.com/gorm-dbmutex/dbmutex/internal/locktable"
@@ -148,11 +147,4 @@ func (qs *queueSet) unaware(key queueKey) bool {
 	defer qs.mu.Unlock()
 	q := qs.queues[key]
 	return q == nil || q.listener == nil
-}
-
-// isClosed asks a pool without touching a connection.
-func isClosed(pool *sql.DB) bool {
-	done, cancel := context.WithCancel(context.Background())
-	cancel()
-	return !errors.Is(pool.PingContext(done), context.Canceled)
 }

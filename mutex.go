@@ -227,9 +227,9 @@ func (m *Mutex) try(r locktable.Request) (*Lease, locktable.Answer, error) {
 	a, err := m.table.Acquire(m.ctx, r)
 	switch {
 	case err != nil:
-		return nil, locktable.Answer{}, m.failed(m.ctx, "acquire", err)
+		return nil, a, m.failed(m.ctx, "acquire", err)
 	case a.Token != 0:
-		return newLease(m, r.Key, a), locktable.Answer{}, nil
+		return newLease(m, r.Key, a), a, nil
 	case a.Ended:
 		return nil, a, heldError(m.id, nil)
 	}
@@ -245,6 +245,14 @@ func (m *Mutex) nested() error {
 	}
 	return nil
 }
+
+// discard removes a lease that nobody will use, in the background if that takes longer.
+func (m *Mutex) discard(k locktable.Key, ttl *time.Duration) {
+	if !m.table.Discard(m.ctx, k, ttl) {
+		m.table.DiscardLater(m.ctx, k, ttl)
+	}
+}
+
 // Holder returns the lease that holds the mutex now, or nil, nil if it is free. With pgnotify it may be a waiter's, for
 // which the mutex is kept for a moment. What it says may be outdated when it returns. The error is the context's or the
 // database's.

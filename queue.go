@@ -73,6 +73,8 @@ type waiter struct {
 	head    chan struct{} // closed when it becomes the head
 	wake    chan struct{} // holds an element when it is worth asking, or a lease has come
 
+	doubtful bool // a question for its request may still be under way: see locktable.Answer.Doubt
+
 	// Guarded by queueSet.mu:
 	stage     stage
 	lease     *Lease        // what it has been handed
@@ -153,7 +155,7 @@ func (qs *queueSet) remove(q *queue) {
 func (qs *queueSet) sweep() {
 	closed := map[any]bool{}
 	for _, pool := range qs.listened() {
-		closed[pool] = isClosed(pool)
+		closed[pool] = locktable.IsClosed(pool)
 	}
 	qs.mu.Lock()
 	defer qs.mu.Unlock()
@@ -236,9 +238,13 @@ func (w *waiter) settle(r remains) {
 	case r.late != nil && r.acquired:
 		r.late.end(released, nil)
 	case r.late != nil:
+		r.late.doubtful = w.doubtful
 		r.late.undo()
-	case r.doubt && !r.acquired:
-		w.mutex.table.Discard(w.mutex.ctx, w.request.Key, w.request.TTL)
+	case r.acquired:
+	case r.doubt:
+		w.mutex.discard(w.request.Key, w.request.TTL)
+	case w.doubtful:
+		w.mutex.table.DiscardLater(w.mutex.ctx, w.request.Key, w.request.TTL)
 	}
 	if r.announce {
 		w.mutex.withdraw(w.request.Ticket, w.trip)

@@ -39,7 +39,11 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 		return nil, err
 	}
 	if m.settings.Wait == 0 {
-		lease, _, err = m.try(m.request())
+		request := m.request()
+		lease, answer, err := m.try(request)
+		if lease == nil && answer.Doubt {
+			m.table.DiscardLater(m.ctx, request.Key, request.TTL)
+		}
 		return lease, err
 	}
 	p, stop := m.patience()
@@ -47,6 +51,9 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 	w := queues.join(m)
 	defer func() { w.settle(queues.leave(w, lease)) }()
 	lease, err = w.acquire(p)
+	if lease != nil {
+		lease.doubtful = w.doubtful
+	}
 	if done := locktable.Done(m.ctx); done != nil && err != nil && !errors.Is(err, ErrNotAcquired) {
 		return nil, w.cutShort(done)
 	}
@@ -90,12 +97,14 @@ func (w *waiter) acquire(p *patience) (*Lease, error) {
 		request, asked := w.request, time.Now()
 		request.Kept = turn
 		lease, seen, err := w.mutex.try(request)
+		w.doubtful = w.doubtful || seen.Doubt
 		switch {
 		case err == nil && !p.over:
 			to := queues.pass(w, lease)
 			if to == nil {
 				return lease, nil
 			}
+			lease.doubtful, w.doubtful = w.doubtful, false
 			lease.pass(*to)
 			pause, b.inTheWay = pollLast, to.Ticket
 		case w.mutex.table.Busy(err) && !p.over: // others keep everybody from it

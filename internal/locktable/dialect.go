@@ -127,6 +127,7 @@ type Answer struct {
 	Held  *Row          // nil: the row changed while it was looked at
 	Left  time.Duration // of Held, by the database's clock
 	Start time.Time     // when the statement was sent, by this process's clock
+	Doubt bool          // the request may have an effect later: see Table.DiscardLater
 	Ended bool          // of Held: it holds the mutex no more, but the mutex could not be taken over
 }
 

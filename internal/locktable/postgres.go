@@ -2,7 +2,6 @@ package locktable
 
 import (
 	"cmp"
-	"context"
 	"crypto/rand"
 	"database/sql"
 	"encoding/json"
@@ -69,7 +68,8 @@ FROM stale WHERE m.id = stale.id RETURNING m.id, ` + durable,
 		handOnSQL: `UPDATE ` + table + `
 SET id = DEFAULT, creation_time = clock_timestamp(), expires_at = ` + expires("$3") + `, holder = $4, lease_id = $2
 WHERE lock_id = $1 AND lease_id IN ($5, $6) RETURNING id, ` + durable,
-		renewSQL: `UPDATE ` + table + ` SET expires_at = ` + expires("$3") + owned + ` RETURNING ` + durable,
+		renewSQL: `UPDATE ` + table + ` SET expires_at = ` + expires("$3") + owned + `
+AND (expires_at IS NULL OR expires_at > clock_timestamp()) RETURNING ` + durable,
 		guardSQL: `SELECT 1 FROM ` + table + owned + ` FOR KEY SHARE`,
 		rowSQL: `SELECT id, lock_id, creation_time, expires_at, holder, lease_id, coalesce(expires_at > clock_timestamp(), true)
 FROM ` + table + ` WHERE lock_id = $1`,
@@ -234,20 +234,6 @@ func heldBy(lockID, found string) (a Answer, err error) {
 	}, nil
 }
 
-// grace is for how long a statement may go on after its context is done: one that is cut off costs its connection, and
-// may still have its effect on the server later.
-const grace = time.Second
-
-// gracefully is a context that ends grace after ctx.
-func gracefully(ctx context.Context) (context.Context, context.CancelFunc) {
-	if ctx.Done() == nil {
-		return ctx, func() {}
-	}
-	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	stop := context.AfterFunc(ctx, func() { time.AfterFunc(grace, cancel) })
-	return own, func() { stop(); cancel() }
-}
-
 func (p *postgres) renew(on executor, k Key, ttl *time.Duration) (bool, error) {
 	return on.exec(p.renewSQL, k.args(microseconds(ttl)))
 }
@@ -264,7 +250,9 @@ func (p *postgres) release(on executor, r Release) (bool, error) {
 	return p.end(on, r, endsDurably)
 }
 
-func (p *postgres) releaseUnmarked(on executor, r Release) (bool, error) { return p.end(on, r, endsUnmarked) }
+func (p *postgres) releaseUnmarked(on executor, r Release) (bool, error) {
+	return p.end(on, r, endsUnmarked)
+}
 
 func (p *postgres) end(on executor, r Release, how ending) (bool, error) {
 	query, args := p.endSQL(r.Key, r.MinHold, how)

@@ -97,6 +97,20 @@ func Done(ctx context.Context) error {
 	return ctx.Err()
 }
 
+// grace is for how long a statement may go on after its context is done: one that is cut off costs its connection, and
+// may still have its effect on the server later.
+const grace = time.Second
+
+// gracefully is a context that ends grace after ctx.
+func gracefully(ctx context.Context) (context.Context, context.CancelFunc) {
+	if ctx.Done() == nil {
+		return ctx, func() {}
+	}
+	own, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(ctx, func() { time.AfterFunc(grace, cancel) })
+	return own, func() { stop(); cancel() }
+}
+
 // Sleep waits, or returns the context's error once it is done.
 func Sleep(ctx context.Context, d time.Duration) error {
 	timer := time.NewTimer(d)

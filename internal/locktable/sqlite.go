@@ -35,7 +35,8 @@ SELECT ?, ` + now + `, ` + expiry + `, ?, ?
 WHERE NOT EXISTS (SELECT 1 FROM ` + table + `
 	WHERE lock_id = ? AND lease_id <> ? AND (expires_at IS NULL OR expires_at >= ` + now + `))
 RETURNING id`,
-		renewSQL:   `UPDATE ` + table + ` SET expires_at = ` + expiry + owned,
+		renewSQL: `UPDATE ` + table + ` SET expires_at = ` + expiry + owned + `
+AND (expires_at IS NULL OR expires_at >= ` + now + `)`,
 		releaseSQL: `DELETE FROM ` + table + owned,
 		leaveSQL:   `UPDATE ` + table + ` SET lease_id = ?, expires_at = strftime(` + form + `, creation_time, ?)` + owned,
 		// A write that changes nothing: it keeps every other writer out until the transaction ends.

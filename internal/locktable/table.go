@@ -64,6 +64,7 @@ const (
 	RowNotAsked RowState = iota // Outcome.Err says why
 	RowFound                    // it was there, and the lease's
 	RowMissing                  // it was not there, nor perhaps the table; Outcome.Err says so then
+	RowEnded                    // it was there, but its time was over by the database's clock
 )
 
 func (t Table) outcome(found, doubt bool, err error) Outcome {
@@ -78,7 +79,8 @@ func (t Table) outcome(found, doubt bool, err error) Outcome {
 }
 
 // Acquire asks for a lease once. Without one, it leaves none in the table: it removes what a try without an answer may have
-// made, also after ctx is done. If that fails too, GORM has logged the error.
+// made, also after ctx is done. If that fails, or if the network may still deliver a try, Answer.Doubt says so, also beside an
+// error.
 func (t Table) Acquire(ctx context.Context, r Request) (Answer, error) {
 	var a Answer
 	doubt, err := t.settle(ctx, time.Time{}, func(on executor) (err error) {
@@ -95,12 +97,13 @@ func (t Table) Acquire(ctx context.Context, r Request) (Answer, error) {
 		}
 		return err
 	})
+	a.Doubt = doubt && t.remote()
 	if err == nil && a.Token != 0 {
 		return a, nil
 	}
 	if doubt || a.Token != 0 {
 		a.Token = 0
-		t.Discard(ctx, r.Key, r.TTL)
+		a.Doubt = !t.Discard(ctx, r.Key, r.TTL) || a.Doubt
 	}
 	return a, err
 }
@@ -108,9 +111,9 @@ func (t Table) Acquire(ctx context.Context, r Request) (Answer, error) {
 // discardLimit is how long Discard goes on for a lease that has a TTL.
 const discardLimit = 2 * time.Second
 
-// Discard removes a lease that nobody will use, also after ctx is done. GORM logs its errors. A lease that it cannot remove
-// within discardLimit is left to its TTL; without a TTL it goes on up to Limit.
-func (t Table) Discard(ctx context.Context, k Key, ttl *time.Duration) {
+// Discard removes a lease that nobody will use, also after ctx is done. It tries for discardLimit, or for Limit without a
+// TTL. GORM logs its errors. If the row was not there, or could not be removed, it may be there later.
+func (t Table) Discard(ctx context.Context, k Key, ttl *time.Duration) (settled bool) {
 	limit := discardLimit
 	if ttl == nil {
 		limit = Limit
@@ -118,15 +121,15 @@ func (t Table) Discard(ctx context.Context, k Key, ttl *time.Duration) {
 	ctx, deadline := context.WithoutCancel(ctx), time.Now().Add(limit)
 	for _, pause := range []time.Duration{0, 20 * time.Millisecond, 100 * time.Millisecond} {
 		time.Sleep(pause)
-		var settled bool
 		_, err := t.settle(ctx, deadline, func(on executor) (err error) {
 			settled, err = t.remove(on, k)
 			return err
 		})
 		if settled || err != nil {
-			return
+			return settled && err == nil
 		}
 	}
+	return false
 }
 
 // remove deletes the row of a lease that may have been made. If there is none, and the database is remote, a statement
@@ -148,21 +151,39 @@ func (t Table) Live(ctx context.Context, lockID string) (live *Row, err error) {
 	return live, err
 }
 
-// Renew makes a lease last ttl from start.
+// Renew makes a lease last ttl from start. A lease whose time is over by the database's clock stays as it is. A statement that
+// is under way when ctx ends has grace.
 func (t Table) Renew(ctx context.Context, limit time.Time, k Key, ttl *time.Duration) (o Outcome, start time.Time) {
-	var found bool
+	graceful, cancel := gracefully(ctx)
+	defer cancel()
+	var found, ended bool
 	doubt, err := t.settle(ctx, limit, func(on executor) (err error) {
+		deadline, _ := on.ctx.Deadline()
+		limited, cancel := context.WithDeadline(graceful, deadline)
+		defer cancel()
+		on = on.under(limited)
 		start = time.Now()
-		found, err = t.renew(on, k, ttl)
+		if found, err = t.renew(on, k, ttl); err != nil || found {
+			return err
+		}
+		row, _, err := t.row(on, k.LockID)
+		ended = err == nil && row != nil && row.LeaseID == k.LeaseID
 		return err
 	})
-	return t.outcome(found, doubt, err), start
+	if o = t.outcome(found, doubt, err); ended && o.Row == RowMissing {
+		o.Row = RowEnded
+	}
+	return o, start
 }
 
-// Release ends a lease. If the database refuses that with a notification, it does so without.
+// Release ends a lease. If the database refuses that with a notification, it does so without. A zero limit is none, and has
+// little patience.
 func (t Table) Release(ctx context.Context, limit time.Time, r Release) Outcome {
 	var found, knocked bool
 	try := func(on executor) (err error) {
+		if r.Notify {
+			on = on.hushing(refusals)
+		}
 		unaware := r.Unaware
 		r.Unaware = false
 		if unaware {
@@ -203,7 +224,7 @@ func (t Table) HandOn(ctx context.Context, limit time.Time, k Key, next Request)
 func (t Table) Reserve(ctx context.Context, limit time.Time, k Key, to Reservation, async bool) Outcome {
 	var found bool
 	doubt, err := t.settle(ctx, limit, func(on executor) (err error) {
-		found, err = t.reserve(on, k, to, async)
+		found, err = t.reserve(on.hushing(refusals), k, to, async)
 		return err
 	})
 	o := t.outcome(found, doubt, err)
@@ -211,15 +232,16 @@ func (t Table) Reserve(ctx context.Context, limit time.Time, k Key, to Reservati
 	return o
 }
 
-// Tell sends a message, and leaves a mark at the mutex's row for Release.Unaware. It tries once. GORM logs its error.
+// Tell sends a message, and leaves a mark at the mutex's row for Release.Unaware. It tries once, and nobody hears of a
+// failure: the others ask by themselves, too.
 func (t Table) Tell(ctx context.Context, lockID, message string) {
-	_ = t.tryOnce(ctx, func(on executor) error { return t.tell(on, lockID, message) })
+	_ = t.tryOnce(ctx, func(on executor) error { return t.tell(on.hushing(failures), lockID, message) })
 }
 
 // Withdraw sends a message, and frees the mutex that is kept for a waiter. The key has the ticket in the place of a lease's
-// id. It tries once. GORM logs its error.
+// id. It tries once, as Tell does.
 func (t Table) Withdraw(ctx context.Context, k Key, message string) {
-	_ = t.tryOnce(ctx, func(on executor) error { return t.withdraw(on, k, message) })
+	_ = t.tryOnce(ctx, func(on executor) error { return t.withdraw(on.hushing(failures), k, message) })
 }
 
 // ForceRelease ends the lease whose row is there, whosever it is, and spares a successor.
