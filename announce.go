@@ -14,7 +14,7 @@ const (
 	announceAt  = 2
 	remindAfter = 2 * time.Second
 	remindPause = 50 * time.Millisecond
-	believed    = 5 * time.Second
+	believed    = 10 * time.Second
 
 	// A waiter that has had its turn, or has gone, is remembered for as long as an older message of its may come.
 	remembered = time.Second

@@ -53,8 +53,8 @@ var (
 )
 
 // HeldError is the error of a mutex that is held by someone else; it matches ErrNotAcquired. Only LockID is set if nobody
-// can say who that is: the mutex changed hands while it was looked at, or a lease that has ended is pinned. The same goes for
-// a mutex whose lease the context has already, as it is not reentrant. Error says so then.
+// can say who that is: the mutex changed hands while it was looked at, or a lease that has ended is pinned. The same goes
+// for a mutex whose lease the context has already, as it is not reentrant. Error says so then.
 type HeldError struct {
 	LockID    string     // the mutex
 	Holder    string     // who holds it, or whose turn is next (see pgnotify), by its settings: host/pid unless set
@@ -66,18 +66,20 @@ type HeldError struct {
 
 // Error says who holds the mutex, since when and until when.
 func (e *HeldError) Error() string {
+	return fmt.Sprintf("dbmutex: %q is held by %s", e.LockID, e.who())
+}
+
+func (e *HeldError) who() string {
 	switch {
 	case e.nested:
-		return fmt.Sprintf("dbmutex: %q is held by the caller itself: its context has the lease, and a mutex is not reentrant",
-			e.LockID)
+		return "the caller itself: its context has the lease, and a mutex is not reentrant"
 	case e.Since.IsZero():
-		return fmt.Sprintf("dbmutex: %q is held by someone else", e.LockID)
+		return "someone else"
 	case e.ExpiresAt == nil:
-		return fmt.Sprintf("dbmutex: %q is held by %s since %s and does not expire",
-			e.LockID, printable(e.Holder), e.Since.Format(toMilliseconds))
+		return fmt.Sprintf("%s since %s and does not expire", printable(e.Holder), e.Since.Format(toMilliseconds))
 	default:
-		return fmt.Sprintf("dbmutex: %q is held by %s since %s until %s",
-			e.LockID, printable(e.Holder), e.Since.Format(toMilliseconds), e.ExpiresAt.Format(toMilliseconds))
+		return fmt.Sprintf("%s since %s until %s",
+			printable(e.Holder), e.Since.Format(toMilliseconds), e.ExpiresAt.Format(toMilliseconds))
 	}
 }
 
@@ -95,7 +97,7 @@ func printable(name string) string {
 // Is makes errors.Is(err, ErrNotAcquired) true.
 func (e *HeldError) Is(target error) bool { return target == ErrNotAcquired }
 
-// heldError is of the row that is in the way. It is nil if none was seen, or if its lease has ended.
+// heldError is of the row that is in the way; of nobody known if that is nil.
 func heldError(lockID string, row *locktable.Row) *HeldError {
 	if row == nil {
 		return &HeldError{LockID: lockID}

@@ -2,6 +2,7 @@ package dbmutex
 
 import (
 	"database/sql"
+	"strconv"
 	"testing"
 	"time"
 
@@ -56,7 +57,9 @@ func HeadOf(t testing.TB, m *Mutex) (woken func() bool) {
 }
 
 // Notify does what the listener does when it hears of a release.
-func Notify(m *Mutex) { queues.wakeID(m.key.pool.(*sql.DB), m.id) }
+func Notify(m *Mutex) {
+	queues.wakeID(m.key.pool.(*sql.DB), strconv.FormatUint(uint64(m.table.ID()), 10), m.id)
+}
 
 // Strangers is how many waiters of other processes this process knows of, that have not had their turn.
 func Strangers(m *Mutex) (n int) {

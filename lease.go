@@ -265,8 +265,8 @@ func (l *Lease) remember(failure error) {
 	l.failure = failure
 }
 
-// runOut ends the lease's context now, before its deadline. Its row is left to the release, which tells whether somebody else
-// had the mutex in between.
+// runOut ends the lease's context now, before its deadline. Its row is left to the release, which tells whether somebody
+// else had the mutex in between.
 func (l *Lease) runOut(why error) error {
 	l.mu.Lock()
 	l.deadline = time.Now()
@@ -344,8 +344,8 @@ func (l *Lease) startRenewing() {
 //
 // Any other error is the database's. If it is one that time can mend, the release goes on in the background: until it is
 // done, the lease has ended (after an hour if it never expires), or the pool is closed. The error says so. Release may be
-// called again meanwhile. If the deadline has passed as well, that error is in a *TimeoutError with Lost, as nobody could ask
-// for the row. Renewals have ended in any case.
+// called again meanwhile. If the deadline has passed as well, that error is in a *TimeoutError with Lost, as nobody could
+// ask for the row. Renewals have ended in any case.
 //
 // To learn how a transaction with ReleaseIn ended, or to undo what it handed on to a waiter that has gone, Release may need
 // some seconds more. While a transaction pins the lease with Guard, Release waits for it, and says so if the 5 seconds pass.

@@ -4,6 +4,8 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/gorm-dbmutex/dbmutex/internal/locktable"
@@ -81,7 +83,8 @@ func (qs *queueSet) keepListening(ctx context.Context, pool *sql.DB, l *listener
 	}
 	notified := func(channel, payload string) {
 		if channel == locktable.ReleaseChannel {
-			qs.wakeID(pool, payload)
+			table, id, _ := strings.Cut(payload, " ")
+			qs.wakeID(pool, table, id)
 		} else {
 			qs.hear(pool, payload)
 		}
@@ -94,13 +97,15 @@ func (qs *queueSet) keepListening(ctx context.Context, pool *sql.DB, l *listener
 	}
 }
 
-// wakeID wakes the heads of the queues that a notification of a release is for.
-func (qs *queueSet) wakeID(pool *sql.DB, id string) {
+// wakeID wakes the heads of the queues that a notification of a release is for: of a mutex in the table with a Table.ID.
+func (qs *queueSet) wakeID(pool *sql.DB, table, id string) {
 	qs.mu.Lock()
 	defer qs.mu.Unlock()
 	for _, q := range qs.byNotice[noticeKey{pool, id}] {
-		q.changes++
-		q.signal()
+		if strconv.FormatUint(uint64(q.table.ID()), 10) == table {
+			q.changes++
+			q.signal()
+		}
 	}
 }
 

@@ -201,13 +201,14 @@ func TestAReleaseNotifiesOfItsRowAlone(t *testing.T) {
 		require.ErrorIs(t, held[0].Release(), dbmutex.ErrTimeout)
 		require.NoError(t, held[2].Release())
 		require.NoError(t, db.Exec(`DELETE FROM db_mutexes`).Error)
-		require.NoError(t, db.Exec(`SELECT pg_notify('dbmutex', 'alone no more')`).Error)
+		require.NoError(t, db.Exec(`SELECT pg_notify('dbmutex', '0 alone no more')`).Error)
 		var heard []string
 		for !slices.Contains(heard, "alone no more") {
 			notification, err := conn.WaitForNotification(limited(t))
 			require.NoError(t, err)
-			if strings.HasPrefix(notification.Payload, "alone ") { // and not another test's
-				heard = append(heard, notification.Payload)
+			_, id, _ := strings.Cut(notification.Payload, " ") // after the table's
+			if strings.HasPrefix(id, "alone ") {               // and not another test's
+				heard = append(heard, id)
 			}
 		}
 		require.NoError(t, conn.Close(limited(t)))

@@ -107,7 +107,9 @@ func (w *waiter) signal() {
 	}
 }
 
-// queueSet has this process's queues, and what listens for them.
+// queueSet has this process's queues, and what listens for them. Its methods take mu, but for of, remove, listen and
+// unlisten, which need it held. So do all methods of queue. Nothing blocks while mu is held. A Lease's mu may be taken
+// under it, never the other way round.
 type queueSet struct {
 	mu        sync.Mutex
 	queues    map[queueKey]*queue
@@ -260,7 +262,7 @@ func (qs *queueSet) wake(key queueKey) {
 	}
 }
 
-// released is wake after a release that handed the mutex to nobody.
+// released is wake after an end that did not ask next: it counts the run.
 func (qs *queueSet) released(key queueKey) {
 	qs.mu.Lock()
 	defer qs.mu.Unlock()
@@ -309,15 +311,18 @@ func (qs *queueSet) firstPause(q *queue) time.Duration {
 }
 
 // stillHeldBy keeps what a head learned of the holder. The head rests then. Other processes are to hear the news, if there
-// are any. heard says whether the last change of the holder was heard of.
-func (qs *queueSet) stillHeldBy(w *waiter, seen locktable.Answer, err error, trip time.Duration) (heard bool, news string) {
+// are any. hears says whether changes of the holder are heard of, and heard whether the last one was.
+func (qs *queueSet) stillHeldBy(
+	w *waiter, seen locktable.Answer, err error, trip time.Duration,
+) (hears, heard bool, news string) {
 	qs.mu.Lock()
 	defer qs.mu.Unlock()
 	q := w.queue
 	qs.listen(q)
 	w.stage, w.turn = resting, false
 	w.asks++
-	heard = q.hears() && q.changes > w.changes
+	hears = q.hears()
+	heard = hears && q.changes > w.changes
 	w.changes, w.trip, q.trip = q.changes, trip, trip
 	if errors.As(err, &q.seen); seen.Left > 0 {
 		q.seenEnds = time.Now().Add(seen.Left)
@@ -333,7 +338,7 @@ func (qs *queueSet) stillHeldBy(w *waiter, seen locktable.Answer, err error, tri
 			news = m.text()
 		}
 	}
-	return heard, news
+	return hears, heard, news
 }
 
 // rests says that a head asks no more for the moment.

@@ -273,27 +273,35 @@ func TestQuestionsAreSpaced(t *testing.T) {
 	seen, _ := heldBy("first")
 	for _, next := range []time.Duration{pollFirst, 2 * pollFirst, 4 * pollFirst} {
 		require.Equal(t, next, b.next)
-		pause := b.after(seen, false, 0)
+		pause := b.after(seen, false, false, 0)
 		require.GreaterOrEqual(t, pause, next/2)
 		require.Less(t, pause, next/2+next)
 	}
 	for range 20 {
-		b.after(seen, false, 0)
+		b.after(seen, false, false, 0)
 	}
 	require.Equal(t, pollLast, b.next)
-	require.Equal(t, time.Hour, b.after(seen, false, time.Hour), "the answer to a message may be on its way")
+	require.Equal(t, time.Hour, b.after(seen, false, false, time.Hour), "the answer to a message may be on its way")
 
 	seen.Left = time.Millisecond
-	require.LessOrEqual(t, b.after(seen, false, time.Hour), 2*time.Millisecond, "the lease runs out before")
+	require.LessOrEqual(t, b.after(seen, false, false, time.Hour), 2*time.Millisecond, "the lease runs out before")
 
 	other, _ := heldBy("second")
-	b.after(other, true, 0)
+	b.after(other, false, true, 0)
 	require.Equal(t, pollLast, b.next, "this change was heard of")
 	third, _ := heldBy("third")
-	b.after(third, false, 0)
+	b.after(third, false, false, 0)
 	require.Equal(t, 2*pollFirst, b.next)
 	for range 20 {
-		b.after(third, false, 0)
+		b.after(third, false, false, 0)
 	}
 	require.Equal(t, pollBusy, b.next, "the gaps are short, and are not heard of")
+
+	fourth, _ := heldBy("fourth")
+	b.after(fourth, true, true, 0)
+	require.Equal(t, pollLast, b.most)
+	for range 20 {
+		b.after(fourth, true, true, 0)
+	}
+	require.Equal(t, pollHearing, b.next, "its end will be heard of")
 }

@@ -73,7 +73,8 @@ func SettingsFromEnv() (Settings, error) {
 	seconds, err := strconv.ParseFloat(value, 64)
 	ttl := math.Round(seconds * float64(time.Second))
 	if err != nil || !(ttl >= float64(time.Millisecond) && ttl < math.MaxInt64) {
-		return s, fmt.Errorf(`%w: %s=%q: want a number of seconds, at least 0.001, or "none"`, ErrInvalidSettings, ttlVariable, value)
+		return s, fmt.Errorf(`%w: %s=%q: want a number of seconds, at least 0.001, or "none"`,
+			ErrInvalidSettings, ttlVariable, value)
 	}
 	*s.TTL = time.Duration(ttl)
 	return s, nil

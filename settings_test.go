@@ -38,7 +38,8 @@ func TestInvalidSettings(t *testing.T) {
 			require.ErrorIs(t, d.Open(t).Use(dbmutex.New(s)), dbmutex.ErrInvalidSettings)
 		}
 		for _, opt := range []dbmutex.Option{
-			nil, dbmutex.WithTTL(time.Millisecond), dbmutex.WithTTL(math.MaxInt64), dbmutex.WithMinHold(dbmutex.DefaultTTL), dbmutex.WithHolder(""),
+			nil, dbmutex.WithTTL(time.Millisecond), dbmutex.WithTTL(math.MaxInt64), dbmutex.WithMinHold(dbmutex.DefaultTTL),
+			dbmutex.WithHolder(""),
 			dbmutex.WithWait(math.MaxInt64), dbmutex.WithWait(dbmutex.Forever),
 		} {
 			_, err := db.Mutex("job", opt).Acquire()

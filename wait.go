@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"strings"
 	"time"
 
 	"github.com/gorm-dbmutex/dbmutex/internal/locktable"
@@ -20,6 +19,13 @@ const (
 	// pollBusy is pollLast if the mutex has changed hands during the wait and this process did not hear of it: the gaps in
 	// which the mutex is free are short.
 	pollBusy = 20 * time.Millisecond
+
+	// pollHearing is pollLast if this process hears of releases and the same lease is still in the way: it then asks only
+	// for those that do not notify.
+	pollHearing = 2 * time.Second
+
+	// wokenPause is the least between two questions, as anybody may send notifications.
+	wokenPause = time.Millisecond
 
 	forever time.Duration = -1
 
@@ -64,9 +70,9 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 func (w *waiter) cutShort(done error) error {
 	who := ""
 	if seen := queues.lastHeld(w.queue); seen != nil {
-		who = strings.TrimPrefix(seen.Error(), "dbmutex:") + ";"
+		who = ", held by " + seen.who()
 	}
-	return fmt.Errorf("dbmutex: wait for %q:%s %w", w.mutex.id, who, done)
+	return fmt.Errorf("dbmutex: wait for %q%s: %w", w.mutex.id, who, done)
 }
 
 // acquire asks for the lease, again and again, until it is there or the patience ends.
@@ -76,6 +82,7 @@ func (w *waiter) acquire(p *patience) (*Lease, error) {
 		return nil, err
 	}
 	b := backoff{next: pollFirst, most: pollLast}
+	var answered time.Time
 	for {
 		why := p.rest(w.wake, pause)
 		if why == contextDone {
@@ -92,12 +99,12 @@ func (w *waiter) acquire(p *patience) (*Lease, error) {
 			b.next = pollFirst
 		case why == woken:
 			b.next = pollFirst
-			p.rest(nil, queues.standBack(w.queue))
+			p.rest(nil, max(queues.standBack(w.queue), wokenPause-time.Since(answered), 0))
 		}
 		request, asked := w.request, time.Now()
 		request.Kept = turn
 		lease, seen, err := w.mutex.try(request)
-		w.doubtful = w.doubtful || seen.Doubt
+		w.doubtful, answered = w.doubtful || seen.Doubt, time.Now()
 		switch {
 		case err == nil && !p.over:
 			to := queues.pass(w, lease)
@@ -125,7 +132,7 @@ func (w *waiter) acquire(p *patience) (*Lease, error) {
 			pause = pollFirst // somebody else has the row locked at this moment
 		default:
 			trip := time.Since(asked)
-			heard, news := queues.stillHeldBy(w, seen, err, trip)
+			hears, heard, news := queues.stillHeldBy(w, seen, err, trip)
 			answer := time.Duration(0) // when that to the news may come
 			if news != "" {
 				w.announce(p, news)
@@ -133,7 +140,7 @@ func (w *waiter) acquire(p *patience) (*Lease, error) {
 					answer = trip
 				}
 			}
-			pause = b.after(seen, heard, answer)
+			pause = b.after(seen, hears, heard, answer)
 		}
 	}
 }
@@ -198,9 +205,15 @@ type backoff struct {
 	inTheWay   string // the lease that was seen last
 }
 
-// after is how long to rest when the mutex was seen held, but at least so long.
-func (b *backoff) after(seen locktable.Answer, heard bool, least time.Duration) time.Duration {
-	if seen.Held != nil && seen.Held.LeaseID != b.inTheWay { // the mutex has changed hands
+// after is how long to rest when the mutex was seen held: at least so long, but not beyond the end of the lease in the way.
+// The process hears of releases or not, and so it has or has not heard that the mutex changed hands, if it did.
+func (b *backoff) after(seen locktable.Answer, hears, heard bool, least time.Duration) time.Duration {
+	switch {
+	case seen.Held == nil || seen.Held.LeaseID == b.inTheWay:
+		if hears {
+			b.most = pollHearing
+		}
+	default: // the mutex has changed hands
 		b.most = pollLast
 		if b.inTheWay != "" && !heard {
 			b.most, b.next = pollBusy, pollFirst
@@ -233,7 +246,7 @@ func (m *Mutex) patience() (p *patience, stop func()) {
 	return p, func() { timer.Stop() }
 }
 
-// left is how long Settings.Wait goes on; at least tellLimit without one.
+// left is what is left of Settings.Wait; tellLimit with Forever.
 func (p *patience) left() time.Duration {
 	if p.timeout == nil {
 		return tellLimit

@@ -21,15 +21,15 @@ func TestListenHearsOfReleases(t *testing.T) {
 	defer cancel()
 	ready, heard, ended := make(chan struct{}), make(chan string, 10), make(chan error, 1)
 	go func() {
-		ended <- listen(ctx, pool, []string{"dbmutex"}, func() { close(ready) }, func(_, id string) { heard <- id })
+		ended <- listen(ctx, pool, []string{"dbmutex"}, func() { close(ready) }, func(_, payload string) { heard <- payload })
 	}()
 	<-ready
 	work := func(context.Context) error { return nil }
 	require.NoError(t, db.Mutex("never expires", dbmutex.WithoutTTL()).Do(work)) // does not notify
 	require.NoError(t, db.Mutex("job's id, 'quoted'").Do(work))
 	select {
-	case id := <-heard:
-		require.Equal(t, "job's id, 'quoted'", id)
+	case payload := <-heard:
+		require.Regexp(t, `^\d+ job's id, 'quoted'$`, payload)
 	case <-ctx.Done():
 		require.Fail(t, "no notification")
 	}

@@ -69,7 +69,7 @@ type recording interface {
 
 // The channels of a database that notifies.
 const (
-	ReleaseChannel = "dbmutex"       // a mutex was released; the payload is its id
+	ReleaseChannel = "dbmutex"       // a mutex was released; the payload is the table's id, a space, and the mutex's id
 	MessageChannel = "dbmutex turns" // what processes tell each other of their waiters
 )
 

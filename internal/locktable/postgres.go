@@ -15,7 +15,8 @@ import (
 	"gorm.io/gorm"
 )
 
-// postgres has the statements for PostgreSQL. They read clock_timestamp(), as now() stands still in a transaction.
+// postgres has the statements for PostgreSQL. They read clock_timestamp(), as now() stands still in a transaction. All
+// functions are named with their schema, as a search path may have others of the same name.
 type postgres struct {
 	table                            string
 	takeOverSQL, handOnSQL, renewSQL string
@@ -46,8 +47,10 @@ const (
 
 const (
 	// An acknowledged lease survives a crash even if the database commits asynchronously. Stronger settings stay.
-	durable = `CASE current_setting('synchronous_commit') WHEN 'off' THEN set_config('synchronous_commit', 'on', true) END`
-	owned   = ` WHERE lock_id = $1 AND lease_id = $2`
+	durable = `CASE pg_catalog.current_setting('synchronous_commit') WHEN 'off'
+	THEN pg_catalog.set_config('synchronous_commit', 'on', true) END`
+	now   = `pg_catalog.clock_timestamp()`
+	owned = ` WHERE lock_id = $1 AND lease_id = $2`
 )
 
 func newPostgres(table string) *postgres {
@@ -58,20 +61,20 @@ func newPostgres(table string) *postgres {
 		// try was lost.
 		takeOverSQL: `WITH stale AS MATERIALIZED (
 	SELECT id FROM ` + table + `
-	WHERE lock_id = $1 AND (expires_at <= clock_timestamp() OR lease_id IN ($2, $5)) FOR UPDATE SKIP LOCKED)
+	WHERE lock_id = $1 AND (expires_at <= ` + now + ` OR lease_id IN ($2, $5)) FOR UPDATE SKIP LOCKED)
 UPDATE ` + table + ` AS m
-SET id = DEFAULT, creation_time = clock_timestamp(), expires_at = ` + expires("$3") + `, holder = $4, lease_id = $2
+SET id = DEFAULT, creation_time = ` + now + `, expires_at = ` + expires("$3") + `, holder = $4, lease_id = $2
 FROM stale WHERE m.id = stale.id RETURNING m.id, ` + durable,
 
 		// $6 is the next lease, if the answer to an earlier try was lost: the row may be its own then. Its token is drawn in
 		// time: whoever else wins the row ends this lease first. It waits for guards, as a release does.
 		handOnSQL: `UPDATE ` + table + `
-SET id = DEFAULT, creation_time = clock_timestamp(), expires_at = ` + expires("$3") + `, holder = $4, lease_id = $2
+SET id = DEFAULT, creation_time = ` + now + `, expires_at = ` + expires("$3") + `, holder = $4, lease_id = $2
 WHERE lock_id = $1 AND lease_id IN ($5, $6) RETURNING id, ` + durable,
 		renewSQL: `UPDATE ` + table + ` SET expires_at = ` + expires("$3") + owned + `
-AND (expires_at IS NULL OR expires_at > clock_timestamp()) RETURNING ` + durable,
+AND (expires_at IS NULL OR expires_at > ` + now + `) RETURNING ` + durable,
 		guardSQL: `SELECT 1 FROM ` + table + owned + ` FOR KEY SHARE`,
-		rowSQL: `SELECT id, lock_id, creation_time, expires_at, holder, lease_id, coalesce(expires_at > clock_timestamp(), true)
+		rowSQL: `SELECT id, lock_id, creation_time, expires_at, holder, lease_id, coalesce(expires_at > ` + now + `, true)
 FROM ` + table + ` WHERE lock_id = $1`,
 		releaseSQL: map[ending]string{},
 		leaveSQL:   map[ending]string{},
@@ -80,10 +83,12 @@ FROM ` + table + ` WHERE lock_id = $1`,
 	// serialises commits, which costs nothing while they are this short. They are a condition, which is true, and not in
 	// RETURNING, so that no row need be sent; without the CASE the planner would evaluate it for other rows, and before the
 	// others.
-	const async = `set_config('synchronous_commit', 'off', true) = 'off'`
-	const notify = async + ` AND pg_catalog.pg_notify('` + ReleaseChannel + `', lock_id::text) IS NOT NULL`
+	const async = `pg_catalog.set_config('synchronous_commit', 'off', true) = 'off'`
+	released := `pg_catalog.pg_notify('` + ReleaseChannel + `'::text, ('` + strings.ReplaceAll(table, "'", "''") +
+		`'::regclass::oid::text || ' ') || lock_id::text)`
+	notify := async + ` AND ` + released + ` IS NOT NULL`
 	message := func(parameter string) string {
-		return `pg_catalog.pg_notify('` + MessageChannel + `', ` + parameter + `::text) IS NOT NULL`
+		return `pg_catalog.pg_notify('` + MessageChannel + `'::text, ` + parameter + `::text) IS NOT NULL`
 	}
 	only := func(condition string) string { return ` AND CASE WHEN lease_id = $2 THEN ` + condition + ` END` }
 	for end, rest := range map[ending]func(parameter string) string{
@@ -96,7 +101,7 @@ FROM ` + table + ` WHERE lock_id = $1`,
 		// A lock on the row leaves its transaction's number there, as xmax, also when it has ended. A take-over leaves its own.
 		endsUnmarked: func(string) string { return ` AND (xmax = 0 OR xmax = xmin)` + only(notify) },
 		// By its number a transaction can be asked for later.
-		endsInTransaction: func(string) string { return ` RETURNING pg_current_xact_id()::text` },
+		endsInTransaction: func(string) string { return ` RETURNING pg_catalog.pg_current_xact_id()::text` },
 	} {
 		p.releaseSQL[end] = `DELETE FROM ` + table + owned + rest(`$3`)
 		// The new lease_id makes the row ownerless, so that a late renewal cannot revive it; the new id waits for guards.
@@ -105,7 +110,7 @@ FROM ` + table + ` WHERE lock_id = $1`,
 	}
 	// It waits for guards, as a release does. The waiter's own acquire makes the row its lease. Nothing here matches a row
 	// that is the waiter's already: it may have more time by then than this would give it.
-	reserve := `UPDATE ` + table + ` SET id = DEFAULT, creation_time = clock_timestamp(), expires_at = ` + expires("$4") + `,
+	reserve := `UPDATE ` + table + ` SET id = DEFAULT, creation_time = ` + now + `, expires_at = ` + expires("$4") + `,
 	holder = $5, lease_id = $3` + owned
 	p.reserveSQL = map[bool]string{
 		true:  reserve + only(async+` AND `+message(`$6`)),
@@ -114,16 +119,16 @@ FROM ` + table + ` WHERE lock_id = $1`,
 	// The lock is the mark.
 	p.tellSQL = `WITH marked AS MATERIALIZED (
 	SELECT FROM ` + table + ` WHERE lock_id = $1 AND ` + async + ` FOR KEY SHARE SKIP LOCKED)
-SELECT count(*), pg_catalog.pg_notify('` + MessageChannel + `', $2::text)::text FROM marked`
+SELECT pg_catalog.count(*), pg_catalog.pg_notify('` + MessageChannel + `'::text, $2::text)::text FROM marked`
 	p.withdrawSQL = `WITH ended AS (DELETE FROM ` + table + owned + only(async) + ` RETURNING lock_id)
-SELECT pg_catalog.pg_notify('` + ReleaseChannel + `', lock_id::text)::text FROM ended
-UNION ALL SELECT pg_catalog.pg_notify('` + MessageChannel + `', $3::text)::text`
+SELECT ` + released + `::text FROM ended
+UNION ALL SELECT pg_catalog.pg_notify('` + MessageChannel + `'::text, $3::text)::text`
 	return p
 }
 
 // expires is the end of a lease whose TTL in microseconds is a parameter; NULL for one that is NULL.
 func expires(parameter string) string {
-	return `clock_timestamp() + ` + parameter + `::bigint * interval '1 microsecond'`
+	return now + ` + ` + parameter + `::bigint * interval '1 microsecond'`
 }
 
 // acquireStatement is built once, with the sequence of the table's id: asking for that in every statement would cost 10
@@ -137,9 +142,9 @@ func (p *postgres) acquireStatement(on executor) (string, error) {
 		return known.acquireSQL, nil
 	}
 	// A table that the search path finds has its sequence found so, too: the path may differ between connections.
-	query := `SELECT pg_get_serial_sequence($1, 'id')::regclass::text, $1::text::regclass::oid::bigint`
+	query := `SELECT pg_catalog.pg_get_serial_sequence($1, 'id')::regclass::text, $1::text::regclass::oid::bigint`
 	if strings.Contains(p.table, `"."`) {
-		query = `SELECT pg_get_serial_sequence($1, 'id'), $1::text::regclass::oid::bigint`
+		query = `SELECT pg_catalog.pg_get_serial_sequence($1, 'id'), $1::text::regclass::oid::bigint`
 	}
 	var sequence sql.NullString
 	var id uint32
@@ -150,15 +155,15 @@ func (p *postgres) acquireStatement(on executor) (string, error) {
 		return "", errNoSequence
 	}
 	query = `WITH other AS (
-	SELECT json_build_object('holder', holder, 'lease', lease_id, 'since', creation_time, 'expires', expires_at,
-		'leftMicroseconds', (extract(epoch FROM expires_at - clock_timestamp()) * 1000000)::bigint)::text AS lease
+	SELECT pg_catalog.json_build_object('holder', holder, 'lease', lease_id, 'since', creation_time, 'expires', expires_at,
+		'leftMicroseconds', (extract(epoch FROM expires_at - ` + now + `) * 1000000)::bigint)::text AS lease
 	FROM ` + p.table + ` WHERE lock_id = $1),
 made AS (
 	INSERT INTO ` + p.table + ` (lock_id, creation_time, expires_at, holder, lease_id)
-	SELECT $1::varchar, clock_timestamp(), ` + expires("$3") + `, $4::text, $2::varchar
+	SELECT $1::varchar, ` + now + `, ` + expires("$3") + `, $4::text, $2::varchar
 	WHERE NOT EXISTS (SELECT FROM other)
 	ON CONFLICT (lock_id) DO NOTHING
-	RETURNING nextval('` + strings.ReplaceAll(sequence.String, "'", "''") + `'::regclass) AS token, ` + durable + `)
+	RETURNING pg_catalog.nextval('` + strings.ReplaceAll(sequence.String, "'", "''") + `'::regclass) AS token, ` + durable + `)
 SELECT token, '' FROM made UNION ALL SELECT 0, lease FROM other`
 	p.known.Store(&lookedUp{query, id})
 	return query, nil
@@ -315,7 +320,7 @@ func (p *postgres) guard(tx executor, k Key) (bool, error) {
 // https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-SNAPSHOT
 func (p *postgres) fate(on executor, transaction string) (Fate, error) {
 	var status sql.NullString
-	if _, err := on.queryOne(`SELECT pg_xact_status($1::text::xid8)`, []any{transaction}, &status); err != nil {
+	if _, err := on.queryOne(`SELECT pg_catalog.pg_xact_status($1::text::xid8)`, []any{transaction}, &status); err != nil {
 		return Unknown, err
 	}
 	switch status.String {
@@ -339,7 +344,7 @@ func (p *postgres) begin(tx executor, _ Key, renew bool, _ time.Duration) (found
 		return true, false, nil
 	}
 	var level string
-	_, err = tx.queryOne(`SELECT current_setting('transaction_isolation')`, nil, &level)
+	_, err = tx.queryOne(`SELECT pg_catalog.current_setting('transaction_isolation')`, nil, &level)
 	return true, level == "read committed" || level == "read uncommitted", err
 }
 
@@ -423,7 +428,7 @@ const migrationLock = 0x64626d75746578 // "dbmutex"
 func (p *postgres) migrate(on executor, model any) error {
 	// READ COMMITTED, so that what another process made during the wait for the lock is seen.
 	return on.session().Transaction(func(tx *gorm.DB) error {
-		if err := tx.Exec(`SELECT pg_advisory_xact_lock(?::bigint)`, int64(migrationLock)).Error; err != nil {
+		if err := tx.Exec(`SELECT pg_catalog.pg_advisory_xact_lock(?::bigint)`, int64(migrationLock)).Error; err != nil {
 			return err
 		}
 		if err := tx.AutoMigrate(model); err != nil {
@@ -438,7 +443,8 @@ func (p *postgres) migrate(on executor, model any) error {
 // to cut. A table that another role owns, or that has a setting of its own, stays as it is.
 func (p *postgres) keepSize(tx *gorm.DB) error {
 	var may bool
-	err := tx.Raw(`SELECT pg_has_role(relowner, 'USAGE') AND coalesce(reloptions::text, '') NOT LIKE '%vacuum_truncate%'
+	err := tx.Raw(`SELECT pg_catalog.pg_has_role(relowner, 'USAGE')
+	AND coalesce(reloptions::text, '') NOT LIKE '%vacuum_truncate%'
 FROM pg_class WHERE oid = ?::regclass`, p.table).Scan(&may).Error
 	if err != nil || !may {
 		return err

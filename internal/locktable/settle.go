@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// Limit is how long a statement is tried again, counted from its first try, and anew from the first whose outcome is unknown. A
-// release may take as long in all.
+// Limit is how long a statement is tried again, counted from its first try, and anew from the first whose outcome is
+// unknown. A release may take as long in all.
 const Limit = 5 * time.Second
 
 // failure is what an error says of the statement that gave it.

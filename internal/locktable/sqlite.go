@@ -147,8 +147,8 @@ func (s *sqlite) row(on executor, lockID string) (row *Row, live bool, err error
 // remote: SQLite runs in this process, so that nothing is under way once a call has returned.
 func (s *sqlite) remote() bool { return false }
 
-// migrate tries again if another process wrote, or made the same table or index, at the same time. It is in a transaction, as
-// dbresolver would look for the table in a replica.
+// migrate tries again if another process wrote, or made the same table or index, at the same time. It is in a transaction,
+// as dbresolver would look for the table in a replica.
 func (s *sqlite) migrate(on executor, model any) error {
 	return s.connect(on, func(c *sqliteConn) error {
 		return c.patiently(forever, func(on executor) error {

@@ -46,8 +46,8 @@ func (e executor) session() *gorm.DB {
 }
 
 // statement is one that GORM's callbacks can run, and so its logger and plugins see it. gorm.DB.Raw would build the text
-// anew every time, which costs several times as much as everything else that GORM does here. The pool is nil unless it is the
-// main one.
+// anew every time, which costs several times as much as everything else that GORM does here. The pool is nil unless it is
+// the main one.
 func (e executor) statement(query string, args []any) (*gorm.DB, *mainPool) {
 	var s struct {
 		db     gorm.DB

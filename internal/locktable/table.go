@@ -78,9 +78,9 @@ func (t Table) outcome(found, doubt bool, err error) Outcome {
 	return o
 }
 
-// Acquire asks for a lease once. Without one, it leaves none in the table: it removes what a try without an answer may have
-// made, also after ctx is done. If that fails, or if the network may still deliver a try, Answer.Doubt says so, also beside an
-// error.
+// Acquire asks for a lease once. Without one, it leaves none in the table: it removes what a try without an answer may
+// have made, also after ctx is done. If that fails, or if the network may still deliver a try, Answer.Doubt says so, also
+// beside an error.
 func (t Table) Acquire(ctx context.Context, r Request) (Answer, error) {
 	var a Answer
 	doubt, err := t.settle(ctx, time.Time{}, func(on executor) (err error) {
@@ -151,8 +151,8 @@ func (t Table) Live(ctx context.Context, lockID string) (live *Row, err error) {
 	return live, err
 }
 
-// Renew makes a lease last ttl from start. A lease whose time is over by the database's clock stays as it is. A statement that
-// is under way when ctx ends has grace.
+// Renew makes a lease last ttl from start. A lease whose time is over by the database's clock stays as it is. A statement
+// that is under way when ctx ends has grace.
 func (t Table) Renew(ctx context.Context, limit time.Time, k Key, ttl *time.Duration) (o Outcome, start time.Time) {
 	graceful, cancel := gracefully(ctx)
 	defer cancel()
