@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/gorm-dbmutex/dbmutex/internal/locktable"
 )
 
 const (
@@ -106,7 +108,7 @@ func (q *queue) hear(m message) {
 		q.waiters[i].turn = true
 		q.waiters[i].signal()
 	}
-	if m.Wait == nil || m.From == q.number || len(m.Wait.Ticket) != leaseIDLength {
+	if m.Wait == nil || m.From == q.number || len(m.Wait.Ticket) != locktable.LeaseIDLength {
 		return
 	}
 	q.used = now

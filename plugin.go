@@ -2,8 +2,11 @@ package dbmutex
 
 import (
 	"cmp"
+	"database/sql"
 	"fmt"
+	"runtime"
 	"sync"
+	"weak"
 
 	"gorm.io/gorm"
 
@@ -21,9 +24,9 @@ type Plugin struct {
 	tables map[tableKey]locktable.Table
 }
 
-// tableKey is a table in a database. The same plugin may serve several.
+// tableKey is a table in a database. The same plugin may serve several, and outlive them.
 type tableKey struct {
-	pool any
+	pool weak.Pointer[sql.DB]
 	name string // not quoted
 }
 
@@ -46,7 +49,8 @@ var lockModel = &DBMutex{}
 // gorm.Statement.Parse need not take apart the schema's.
 var parses = sync.Pool{New: func() any { return &gorm.Statement{Table: "any"} }}
 
-// table finds the lock's table, under the name that it has for the handle.
+// table finds the lock's table, under the name that it has for the handle. For a pool that hides its database, which a program
+// may make anew for every request, it remembers nothing.
 func (p *Plugin) table(pool any, db *gorm.DB) (name string, t locktable.Table, err error) {
 	stmt := parses.Get().(*gorm.Statement)
 	defer func() {
@@ -57,23 +61,41 @@ func (p *Plugin) table(pool any, db *gorm.DB) (name string, t locktable.Table, e
 	if err := stmt.Parse(lockModel); err != nil {
 		return "", t, fmt.Errorf("dbmutex: %w", err)
 	}
-	key := tableKey{pool, stmt.Schema.Table}
+	name = stmt.Schema.Table
+	known, _ := pool.(*sql.DB)
+	key := tableKey{weak.Make(known), name}
 	p.mu.RLock()
-	t, known := p.tables[key]
+	t, found := p.tables[key]
 	p.mu.RUnlock()
-	if known {
-		return key.name, t, nil
+	if found {
+		return name, t, nil
 	}
+	if t, err = locktable.New(db.Name(), name, stmt.Quote(name)); err != nil {
+		return "", t, fmt.Errorf("%w: %w", ErrInvalidSettings, err)
+	}
+	if known == nil {
+		return name, t, nil
+	}
+	return name, p.remember(known, key, t), nil
+}
+
+// remember keeps a table for as long as its pool. It returns the one that is kept.
+func (p *Plugin) remember(pool *sql.DB, key tableKey, t locktable.Table) locktable.Table {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if t, known = p.tables[key]; !known {
-		if t, err = locktable.New(db.Name(), stmt.Quote(key.name)); err != nil {
-			return "", t, fmt.Errorf("%w: %w", ErrInvalidSettings, err)
-		}
-		if p.tables == nil {
-			p.tables = map[tableKey]locktable.Table{}
-		}
-		p.tables[key] = t
+	if other, found := p.tables[key]; found {
+		return other
 	}
-	return key.name, t, nil
+	if p.tables == nil {
+		p.tables = map[tableKey]locktable.Table{}
+	}
+	p.tables[key] = t
+	runtime.AddCleanup(pool, p.forget, key)
+	return t
+}
+
+func (p *Plugin) forget(key tableKey) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.tables, key)
 }

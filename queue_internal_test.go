@@ -29,7 +29,7 @@ func queueOf(t *testing.T) (*Mutex, *queueSet) {
 	t.Helper()
 	pool := sql.OpenDB(nowhere{})
 	t.Cleanup(func() { _ = pool.Close() })
-	table, err := locktable.New("postgres", "none")
+	table, err := locktable.New("postgres", "db_mutexes", "none")
 	require.NoError(t, err)
 	config := &gorm.Config{ConnPool: pool, Logger: logger.Discard}
 	ctx, cancel := context.WithCancel(context.Background())

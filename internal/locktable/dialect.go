@@ -1,7 +1,6 @@
 package locktable
 
 import (
-	"database/sql"
 	"fmt"
 	"time"
 )
@@ -11,6 +10,10 @@ import (
 //
 // A statement runs on an executor: a connection of the pool, or a transaction of a caller's, named tx here.
 type dialect interface {
+	// inspect looks whether the table can be used, and keeps what the statements need to know of it. Its error says what to
+	// change.
+	inspect(on executor) error
+
 	// acquire takes the mutex if it is free, if its lease has run out, or if the row is the request's own already. Else it
 	// says whose the mutex is. It waits for nobody's transaction.
 	acquire(on executor, r Request) (Answer, error)
@@ -40,7 +43,7 @@ type dialect interface {
 	// although no answer arrives.
 	remote() bool
 
-	// migrate makes the model's table. Many processes may do so at once.
+	// migrate makes the model's table, unless there is one that can be used. Many processes may do so at once.
 	migrate(on executor, model any) error
 }
 
@@ -73,13 +76,13 @@ const (
 	MessageChannel = "dbmutex turns" // what processes tell each other of their waiters
 )
 
-// newDialect returns the statements for a table, whose name is quoted.
-func newDialect(database, table string) (dialect, error) {
+// newDialect returns the statements for a table, whose name is also quoted.
+func newDialect(database, name, quoted string) (dialect, error) {
 	switch database {
 	case "postgres":
-		return newPostgres(table), nil
+		return newPostgres(quoted), nil
 	case "sqlite":
-		return newSQLite(table), nil
+		return newSQLite(name, quoted), nil
 	default:
 		return nil, fmt.Errorf("the database %q is not supported: use PostgreSQL or SQLite", database)
 	}
@@ -159,23 +162,16 @@ const (
 	Aborted
 )
 
+// LeaseIDLength is how many characters a lease's id, or a ticket, has.
+const LeaseIDLength = 26
+
+// unusable is the error of inspect.
+func unusable(table, problem string) error {
+	return &refusedError{fmt.Errorf("table %s cannot be used: %s", table, problem)}
+}
+
 // maxLooks is how often an acquire looks at a row that changes meanwhile, or that somebody pins, before it calls it held.
 const maxLooks = 3
 
 // roundUp counts the units of a duration, the last of which may not be whole.
 func roundUp(d, unit time.Duration) int64 { return int64((d-1)/unit) + 1 }
-
-// queryRow reads a row, and whether its lease is live.
-func queryRow(on executor, query, lockID string) (row *Row, live bool, err error) {
-	row = &Row{}
-	var expires sql.NullTime
-	found, err := on.queryOne(query, []any{lockID},
-		&row.ID, &row.LockID, &row.CreationTime, &expires, &row.Holder, &row.LeaseID, &live)
-	if err != nil || !found {
-		return nil, false, err
-	}
-	if expires.Valid {
-		row.ExpiresAt = &expires.Time
-	}
-	return row, live, nil
-}

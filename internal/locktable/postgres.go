@@ -11,8 +11,6 @@ import (
 	"strings"
 	"sync/atomic"
 	"time"
-
-	"gorm.io/gorm"
 )
 
 // postgres has the statements for PostgreSQL. They read clock_timestamp(), as now() stands still in a transaction. All
@@ -24,7 +22,7 @@ type postgres struct {
 	tellSQL, withdrawSQL             string
 	reserveSQL                       map[bool]string // by whether a crash may undo it
 	releaseSQL, leaveSQL             map[ending]string
-	known                            atomic.Pointer[lookedUp] // nil until it was looked up
+	known                            atomic.Pointer[lookedUp] // nil until inspect
 }
 
 // lookedUp is what the server says of the table.
@@ -131,30 +129,13 @@ func expires(parameter string) string {
 	return now + ` + ` + parameter + `::bigint * interval '1 microsecond'`
 }
 
-// acquireStatement is built once, with the sequence of the table's id: asking for that in every statement would cost 10
-// to 19 µs.
+// acquireSQL takes the mutex if it is free.
 //
 // If the mutex is held the statement writes nothing, waits for nobody and needs no transaction id; an upsert would
 // lock the row before it looked at it. The token is drawn in RETURNING, after the row is won: the id that the INSERT
 // draws for itself may be smaller than that of a lease that came before.
-func (p *postgres) acquireStatement(on executor) (string, error) {
-	if known := p.known.Load(); known != nil {
-		return known.acquireSQL, nil
-	}
-	// A table that the search path finds has its sequence found so, too: the path may differ between connections.
-	query := `SELECT pg_catalog.pg_get_serial_sequence($1, 'id')::regclass::text, $1::text::regclass::oid::bigint`
-	if strings.Contains(p.table, `"."`) {
-		query = `SELECT pg_catalog.pg_get_serial_sequence($1, 'id'), $1::text::regclass::oid::bigint`
-	}
-	var sequence sql.NullString
-	var id uint32
-	if _, err := on.queryOne(query, []any{p.table}, &sequence, &id); err != nil {
-		return "", err
-	}
-	if !sequence.Valid {
-		return "", errNoSequence
-	}
-	query = `WITH other AS (
+func (p *postgres) acquireSQL(sequence string) string {
+	return `WITH other AS (
 	SELECT pg_catalog.json_build_object('holder', holder, 'lease', lease_id, 'since', creation_time, 'expires', expires_at,
 		'leftMicroseconds', (extract(epoch FROM expires_at - ` + now + `) * 1000000)::bigint)::text AS lease
 	FROM ` + p.table + ` WHERE lock_id = $1),
@@ -163,22 +144,15 @@ made AS (
 	SELECT $1::varchar, ` + now + `, ` + expires("$3") + `, $4::text, $2::varchar
 	WHERE NOT EXISTS (SELECT FROM other)
 	ON CONFLICT (lock_id) DO NOTHING
-	RETURNING pg_catalog.nextval('` + strings.ReplaceAll(sequence.String, "'", "''") + `'::regclass) AS token, ` + durable + `)
+	RETURNING pg_catalog.nextval('` + strings.ReplaceAll(sequence, "'", "''") + `'::regclass) AS token, ` + durable + `)
 SELECT token, '' FROM made UNION ALL SELECT 0, lease FROM other`
-	p.known.Store(&lookedUp{query, id})
-	return query, nil
 }
-
-var errNoSequence = errors.New("the id of the table has no sequence: let AutoMigrate make the table")
 
 func (p *postgres) acquire(on executor, r Request) (a Answer, err error) {
 	ctx, cancel := gracefully(on.ctx)
 	defer cancel()
 	on = on.under(ctx)
-	query, err := p.acquireStatement(on)
-	if err != nil {
-		return Answer{}, err
-	}
+	query := p.known.Load().acquireSQL
 	var row struct { // one allocation rather than two
 		token int64
 		other string
@@ -196,9 +170,6 @@ func (p *postgres) acquire(on executor, r Request) (a Answer, err error) {
 		found, err := on.queryOne(query, r.args(microseconds(r.TTL), r.Holder), &row.token, &row.other)
 		switch {
 		case err != nil:
-			if p.classify(err) == noTable { // or made again since, with another sequence
-				p.known.Store(nil)
-			}
 			return Answer{}, err
 		case row.token != 0:
 			return Answer{Token: row.token}, nil
@@ -348,8 +319,18 @@ func (p *postgres) begin(tx executor, _ Key, renew bool, _ time.Duration) (found
 	return true, level == "read committed" || level == "read uncommitted", err
 }
 
-func (p *postgres) row(on executor, lockID string) (*Row, bool, error) {
-	return queryRow(on, p.rowSQL, lockID)
+func (p *postgres) row(on executor, lockID string) (_ *Row, live bool, err error) {
+	row := &Row{}
+	var expires sql.NullTime
+	found, err := on.queryOne(p.rowSQL, []any{lockID},
+		&row.ID, &row.LockID, &row.CreationTime, &expires, &row.Holder, &row.LeaseID, &live)
+	if err != nil || !found {
+		return nil, false, err
+	}
+	if expires.Valid {
+		row.ExpiresAt = &expires.Time
+	}
+	return row, live, nil
 }
 
 func (p *postgres) remote() bool { return true }
@@ -412,7 +393,7 @@ func (p *postgres) classify(err error) failure {
 	}
 	var dial *net.OpError
 	switch {
-	case isPoolClosed(err), errors.Is(err, sql.ErrTxDone), errors.Is(err, errNoSequence):
+	case isPoolClosed(err), errors.Is(err, sql.ErrTxDone):
 		return refused
 	case errors.As(err, &dial) && dial.Op == "dial", errors.As(err, new(*net.DNSError)):
 		return unreachable
@@ -420,36 +401,6 @@ func (p *postgres) classify(err error) failure {
 		return unreachable
 	}
 	return unknown // driver.ErrBadConn among them: not every driver gives it only for what it has not sent
-}
-
-// migrationLock is the advisory lock of processes that make the table at the same time.
-const migrationLock = 0x64626d75746578 // "dbmutex"
-
-func (p *postgres) migrate(on executor, model any) error {
-	// READ COMMITTED, so that what another process made during the wait for the lock is seen.
-	return on.session().Transaction(func(tx *gorm.DB) error {
-		if err := tx.Exec(`SELECT pg_catalog.pg_advisory_xact_lock(?::bigint)`, int64(migrationLock)).Error; err != nil {
-			return err
-		}
-		if err := tx.AutoMigrate(model); err != nil {
-			return err
-		}
-		return p.keepSize(tx)
-	}, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
-}
-
-// keepSize keeps VACUUM from giving the pages of dead rows back. A table that it had cut down to a page or two would be read
-// from end to end rather than by its index, also when it has grown again, as plans are kept. And VACUUM locks everybody out
-// to cut. A table that another role owns, or that has a setting of its own, stays as it is.
-func (p *postgres) keepSize(tx *gorm.DB) error {
-	var may bool
-	err := tx.Raw(`SELECT pg_catalog.pg_has_role(relowner, 'USAGE')
-	AND coalesce(reloptions::text, '') NOT LIKE '%vacuum_truncate%'
-FROM pg_class WHERE oid = ?::regclass`, p.table).Scan(&may).Error
-	if err != nil || !may {
-		return err
-	}
-	return tx.Exec(`ALTER TABLE ` + p.table + ` SET (vacuum_truncate = off)`).Error
 }
 
 // microseconds is a duration in the unit of PostgreSQL's clock, rounded up, or NULL.

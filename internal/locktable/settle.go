@@ -48,6 +48,9 @@ func (t Table) settle(ctx context.Context, deadline time.Time, try func(executor
 		if (f == unknown || f == unread) && !doubt {
 			doubt, giveUp = true, time.Now().Add(Limit)
 		}
+		if f == refused || f == noTable {
+			t.inspected.Store(false)
+		}
 		now := time.Now()
 		if !f.mends(patient, doubt, err) || now.After(giveUp) || patient && !now.Before(deadline) ||
 			Sleep(ctx, pause/2+rand.N(pause)) != nil {

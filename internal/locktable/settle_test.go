@@ -29,6 +29,8 @@ type failureOf failure
 
 func (f failureOf) Error() string { return fmt.Sprint("failure ", int(f)) }
 
+func (s *script) inspect(executor) error { return nil }
+
 func (s *script) clean(executor) (bool, error) { return false, nil }
 
 func (s *script) remote() bool { return !s.local }

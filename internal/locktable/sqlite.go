@@ -16,17 +16,21 @@ import (
 // sqlite has the statements for SQLite. Times are text of one form and width, in UTC, so that they compare as times.
 // They count whole milliseconds that have passed: a lease has ended only in the millisecond after its expires_at.
 type sqlite struct {
+	name, table                                                           string // not quoted, and quoted
 	lookSQL, acquireSQL, renewSQL, releaseSQL, leaveSQL, guardSQL, rowSQL string
 }
 
-func newSQLite(table string) *sqlite {
+func newSQLite(name, table string) *sqlite {
 	const form = `'%Y-%m-%d %H:%M:%f'`
 	const now = `strftime(` + form + `, 'now')`
+	// A driver reads text, whatever the column's type.
+	const times = `CAST(creation_time AS text), CAST(expires_at AS text)`
 	const expiry = `strftime(` + form + `, 'now', ?)` // NULL for a modifier that is NULL
 	const owned = ` WHERE lock_id = ? AND lease_id = ?`
 	return &sqlite{
+		name: name, table: table,
 		// A SELECT first, as an INSERT takes the file's write lock even if it inserts nothing.
-		lookSQL: `SELECT holder, creation_time, expires_at, lease_id, expires_at < ` + now + `,
+		lookSQL: `SELECT holder, ` + times + `, lease_id, expires_at < ` + now + `,
 	CAST((julianday(expires_at) - julianday('now')) * 86400000 AS INTEGER) FROM ` + table + ` WHERE lock_id = ?`,
 		// OR REPLACE takes over a row that has expired, or that bears this lease's own id because the outcome of an
 		// earlier try was lost. It always draws a new AUTOINCREMENT id, which grows as the file has one writer.
@@ -41,7 +45,7 @@ AND (expires_at IS NULL OR expires_at >= ` + now + `)`,
 		leaveSQL:   `UPDATE ` + table + ` SET lease_id = ?, expires_at = strftime(` + form + `, creation_time, ?)` + owned,
 		// A write that changes nothing: it keeps every other writer out until the transaction ends.
 		guardSQL: `UPDATE ` + table + ` SET lease_id = lease_id` + owned,
-		rowSQL: `SELECT id, lock_id, creation_time, expires_at, holder, lease_id, coalesce(expires_at >= ` + now + `, 1)
+		rowSQL: `SELECT id, lock_id, ` + times + `, holder, lease_id, coalesce(expires_at >= ` + now + `, 1)
 FROM ` + table + ` WHERE lock_id = ?`,
 	}
 }
@@ -77,19 +81,32 @@ func (s *sqlite) acquire(on executor, r Request) (a Answer, err error) {
 
 // look reads the row that is there, if any.
 func (s *sqlite) look(on executor, r Request, a *Answer) error {
-	var expires sql.NullTime
+	var since string
+	var expires sql.NullString
 	var ended sql.NullBool
 	var left sql.NullInt64
 	row := &Row{LockID: r.LockID}
-	found, err := on.queryOne(s.lookSQL, []any{r.LockID},
-		&row.Holder, &row.CreationTime, &expires, &row.LeaseID, &ended, &left)
+	found, err := on.queryOne(s.lookSQL, []any{r.LockID}, &row.Holder, &since, &expires, &row.LeaseID, &ended, &left)
 	if *a = (Answer{}); err != nil || !found {
 		return err
 	}
-	if expires.Valid {
-		row.ExpiresAt = &expires.Time
+	if err := row.setTimes(since, expires); err != nil {
+		return err
 	}
 	*a = Answer{Held: row, Left: time.Duration(left.Int64) * time.Millisecond, Ended: ended.Bool}
+	return nil
+}
+
+// setTimes reads times as SQLite has them.
+func (r *Row) setTimes(since string, expires sql.NullString) (err error) {
+	const layout = "2006-01-02 15:04:05" // with or without a fraction
+	if r.CreationTime, err = time.Parse(layout, since); err == nil && expires.Valid {
+		r.ExpiresAt = new(time.Time)
+		*r.ExpiresAt, err = time.Parse(layout, expires.String)
+	}
+	if err != nil {
+		return &unreadError{err}
+	}
 	return nil
 }
 
@@ -137,8 +154,16 @@ func (s *sqlite) begin(tx executor, k Key, _ bool, wait time.Duration) (found, r
 func (s *sqlite) row(on executor, lockID string) (row *Row, live bool, err error) {
 	err = s.connect(on, func(c *sqliteConn) error {
 		return c.patiently(Limit, func(on executor) (err error) {
-			row, live, err = queryRow(on, s.rowSQL, lockID)
-			return err
+			row = &Row{}
+			var since string
+			var expires sql.NullString
+			found, err := on.queryOne(s.rowSQL, []any{lockID},
+				&row.ID, &row.LockID, &since, &expires, &row.Holder, &row.LeaseID, &live)
+			if err != nil || !found {
+				row, live = nil, false
+				return err
+			}
+			return row.setTimes(since, expires)
 		})
 	})
 	return row, live, err
@@ -146,16 +171,6 @@ func (s *sqlite) row(on executor, lockID string) (row *Row, live bool, err error
 
 // remote: SQLite runs in this process, so that nothing is under way once a call has returned.
 func (s *sqlite) remote() bool { return false }
-
-// migrate tries again if another process wrote, or made the same table or index, at the same time. It is in a transaction,
-// as dbresolver would look for the table in a replica.
-func (s *sqlite) migrate(on executor, model any) error {
-	return s.connect(on, func(c *sqliteConn) error {
-		return c.patiently(forever, func(on executor) error {
-			return s.transaction(on, func(tx *gorm.DB) error { return tx.AutoMigrate(model) })
-		})
-	})
-}
 
 func (s *sqlite) writeRow(on executor, query string, args []any) (found bool, err error) {
 	err = s.connect(on, func(c *sqliteConn) error {

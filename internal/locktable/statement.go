@@ -98,6 +98,24 @@ func (e executor) queryOne(query string, args []any, dest ...any) (found bool, e
 	return found, rows.Err()
 }
 
+// queryAll passes each row that a statement returns to scan.
+func (e executor) queryAll(query string, args []any, scan func(rows *sql.Rows) error) error {
+	tx, main := e.statement(query, args)
+	rows, err := tx.Rows()
+	if rows != nil {
+		defer func() { _ = rows.Close() }()
+	}
+	if err != nil {
+		return main.outcome(err)
+	}
+	for rows.Next() {
+		if err := scan(rows); err != nil {
+			return &unreadError{err}
+		}
+	}
+	return rows.Err()
+}
+
 // exec runs a statement and says whether it changed a row.
 func (e executor) exec(query string, args []any) (changed bool, err error) {
 	tx, main := e.statement(query, args)

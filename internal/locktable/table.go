@@ -4,6 +4,7 @@ package locktable
 
 import (
 	"context"
+	"sync/atomic"
 	"time"
 
 	"gorm.io/gorm"
@@ -20,12 +21,26 @@ type statements struct {
 	dialect
 	notifying // nil if the database does not notify
 	recording // nil if the database keeps no record of transactions
+	inspected atomic.Bool
 }
 
-// New makes a Table from the name that GORM has for the database and the table's quoted name. The error is that of a
+// look inspects the table before its first use, and again after the database has refused a statement: it may have been made
+// anew.
+func (t Table) look(on executor) error {
+	if t.inspected.Load() {
+		return nil
+	}
+	err := t.inspect(on)
+	if err == nil {
+		t.inspected.Store(true)
+	}
+	return err
+}
+
+// New makes a Table from the name that GORM has for the database and the table's name, also quoted. The error is that of a
 // database that is not supported.
-func New(database, name string) (Table, error) {
-	d, err := newDialect(database, name)
+func New(database, name, quoted string) (Table, error) {
+	d, err := newDialect(database, name, quoted)
 	if err != nil {
 		return Table{}, err
 	}
@@ -84,6 +99,9 @@ func (t Table) outcome(found, doubt bool, err error) Outcome {
 func (t Table) Acquire(ctx context.Context, r Request) (Answer, error) {
 	var a Answer
 	doubt, err := t.settle(ctx, time.Time{}, func(on executor) (err error) {
+		if err = t.look(on); err != nil {
+			return err
+		}
 		start := time.Now()
 		a, err = t.acquire(on, r)
 		a.Start = start
@@ -142,6 +160,9 @@ func (t Table) remove(on executor, k Key) (settled bool, err error) {
 // Live is the row of a lease that is live, or nil.
 func (t Table) Live(ctx context.Context, lockID string) (live *Row, err error) {
 	_, err = t.settle(ctx, time.Time{}, func(on executor) error {
+		if err := t.look(on); err != nil {
+			return err
+		}
 		row, isLive, err := t.row(on, lockID)
 		if live = nil; isLive {
 			live = row
@@ -248,6 +269,9 @@ func (t Table) Withdraw(ctx context.Context, k Key, message string) {
 func (t Table) ForceRelease(ctx context.Context, limit time.Time, lockID string) error {
 	var ending string // the lease that a try is about to end: if its answer is lost, a successor may be in already
 	_, err := t.settle(ctx, limit, func(on executor) error {
+		if err := t.look(on); err != nil {
+			return err
+		}
 		for {
 			again := ending != ""
 			if !again {
