@@ -49,8 +49,8 @@ var lockModel = &DBMutex{}
 // gorm.Statement.Parse need not take apart the schema's.
 var parses = sync.Pool{New: func() any { return &gorm.Statement{Table: "any"} }}
 
-// table finds the lock's table, under the name that it has for the handle. For a pool that hides its database, which a program
-// may make anew for every request, it remembers nothing.
+// table finds the lock's table, under the name that it has for the handle. For a pool that hides its database, which a
+// program may make anew for every request, it remembers nothing.
 func (p *Plugin) table(pool any, db *gorm.DB) (name string, t locktable.Table, err error) {
 	stmt := parses.Get().(*gorm.Statement)
 	defer func() {

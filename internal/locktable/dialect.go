@@ -170,6 +170,11 @@ func unusable(table, problem string) error {
 	return &refusedError{fmt.Errorf("table %s cannot be used: %s", table, problem)}
 }
 
+// notMended is the error of a table that AutoMigrate cannot change so that it can be used.
+func notMended(problem, err error) error {
+	return fmt.Errorf("%w (AutoMigrate did not mend it: %w)", problem, err)
+}
+
 // maxLooks is how often an acquire looks at a row that changes meanwhile, or that somebody pins, before it calls it held.
 const maxLooks = 3
 

@@ -156,22 +156,29 @@ func (p *postgres) migrate(on executor, model any) error {
 		if err := tx.Raw(`SELECT pg_catalog.to_regclass(?)::text`, p.table).Scan(&there).Error; err != nil {
 			return err
 		}
-		if within := in(on.ctx, tx); !there.Valid || p.inspect(within) != nil {
-			if err := tx.AutoMigrate(model); err != nil {
-				return err
+		var problem error
+		if there.Valid {
+			if problem = p.inspect(in(on.ctx, tx)); problem == nil {
+				return p.keepSize(tx)
 			}
-			if err := p.inspect(within); err != nil {
-				return err
-			}
+		}
+		switch err := tx.AutoMigrate(model); {
+		case err != nil && problem != nil:
+			return notMended(problem, err)
+		case err != nil:
+			return err
+		}
+		if err := p.inspect(in(on.ctx, tx)); err != nil {
+			return err
 		}
 		return p.keepSize(tx)
 	}, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 }
 
-// keepSize keeps VACUUM from giving the pages of dead rows back. A table that it had cut down to a page or two would be read
-// from end to end rather than by its index, also when it has grown again, as plans are kept. And VACUUM locks everybody out
-// to cut. A table that another role owns, or that has a setting of its own, stays as it is; so does one with partitions, which
-// can have none.
+// keepSize keeps VACUUM from giving the pages of dead rows back. A table that it had cut down to a page or two would be
+// read from end to end rather than by its index, also when it has grown again, as plans are kept. And VACUUM locks
+// everybody out to cut. A table that another role owns, or that has a setting of its own, stays as it is; so does one with
+// partitions, which can have none.
 func (p *postgres) keepSize(tx *gorm.DB) error {
 	var may bool
 	err := tx.Raw(`SELECT relkind = 'r' AND pg_catalog.pg_has_role(relowner, 'USAGE')

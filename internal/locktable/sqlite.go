@@ -318,10 +318,9 @@ func isNested(err error) bool {
 	return strings.Contains(err.Error(), "cannot start a transaction within a transaction")
 }
 
-// isBusy says whether SQLite was locked out of the file by another connection (SQLITE_BUSY or SQLITE_LOCKED), or found that
-// one has made the same table or index meanwhile. The texts come from SQLite itself and so are the same in every driver.
+// isBusy says whether SQLite was locked out of the file by another connection: SQLITE_BUSY or SQLITE_LOCKED, whose text
+// comes from SQLite itself and so is the same in every driver.
 func isBusy(err error) bool {
 	return err != nil && (strings.Contains(err.Error(), "database is locked") ||
-		strings.Contains(err.Error(), "database table is locked") ||
-		strings.Contains(err.Error(), "already exists"))
+		strings.Contains(err.Error(), "database table is locked"))
 }

@@ -1,11 +1,13 @@
 package locktable
 
 import (
+	"context"
 	"database/sql"
 	"fmt"
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"gorm.io/gorm"
 )
@@ -128,32 +130,50 @@ func (c sqliteColumn) holds(kinds ...string) bool {
 	return slices.ContainsFunc(kinds, func(kind string) bool { return strings.Contains(c.kind, kind) })
 }
 
-// migrate leaves a table alone that can be used. It tries again if another process wrote, or made the same table or index, at
-// the same time. It is in a transaction, as dbresolver would look for the table in a replica.
+// migrate leaves a table alone that can be used. It tries again if another process wrote, or made the same table or index,
+// at the same time. It is in a transaction, as dbresolver would look for the table in a replica.
 func (s *sqlite) migrate(on executor, model any) error {
-	return s.connect(on, func(c *sqliteConn) error {
-		return c.patiently(forever, func(on executor) error {
-			return s.transaction(on, func(tx *gorm.DB) error {
-				t, err := s.describe(in(on.ctx, tx))
-				switch {
-				case err != nil:
-					return err
-				case t.columns == nil:
-				case t.problem() == "":
-					return nil
-				case !autoincrement.MatchString(t.statement):
-					if err := tx.Migrator().AlterColumn(model, "ID"); err != nil { // it copies the table
-						return err
-					}
-				}
-				if err := tx.AutoMigrate(model); err != nil {
-					return err
-				}
-				if t, err = s.describe(in(on.ctx, tx)); err == nil && t.problem() != "" {
-					err = unusable(s.table, t.problem())
-				}
-				return err
+	giveUp := time.Now().Add(Limit)
+	return s.connect(on.hushing(refusals), func(c *sqliteConn) error {
+		for {
+			err := c.patiently(forever, func(on executor) error {
+				return s.transaction(on, func(tx *gorm.DB) error { return s.makeTable(on.ctx, tx, model) })
 			})
-		})
+			if err == nil || !strings.Contains(err.Error(), "already exists") || time.Now().After(giveUp) {
+				return err
+			}
+			if err := Sleep(c.ctx, 10*time.Millisecond); err != nil {
+				return err
+			}
+		}
 	})
+}
+
+func (s *sqlite) makeTable(ctx context.Context, tx *gorm.DB, model any) error {
+	t, err := s.describe(in(ctx, tx))
+	if err != nil {
+		return err
+	}
+	problem := ""
+	if t.columns != nil {
+		if problem = t.problem(); problem == "" {
+			return nil
+		}
+	}
+	if problem != "" && !autoincrement.MatchString(t.statement) {
+		err = tx.Migrator().AlterColumn(model, "ID") // it copies the table
+	}
+	if err == nil {
+		err = tx.AutoMigrate(model)
+	}
+	switch {
+	case err != nil && problem != "" && !isBusy(err):
+		return notMended(unusable(s.table, problem), err)
+	case err != nil:
+		return err
+	}
+	if t, err = s.describe(in(ctx, tx)); err == nil && t.problem() != "" {
+		err = unusable(s.table, t.problem())
+	}
+	return err
 }

@@ -68,6 +68,12 @@ func At(name, dsn string) *Database {
 	panic("testdb: no database is called " + name)
 }
 
+// Fresh is a fresh database of a kind.
+func Fresh(t testing.TB, name string) *Database {
+	t.Helper()
+	return At(name, "").fresh(t)
+}
+
 // Each runs fn in a subtest per kind of database, each with a fresh Database.
 func Each(t *testing.T, fn func(t *testing.T, d *Database)) {
 	t.Helper()
