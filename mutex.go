@@ -229,7 +229,9 @@ func (m *Mutex) try(r locktable.Request) (*Lease, locktable.Answer, error) {
 	case err != nil:
 		return nil, a, m.failed(m.ctx, "acquire", err)
 	case a.Token != 0:
-		return newLease(m, r.Key, a), a, nil
+		lease := newLease(m, r.Key, a)
+		lease.doubtful = a.Doubt
+		return lease, a, nil
 	case a.Ended:
 		return nil, a, heldError(m.id, nil)
 	}

@@ -4,6 +4,7 @@ package locktable
 
 import (
 	"context"
+	"errors"
 	"sync/atomic"
 	"time"
 
@@ -217,7 +218,7 @@ func (t Table) Release(ctx context.Context, limit time.Time, r Release) Outcome 
 		return err
 	}
 	doubt, err := t.settle(ctx, limit, try)
-	if r.Notify && t.Refused(err) {
+	if r.Notify && t.Refused(err) && !errors.As(err, new(*refusedError)) {
 		r.Notify, r.Message, r.Unaware = false, "", false
 		before := doubt
 		doubt, err = t.settle(ctx, limit, try)
