@@ -105,3 +105,10 @@ func Reserve(l *Lease, ticket string) (found bool, err error) {
 
 // Withdraw gives up what is kept under a ticket.
 func Withdraw(m *Mutex, ticket string) { m.withdraw(ticket, 0) }
+
+// Remembered is how many tables a plugin keeps.
+func Remembered(p *Plugin) int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.tables)
+}

@@ -28,7 +28,6 @@ type Lease struct {
 	timer    *time.Timer // ends ctx at the deadline; nil = never
 
 	inTransaction bool   // it is Mutex.Transaction's
-	doubtful      bool   // a request for it may still be under way: see locktable.Answer.Doubt
 	stopRenewing  func() // nil = there are no renewals
 
 	verb sync.Mutex // held by the one Renew or Release that runs
@@ -139,9 +138,6 @@ func (l *Lease) end(s state, outcome error) {
 	l.mu.Lock()
 	l.state, l.outcome = s, outcome
 	l.mu.Unlock()
-	if l.doubtful {
-		l.mutex.table.DiscardLater(l.parent, l.key, l.mutex.settings.TTL)
-	}
 	if l.timer != nil {
 		l.timer.Stop()
 	}

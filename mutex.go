@@ -229,9 +229,7 @@ func (m *Mutex) try(r locktable.Request) (*Lease, locktable.Answer, error) {
 	case err != nil:
 		return nil, a, m.failed(m.ctx, "acquire", err)
 	case a.Token != 0:
-		lease := newLease(m, r.Key, a)
-		lease.doubtful = a.Doubt
-		return lease, a, nil
+		return newLease(m, r.Key, a), a, nil
 	case a.Ended:
 		return nil, a, heldError(m.id, nil)
 	}

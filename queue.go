@@ -240,13 +240,9 @@ func (w *waiter) settle(r remains) {
 	case r.late != nil && r.acquired:
 		r.late.end(released, nil)
 	case r.late != nil:
-		r.late.doubtful = w.doubtful
 		r.late.undo()
-	case r.acquired:
-	case r.doubt:
+	case r.doubt && !r.acquired:
 		w.mutex.discard(w.request.Key, w.request.TTL)
-	case w.doubtful:
-		w.mutex.table.DiscardLater(w.mutex.ctx, w.request.Key, w.request.TTL)
 	}
 	if r.announce {
 		w.mutex.withdraw(w.request.Ticket, w.trip)

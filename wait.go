@@ -47,8 +47,8 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 	if m.settings.Wait == 0 {
 		request := m.request()
 		lease, answer, err := m.try(request)
-		if lease == nil && answer.Doubt {
-			m.table.DiscardLater(m.ctx, request.Key, request.TTL)
+		if answer.Doubt {
+			lease, err = m.disown(request, lease, err)
 		}
 		return lease, err
 	}
@@ -57,13 +57,36 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 	w := queues.join(m)
 	defer func() { w.settle(queues.leave(w, lease)) }()
 	lease, err = w.acquire(p)
-	if lease != nil {
-		lease.doubtful = w.doubtful
+	if w.doubtful {
+		lease, err = m.disown(w.request, lease, err)
 	}
 	if done := locktable.Done(m.ctx); done != nil && err != nil && !errors.Is(err, ErrNotAcquired) {
 		return nil, w.cutShort(done)
 	}
 	return lease, err
+}
+
+// disown is for a request that may still be under way: it would make the row of its lease again, when that has been another's
+// for a while. So the lease, if there is one, gets another id.
+func (m *Mutex) disown(r locktable.Request, lease *Lease, err error) (*Lease, error) {
+	defer m.table.DiscardLater(m.ctx, r.Key, r.TTL)
+	if lease == nil {
+		return nil, err
+	}
+	lease.mu.Lock()
+	lease.key = locktable.NewKey(m.id, newLeaseID(m.key.pool))
+	lease.mu.Unlock()
+	found, err := m.table.Rename(lease.parent, r.Key, lease.key.LeaseID)
+	switch {
+	case err != nil:
+		err = m.failed(m.ctx, "acquire", err)
+	case !found:
+		err = heldError(m.id, nil)
+	default:
+		return lease, nil
+	}
+	lease.undo()
+	return nil, err
 }
 
 // cutShort is the error of a wait whose context is done. It names the holder if that was seen.
@@ -111,7 +134,10 @@ func (w *waiter) acquire(p *patience) (*Lease, error) {
 			if to == nil {
 				return lease, nil
 			}
-			lease.doubtful, w.doubtful = w.doubtful, false
+			if w.doubtful {
+				w.doubtful = false
+				w.mutex.table.DiscardLater(w.mutex.ctx, lease.key, w.request.TTL)
+			}
 			lease.pass(*to)
 			pause, b.inTheWay = pollLast, to.Ticket
 		case w.mutex.table.Busy(err) && !p.over: // others keep everybody from it

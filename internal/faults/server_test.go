@@ -45,7 +45,8 @@ func TestItSurvivesACrashOfTheServer(t *testing.T) {
 					},
 					"renew": func() *dbmutex.Lease {
 						lease := acquire(t, db, "renew")
-						testdb.Expire(t, db, "renew") // a renewal that is lost shows
+						require.NoError(t, db.Exec(`UPDATE db_mutexes SET expires_at = now() + interval '1 minute'
+							WHERE lock_id = 'renew'`).Error) // so that a renewal which is lost shows
 						require.NoError(t, lease.Renew())
 						return lease
 					},
@@ -55,6 +56,8 @@ func TestItSurvivesACrashOfTheServer(t *testing.T) {
 					leases = append(leases, do())
 					crash()
 					requireHeldAfterRestart(t, db, name)
+					expires := row(t, db, name).ExpiresAt
+					require.Greater(t, time.Until(*expires), dbmutex.DefaultTTL/2, name)
 				}
 				for _, lease := range leases {
 					requireHeld(t, db, lease.LockID())

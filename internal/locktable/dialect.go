@@ -39,10 +39,6 @@ type dialect interface {
 	// classify says what an error means for the statement that gave it.
 	classify(err error) failure
 
-	// remote says whether the database runs outside of this process. Then a statement can go on, and a COMMIT be done,
-	// although no answer arrives.
-	remote() bool
-
 	// migrate makes the model's table, unless there is one that can be used. Many processes may do so at once.
 	migrate(on executor, model any) error
 }
@@ -63,6 +59,13 @@ type notifying interface {
 	withdraw(on executor, k Key, message string) error
 	// id tells tables apart, and is the same in all processes. It is 0 while it is not known.
 	id() uint32
+}
+
+// remote is a dialect whose database runs outside of this process. A statement can go on there, and a COMMIT be done, although
+// no answer arrives; and a request can arrive late.
+type remote interface {
+	// rename gives a lease another id.
+	rename(on executor, k Key, leaseID string) (found bool, err error)
 }
 
 // recording is a dialect whose database can be asked how a transaction ended.

@@ -333,7 +333,9 @@ func (p *postgres) row(on executor, lockID string) (_ *Row, live bool, err error
 	return row, live, nil
 }
 
-func (p *postgres) remote() bool { return true }
+func (p *postgres) rename(on executor, k Key, leaseID string) (bool, error) {
+	return on.exec(`UPDATE `+p.table+` SET lease_id = $3`+owned+` RETURNING `+durable, k.args(leaseID))
+}
 
 // clean looks at the connections of a driver that may keep a transaction, which costs a round trip. pgx gives up a
 // connection that comes back in one.

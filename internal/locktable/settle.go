@@ -77,7 +77,7 @@ func (f failure) mends(patient, doubt bool, err error) bool {
 }
 
 // InDoubt says whether a transaction whose COMMIT gave err may have committed.
-func (t Table) InDoubt(err error) bool { return t.remote() && t.failureOf(err) == unknown }
+func (t Table) InDoubt(err error) bool { return t.remote != nil && t.failureOf(err) == unknown }
 
 // Fate asks how a transaction ended, until the answer is known or Limit has passed.
 func (t Table) Fate(ctx context.Context, transaction string) (f Fate, err error) {

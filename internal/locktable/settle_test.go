@@ -33,7 +33,7 @@ func (s *script) inspect(executor) error { return nil }
 
 func (s *script) clean(executor) (bool, error) { return false, nil }
 
-func (s *script) remote() bool { return !s.local }
+func (s *script) rename(executor, Key, string) (bool, error) { return true, nil }
 
 func (s *script) classify(err error) failure {
 	var f failureOf
@@ -60,7 +60,11 @@ func (s *script) release(on executor, _ Release) (found bool, err error) {
 }
 
 func (s *script) table() Table {
-	return Table{&statements{dialect: s}, &gorm.Config{Logger: logger.Discard}}
+	table := Table{&statements{dialect: s, remote: s}, &gorm.Config{Logger: logger.Discard}}
+	if s.local {
+		table.remote = nil
+	}
+	return table
 }
 
 // end is a patient release, as Lease.Release does it.
@@ -211,7 +215,7 @@ func TestAnAcquireInDoubtIsUndone(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			a := &asked{answers: test.answers, errs: test.errs}
-			table := Table{&statements{dialect: a}, &gorm.Config{Logger: logger.Discard}}
+			table := Table{&statements{dialect: a, remote: a}, &gorm.Config{Logger: logger.Discard}}
 			_, err := table.Acquire(context.Background(), Request{})
 			require.Equal(t, test.errs[len(test.errs)-1], err)
 			require.Equal(t, test.undone, a.tries > 0, "a release ran")
@@ -222,7 +226,7 @@ func TestAnAcquireInDoubtIsUndone(t *testing.T) {
 func TestWhatWasAcquiredForADoneContextIsUndone(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	a := &asked{answers: []Answer{{Token: 1}}, errs: []error{nil}}
-	table := Table{&statements{dialect: cancelling{a, cancel}}, &gorm.Config{Logger: logger.Discard}}
+	table := Table{&statements{dialect: cancelling{a, cancel}, remote: a}, &gorm.Config{Logger: logger.Discard}}
 	answer, err := table.Acquire(ctx, Request{})
 	require.ErrorIs(t, err, context.Canceled)
 	require.Zero(t, answer.Token)

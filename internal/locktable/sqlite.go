@@ -169,9 +169,6 @@ func (s *sqlite) row(on executor, lockID string) (row *Row, live bool, err error
 	return row, live, err
 }
 
-// remote: SQLite runs in this process, so that nothing is under way once a call has returned.
-func (s *sqlite) remote() bool { return false }
-
 func (s *sqlite) writeRow(on executor, query string, args []any) (found bool, err error) {
 	err = s.connect(on, func(c *sqliteConn) error {
 		return c.patiently(Limit, func(on executor) (err error) {

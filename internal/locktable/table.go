@@ -22,6 +22,7 @@ type statements struct {
 	dialect
 	notifying // nil if the database does not notify
 	recording // nil if the database keeps no record of transactions
+	remote    // nil if the database runs in this process
 	inspected atomic.Bool
 }
 
@@ -48,6 +49,7 @@ func New(database, name, quoted string) (Table, error) {
 	s := &statements{dialect: d}
 	s.notifying, _ = d.(notifying)
 	s.recording, _ = d.(recording)
+	s.remote, _ = d.(remote)
 	return Table{statements: s}, nil
 }
 
@@ -116,7 +118,7 @@ func (t Table) Acquire(ctx context.Context, r Request) (Answer, error) {
 		}
 		return err
 	})
-	a.Doubt = doubt && t.remote()
+	a.Doubt = doubt && t.remote != nil
 	if err == nil && a.Token != 0 {
 		return a, nil
 	}
@@ -155,7 +157,18 @@ func (t Table) Discard(ctx context.Context, k Key, ttl *time.Duration) (settled 
 // without an answer may make it yet.
 func (t Table) remove(on executor, k Key) (settled bool, err error) {
 	found, err := t.release(on, Release{Key: k})
-	return found || !t.remote(), err
+	return found || t.remote == nil, err
+}
+
+// Rename gives a lease another id, once its first one may still make a row: see Answer.Doubt. It tries once.
+func (t Table) Rename(ctx context.Context, k Key, leaseID string) (found bool, err error) {
+	limited, cancel := context.WithTimeout(ctx, Limit)
+	defer cancel()
+	err = t.tryOnce(limited, func(on executor) (err error) {
+		found, err = t.rename(on, k, leaseID)
+		return err
+	})
+	return found, err
 }
 
 // Live is the row of a lease that is live, or nil.

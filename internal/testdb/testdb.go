@@ -40,6 +40,13 @@ type Kind struct {
 	// DropsLeftOpen: the usual driver closes a connection that comes back to the pool within a transaction.
 	DropsLeftOpen bool
 
+	// HandMade are statements that make a table which can be used, by what is unusual in it.
+	HandMade map[string][]string
+	// Unusable are a statement that makes a table which cannot be used, and what the error says, by what is wrong with it.
+	Unusable map[string][]string
+	// Shape is a query for what the database says of the table.
+	Shape string
+
 	fresh     func(t testing.TB) *Database
 	dialector func(dsn string) gorm.Dialector
 	on        func(pool gorm.ConnPool) gorm.Dialector
@@ -66,12 +73,6 @@ func At(name, dsn string) *Database {
 		}
 	}
 	panic("testdb: no database is called " + name)
-}
-
-// Fresh is a fresh database of a kind.
-func Fresh(t testing.TB, name string) *Database {
-	t.Helper()
-	return At(name, "").fresh(t)
 }
 
 // Each runs fn in a subtest per kind of database, each with a fresh Database.

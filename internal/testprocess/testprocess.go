@@ -10,6 +10,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"runtime"
+	"strings"
 	"testing"
 	"time"
 
@@ -37,6 +39,18 @@ func WithMutexes(task func(db *dbmutex.DB, stdin io.Reader) error) Task {
 		pool, _ := db.DB()
 		return errors.Join(err, pool.Close())
 	}
+}
+
+// Goroutines counts those of this process that run a function whose name has a text.
+func Goroutines(function string) (n int) {
+	stacks := make([]byte, 1<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	for _, stack := range strings.Split(string(stacks), "\n\n") {
+		if strings.Contains(stack, function) {
+			n++
+		}
+	}
+	return n
 }
 
 // Main is the body of a TestMain: it runs the tests, eight side by side as most of the time they wait, unless -parallel says
