@@ -347,8 +347,11 @@ func (u *usage) hold(lease *dbmutex.Lease) {
 			}
 			<-nap.C
 		}
-		if u.maybe(0.4) {
+		switch p := u.rand.Float64(); {
+		case p < 0.4:
 			u.renew(lease)
+		case p < 0.5:
+			u.lookUp()
 		}
 	}
 }

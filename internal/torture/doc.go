@@ -7,9 +7,11 @@
 // It runs rounds. In each, several processes with several clients use a few mutexes in every way that there is, while
 // workers are killed or stopped for a while and, on PostgreSQL, answers, requests and connections are lost, the network
 // freezes, backends are terminated or stopped and the server crashes; on SQLite, under one of two drivers, others lock the
-// file. Contexts end and work panics. Every client writes down each operation when it begins and when it has ended, on a
-// clock that all share, and the parent adds what it reads in the lock's table. At the round's end nothing runs any more, so
-// that nothing that was left open can still have an effect, and the parent has each mutex once more.
+// file. Contexts end and work panics. Some workers have a single connection.
+//
+// Every client writes down each operation when it begins and when it has ended, on a clock that all share, and the parent
+// adds what it reads in the lock's table. At the round's end nothing runs any more, so that nothing that was left open can
+// still have an effect, and the parent has each mutex once more.
 //
 // # What is judged
 //
@@ -19,6 +21,9 @@
 // release may succeed only for the lease that holds the mutex, and may report a loss only if there was one; nobody
 // may be told of a holder that is none; and a MinHold is kept. An operation that failed, or whose process was killed,
 // may or may not have had its effect, from its call on.
+//
+// Free stays free: once Holder has called the mutex free, a lease of before may not be renewed, and nobody may be told that
+// it is the holder. A guard, a commit or a release may still find its row, if it only ran out.
 //
 // Work that ended after its lease's deadline must have been told so, and no other work: as run out if its row was still
 // there, as lost if it was not. A transaction that committed is not late.

@@ -134,6 +134,7 @@ type state struct {
 	phase phase
 	lease int   // the number of the last one
 	until int64 // before which it cannot run out, while there is a row
+	over  bool  // the mutex has been called free since
 	token int64 // the last one
 	now   int64 // before which it cannot be
 }
@@ -177,7 +178,7 @@ func (r *record) step(s state, o *operation) (bool, any) {
 			return r.visible(s, o) && (o.Seen != o.Lease || ranOut), s
 		}
 		if o.Verb == holder {
-			return r.takeable(s) <= o.Return+slack, s
+			return r.calledFree(s, o)
 		}
 		return r.vanished(s, o)
 	case force:
@@ -198,10 +199,23 @@ func (r *record) step(s state, o *operation) (bool, any) {
 		}
 		return r.vanished(s, o)
 	}
+	if s.over && o.Expires > s.until+slack { // free stays free, though a guard may still pin the row
+		return false, s
+	}
 	if ours {
 		s.until = max(s.until, o.Expires)
 	}
 	return ours, s
+}
+
+// calledFree is a Holder that saw nobody: the lease's row is gone, or is there and has run out.
+func (r *record) calledFree(s state, o *operation) (bool, any) {
+	from := r.takeable(s)
+	if from > o.Return+slack {
+		return false, s
+	}
+	s.over, s.now = true, max(s.now, from)
+	return true, s
 }
 
 // forceReleased ends the lease that was there when an operator asked: if its own release comes first, a MinHold of it
@@ -232,16 +246,19 @@ func (r *record) acquired(s state, o *operation) (bool, any) {
 	if from > o.Return+slack || o.Token <= s.token {
 		return false, s
 	}
-	return true, state{taken, r.leases[o.Lease].number, o.Expires, o.Token, max(s.now, from)}
+	return true, state{
+		phase: taken, lease: r.leases[o.Lease].number, until: o.Expires, token: o.Token, now: max(s.now, from),
+	}
 }
 
-// visible says whether the row that was seen may have been there.
+// visible says whether the row that was seen may have been there. All but a look at the row itself see live leases alone.
 func (r *record) visible(s state, o *operation) bool {
 	l := r.leases[o.Seen]
 	if l == nil {
 		return false
 	}
-	if l.number == s.lease && (s.phase != freed || l.back <= o.Return) {
+	there := s.phase != freed && (o.Verb == look || !s.over)
+	if l.number == s.lease && (there || l.back <= o.Return) {
 		return true
 	}
 	passing := r.takeable(s) <= o.Return+slack && slices.ContainsFunc(r.passers, func(d doubt) bool {

@@ -87,6 +87,20 @@ func TestJudgeOrder(t *testing.T) {
 			gets(0, 2, "a", 1), at(10, 12, force, "", ok), at(13, 15, release, "a", ok, unanswered), gets(16, 18, "b", 2),
 			at(20, 22, release, "b", ok, unanswered), gets(23, 25, "c", 3)}},
 
+		"called free after it ran out, and taken over": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1), at(105, 106, holder, "", free), gets(110, 112, "b", 2), at(120, 121, renew, "b", ok, until(220))}},
+		"called free after a release, and had by another": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1), at(10, 12, release, "a", ok), at(13, 14, holder, "", free), gets(15, 17, "b", 2),
+			at(20, 21, renew, "b", ok, until(120)), at(30, 31, holder, "", held, sees("b"))}},
+		"called free after it ran out, and its row still there": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1), at(105, 106, holder, "", free), at(110, 111, look, "", held, sees("a")),
+			at(112, 113, guard, "a", ok), at(114, 115, pinned, "a", ok), at(120, 121, release, "a", late)}},
+		"called free before a crash that undid the release": {verdict: porcupine.Ok, crashes: []interval{crash}, history: []*operation{
+			gets(150, 152, "a", 1), at(170, 172, release, "a", unknown), at(180, 181, holder, "", free),
+			at(310, 312, holder, "", held, sees("a"))}},
+		"a renewal that came before it was called free": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1), at(90, 160, renew, "a", ok, until(150)), at(120, 155, holder, "", free)}},
+
 		"held by itself, of which it did not hear before it ran out": {verdict: porcupine.Ok, history: []*operation{
 			at(0, 110, acquire, "a", held, sees("a"), unanswered, lasts(100))}},
 
@@ -162,6 +176,14 @@ func TestJudgeOrder(t *testing.T) {
 		"an operator's release that did nothing": {verdict: porcupine.Illegal, history: []*operation{
 			gets(0, 2, "a", 1, minHold(50)), at(12, 14, release, "a", ok), at(15, 20, force, "", ok),
 			at(21, 22, look, "", held, sees("a"))}},
+		"renewed after it was called free": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), at(105, 106, holder, "", free), at(110, 111, renew, "a", ok, until(210))}},
+		"told that it goes on after it was called free": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), at(105, 106, holder, "", free), at(110, 111, promise, "a", ok, until(210))}},
+		"live after it was called free": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), at(105, 106, holder, "", free), at(110, 111, holder, "", held, sees("a"))}},
+		"in another's way after it was called free": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), at(105, 106, holder, "", free), tries(110, 111, "b", "a")}},
 		"free while it is held": {verdict: porcupine.Illegal, history: []*operation{
 			gets(0, 2, "a", 1), at(10, 11, holder, "", free)}},
 	} {

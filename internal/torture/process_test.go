@@ -37,7 +37,12 @@ func (r *round) start(t *testing.T, slot int) *worker {
 	j.DSN = r.dsn(slot)
 	j.First = 1 + r.started*clients
 	j.Seed = r.rand.Uint64()
-	j.Pool = 1 + r.rand.IntN(8)
+	j.Pool = 1
+	if r.maybe(0.7) {
+		j.Pool += 1 + r.rand.IntN(7)
+	} else {
+		r.total.add("workers with a pool of one", 1)
+	}
 	j.Prepare = r.maybe(0.2)
 	j.Listen = r.maybe(0.5)
 	text, err := json.Marshal(j)
