@@ -5,6 +5,7 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
 )
@@ -14,6 +15,8 @@ type conn struct {
 	proxy          *Proxy
 	client, server net.Conn
 	fault          atomic.Pointer[Fault] // of the request that the server is at; pgx sends the next after its answer
+	hurry          chan struct{}         // closed when a request that is late must wait no longer
+	over           chan struct{}         // closed when no more answers come
 }
 
 func (p *Proxy) serve(client net.Conn) {
@@ -23,7 +26,7 @@ func (p *Proxy) serve(client net.Conn) {
 		_ = client.Close()
 		return
 	}
-	c := &conn{proxy: p, client: client, server: server}
+	c := &conn{proxy: p, client: client, server: server, hurry: make(chan struct{}), over: make(chan struct{})}
 	defer c.cut()
 	if !p.add(c) {
 		return
@@ -45,16 +48,19 @@ func (p *Proxy) serve(client net.Conn) {
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() { defer c.cut(); c.requests(backend) })
-	wg.Go(func() { defer c.cut(); c.answers() })
+	wg.Go(func() { defer c.cut(); defer close(c.over); c.answers() })
 	wg.Wait()
 }
 
 // cut ends the connection at once, on both sides. The server goes on with the statement that it has.
 func (c *conn) cut() {
-	for _, side := range []net.Conn{c.client, c.server} {
-		_ = side.(*net.TCPConn).SetLinger(0)
-		_ = side.Close()
-	}
+	reset(c.client)
+	reset(c.server)
+}
+
+func reset(side net.Conn) {
+	_ = side.(*net.TCPConn).SetLinger(0)
+	_ = side.Close()
 }
 
 // requests passes what the client sends. The server must trust its users, as no password is understood.
@@ -83,14 +89,34 @@ func (c *conn) requests(client *pgproto3.Backend) {
 				whole = true
 			}
 		}
-		fault := c.proxy.fault(statement)
+		fault := c.proxy.fault(c, statement)
 		if fault != nil && fault.Unsent {
 			return
 		}
 		c.fault.Store(fault)
+		if fault != nil && fault.Late > 0 {
+			c.sendLate(request, fault.Late)
+			return
+		}
 		if c.send(c.server, request) != nil {
 			return
 		}
+	}
+}
+
+// sendLate cuts the client off, and sends its last request to the server some time after that.
+func (c *conn) sendLate(request []byte, delay time.Duration) {
+	reset(c.client)
+	timer := time.NewTimer(delay)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-c.hurry:
+	case <-c.over:
+		return
+	}
+	if c.send(c.server, request) == nil {
+		<-c.over
 	}
 }
 

@@ -5,7 +5,9 @@ package pgproxy
 
 import (
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -19,6 +21,9 @@ import (
 type Fault struct {
 	Unsent bool // the server does not get the request
 	After  int  // how many messages of the answer arrive; the server has done all that it was asked for
+
+	// Late is how long after the client was cut off the server gets the request. No message of its answer arrives.
+	Late time.Duration
 }
 
 // Proxy is one such network.
@@ -27,11 +32,13 @@ type Proxy struct {
 	server   string // the address of PostgreSQL
 	dsn      *pgx.ConnConfig
 
-	mu     sync.Mutex
-	conns  map[*conn]bool // nil once the proxy has ended
-	choose func(statement string) *Fault
-	frozen chan struct{} // closed when the network thaws; nil = it flows
-	delay  time.Duration
+	mu      sync.Mutex
+	conns   map[*conn]bool // nil once the proxy has ended
+	late    map[*conn]bool // those of them whose last request is late
+	choose  func(statement string) *Fault
+	frozen  chan struct{} // closed when the network thaws; nil = it flows
+	refuses bool
+	delay   time.Duration
 }
 
 // New starts a proxy to the server of a DSN, which ends with the test. The test is skipped if the server wants a password or
@@ -54,6 +61,7 @@ func New(t testing.TB, dsn string) *Proxy {
 		server:   net.JoinHostPort(config.Host, fmt.Sprint(config.Port)),
 		dsn:      config,
 		conns:    map[*conn]bool{},
+		late:     map[*conn]bool{},
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() {
@@ -127,6 +135,35 @@ func (p *Proxy) Reset() {
 	}
 }
 
+// Refuse cuts all connections, and every new one, until Admit.
+func (p *Proxy) Refuse() {
+	p.mu.Lock()
+	p.refuses = true
+	p.mu.Unlock()
+	p.Reset()
+}
+
+// Admit ends Refuse.
+func (p *Proxy) Admit() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.refuses = false
+}
+
+// Deliver lets the server have all requests that are late now, and returns when it has answered them.
+func (p *Proxy) Deliver() {
+	p.mu.Lock()
+	late := slices.Collect(maps.Keys(p.late))
+	clear(p.late)
+	p.mu.Unlock()
+	for _, c := range late {
+		close(c.hurry)
+	}
+	for _, c := range late {
+		<-c.over
+	}
+}
+
 func (p *Proxy) end() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -147,19 +184,23 @@ func (p *Proxy) travel() {
 	time.Sleep(delay)
 }
 
-func (p *Proxy) fault(statement string) *Fault {
+func (p *Proxy) fault(c *conn, statement string) *Fault {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.choose == nil {
 		return nil
 	}
-	return p.choose(statement)
+	fault := p.choose(statement)
+	if fault != nil && fault.Late > 0 {
+		p.late[c] = true
+	}
+	return fault
 }
 
 func (p *Proxy) add(c *conn) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.conns == nil {
+	if p.conns == nil || p.refuses {
 		return false
 	}
 	p.conns[c] = true
@@ -170,4 +211,5 @@ func (p *Proxy) remove(c *conn) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.conns, c)
+	delete(p.late, c)
 }

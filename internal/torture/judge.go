@@ -175,7 +175,7 @@ func (r *record) step(s state, o *operation) (bool, any) {
 		case held:
 			// A lease is in its own way only if its first answer was lost, and it runs out while others take it over.
 			ranOut := o.TTL != 0 && o.Call+o.TTL <= o.Return
-			return r.visible(s, o) && (o.Seen != o.Lease || ranOut), s
+			return r.visible(s, o) && (o.Verb != acquire || o.Seen != o.Lease || ranOut), s
 		}
 		if o.Verb == holder {
 			return r.calledFree(s, o)

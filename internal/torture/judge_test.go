@@ -95,11 +95,13 @@ func TestJudgeOrder(t *testing.T) {
 		"called free after it ran out, and its row still there": {verdict: porcupine.Ok, history: []*operation{
 			gets(0, 2, "a", 1), at(105, 106, holder, "", free), at(110, 111, look, "", held, sees("a")),
 			at(112, 113, guard, "a", ok), at(114, 115, pinned, "a", ok), at(120, 121, release, "a", late)}},
-		"called free before a crash that undid the release": {verdict: porcupine.Ok, crashes: []interval{crash}, history: []*operation{
+		"called free before a crash undid the release": {verdict: porcupine.Ok, crashes: []interval{crash}, history: []*operation{
 			gets(150, 152, "a", 1), at(170, 172, release, "a", unknown), at(180, 181, holder, "", free),
 			at(310, 312, holder, "", held, sees("a"))}},
 		"a renewal that came before it was called free": {verdict: porcupine.Ok, history: []*operation{
 			gets(0, 2, "a", 1), at(90, 160, renew, "a", ok, until(150)), at(120, 155, holder, "", free)}},
+		"a holder that asks who it is": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1), at(10, 11, holder, "a", held, sees("a"))}},
 
 		"held by itself, of which it did not hear before it ran out": {verdict: porcupine.Ok, history: []*operation{
 			at(0, 110, acquire, "a", held, sees("a"), unanswered, lasts(100))}},
