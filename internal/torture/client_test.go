@@ -33,6 +33,8 @@ type client struct {
 	rand   *rand.Rand
 	number int
 	n      int // its operations so far
+
+	lasting []string // leases without a TTL that it had
 }
 
 // usage is one use of a mutex, and the choices that were made for it.
@@ -107,7 +109,7 @@ func (c *client) once() {
 func (u *usage) choose() {
 	u.ttl = shortestTTL + u.upTo(time.Duration(float64(longestTTL-shortestTTL)*u.rand.Float64()*u.rand.Float64()))
 	options := []dbmutex.Option{dbmutex.WithHolder(u.name), dbmutex.WithTTL(u.ttl)}
-	if u.Habits.Forever && u.maybe(0.01) {
+	if u.Habits.Forever && u.maybe(0.03) {
 		u.ttl = 0
 		options = append(options, dbmutex.WithoutTTL())
 	}
@@ -184,6 +186,9 @@ func deadline(lease *dbmutex.Lease) (from, to int64) {
 func (u *usage) acquired(o *operation, lease *dbmutex.Lease) {
 	u.returned(o)
 	o.Outcome, o.Token, o.Expires = ok, lease.Token(), expires(lease)
+	if u.ttl == 0 {
+		u.lasting = append(u.lasting, u.name)
+	}
 	if !u.renews && u.ttl != 0 {
 		o.Since = o.Expires - int64(u.ttl)
 	}

@@ -5,13 +5,17 @@
 // The duration is for each database. Without flags it runs for a few seconds, from a seed that it prints.
 //
 // It runs rounds. In each, several processes with several clients use a few mutexes in every way that there is, while
-// workers are killed or stopped for a while and, on PostgreSQL, answers, requests and connections are lost, the network
-// freezes, backends are terminated or stopped and the server crashes; on SQLite, under one of two drivers, others lock the
-// file. Contexts end and work panics. Some workers have a single connection.
+// workers are killed or stopped for a while. Contexts end and work panics. Some workers have a single connection. Besides:
+//   - On PostgreSQL answers, requests and connections are lost, the network freezes, backends are terminated or stopped and
+//     the server crashes. Some requests are late: their client is told that its connection is cut, and the server gets them
+//     up to three seconds after that.
+//   - On SQLite, under one of two drivers, others lock the file.
+//   - In a few rounds the database is away for longer than a release is tried in the foreground: the server is stopped, the
+//     network of a worker refuses, or the file is locked, for 6 to 9 seconds.
 //
 // Every client writes down each operation when it begins and when it has ended, on a clock that all share, and the parent
 // adds what it reads in the lock's table. At the round's end nothing runs any more, so that nothing that was left open can
-// still have an effect, and the parent has each mutex once more.
+// still have an effect, and the parent has each mutex once more. Before that the server gets all that is late.
 //
 // # What is judged
 //
@@ -20,7 +24,8 @@
 // the mutex while a lease is held, nor before the moment that Lease.ExpiresAt told its holder; a renewal, a guard or a
 // release may succeed only for the lease that holds the mutex, and may report a loss only if there was one; nobody
 // may be told of a holder that is none; and a MinHold is kept. An operation that failed, or whose process was killed,
-// may or may not have had its effect, from its call on.
+// may or may not have had its effect, from its call on and until the end of the round: a release that failed goes on in the
+// background, and a request may be late.
 //
 // Free stays free: once Holder has called the mutex free, a lease of before may not be renewed, and nobody may be told that
 // it is the holder. A guard, a commit or a release may still find its row, if it only ran out.
@@ -31,7 +36,8 @@
 // Fencing tokens must be unique and grow. The transactions of a mutex raise a counter by what they read, without any
 // lock but the mutex: those that said they had committed must be there, those that said they had not must not, and the
 // counter must be their number, or two have overlapped. A worker that ends must leave no goroutine and no connection in
-// use, and the last lease no row; SQLite's file must be whole.
+// use, and the last lease no row; SQLite's file must be whole. A lease without a TTL that was released may be there again, as
+// a request was late, but not for longer than a minute.
 //
 // # What is not
 //

@@ -3,6 +3,7 @@
 package torture
 
 import (
+	"slices"
 	"testing"
 	"time"
 )
@@ -10,13 +11,36 @@ import (
 // fault is a kind of misfortune.
 type fault struct {
 	name   string
+	once   bool // in a round, as it takes long
 	strike func(t *testing.T)
 }
 
 // suffer adds a kind of fault to a round.
 func (r *round) suffer(name string, strike func(t *testing.T)) {
-	r.faults = append(r.faults, fault{name, strike})
+	r.faults = append(r.faults, fault{name, false, strike})
 }
+
+// sufferOnce adds a fault that strikes once.
+func (r *round) sufferOnce(name string, strike func(t *testing.T)) {
+	r.faults = append(r.faults, fault{name, true, strike})
+}
+
+// strike lets one of the faults happen.
+func (r *round) strike(t *testing.T) {
+	if len(r.faults) == 0 {
+		return
+	}
+	i := r.rand.IntN(len(r.faults))
+	f := r.faults[i]
+	if f.once {
+		r.faults = slices.Delete(r.faults, i, i+1)
+	}
+	r.total.add("fault: "+f.name, 1)
+	f.strike(t)
+}
+
+// absence is a while that is longer than a release is tried in the foreground, which is 5 seconds.
+func (r *round) absence() time.Duration { return 6*time.Second + r.upTo(3*time.Second) }
 
 // misuse adds the faults that processes have on any database.
 func (r *round) misuse() {

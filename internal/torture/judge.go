@@ -18,9 +18,12 @@ const (
 	// undoWindow is for how long before a crash of the server a commit that did not wait for the disk may have been lost.
 	undoWindow = int64(5 * time.Second)
 
+	// latest is how late a request may reach the server.
+	latest = 3 * time.Second
+
 	// keepWindow is for how long after its end an acquire that told other processes of itself may seem to hold the mutex:
-	// they believe it for 5 seconds, and may then keep the mutex for as long.
-	keepWindow = int64(10 * time.Second)
+	// they believe it for 5 seconds, may say so late, and then keep the mutex for 5 seconds.
+	keepWindow = int64(10*time.Second + latest)
 )
 
 // interval is a span of time, both ends in it.
@@ -48,8 +51,8 @@ type lease struct {
 }
 
 // doubt is an acquire that may take effect at any time from its call on, as its answer, or that of one of its statements,
-// was lost. A statement that nobody waits for any more may still run on the server, and one that is tried again may have
-// had an effect that ran out before it had its second.
+// was lost. A statement that nobody waits for any more may still run on the server, or reach it later; and one that is tried
+// again may have had an effect that ran out before it had its second.
 type doubt struct {
 	lease    string
 	from, to int64
@@ -62,11 +65,13 @@ func newRecord(history []*operation, crashes []interval) *record {
 		case acquire:
 			l := &lease{number: len(r.numbers), acquire: o, releasable: never, back: never}
 			r.leases[o.Lease], r.numbers = l, append(r.numbers, l)
-			if o.Tells {
-				r.passers = append(r.passers, doubt{o.Lease, o.Call, o.end()})
-			}
+			end := o.end()
 			if o.Outcome == unknown || o.Lost > 0 {
-				r.doubts = append(r.doubts, doubt{o.Lease, o.Call, never})
+				end = never
+				r.doubts = append(r.doubts, doubt{o.Lease, o.Call, end})
+			}
+			if o.Tells {
+				r.passers = append(r.passers, doubt{o.Lease, o.Call, end})
 			}
 		case force:
 			if o.Outcome == ok && o.Lost == 0 {
@@ -82,12 +87,14 @@ func newRecord(history []*operation, crashes []interval) *record {
 			r.handedOn(o)
 		}
 		if l := r.leases[o.Lease]; o.Verb == release && l != nil {
-			l.releases = append(l.releases, interval{o.Call, o.end()})
-			if o.Outcome == unknown {
+			end := o.end()
+			if o.Outcome == unknown { // it goes on in the background
+				end = never
 				l.releasable = min(l.releasable, o.Call)
 			}
+			l.releases = append(l.releases, interval{o.Call, end})
 			for _, crash := range crashes {
-				if o.Call <= crash.to && o.end() >= crash.from-undoWindow {
+				if o.Call <= crash.to && end >= crash.from-undoWindow {
 					l.back = min(l.back, crash.from)
 				}
 			}
@@ -190,8 +197,9 @@ func (r *record) step(s state, o *operation) (bool, any) {
 		if ours {
 			s = s.released(l, o)
 		}
-		// Before the deadline a release takes a missing row for the work of its own statement whose answer was lost.
-		return ours || o.Outcome == either || o.Lost > 0 && r.forcible(l, o.Return), s
+		// Before the deadline a release takes a missing row for the work of its own statement whose answer was lost. One that
+		// failed may also have had its effect before this one began.
+		return ours || o.Outcome == either || l.releasable <= o.Return || o.Lost > 0 && r.forcible(l, o.Return), s
 	}
 	if o.Outcome == lost {
 		if !ours {

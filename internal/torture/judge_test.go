@@ -69,6 +69,17 @@ func TestJudgeOrder(t *testing.T) {
 			gets(0, 2, "a", 1), at(10, 12, release, "a", unknown), gets(20, 22, "b", 2)}},
 		"a release of unknown outcome that took none": {verdict: porcupine.Ok, history: []*operation{
 			gets(0, 2, "a", 1), at(10, 12, release, "a", unknown), tries(20, 22, "b", "a"), gets(100, 102, "c", 2)}},
+		"a release that went on in the background, and one that finds it done": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1, until(9000)), at(10, 12, release, "a", unknown), gets(7000, 7002, "b", 2),
+			at(7010, 7012, release, "a", ok), at(7020, 7021, renew, "b", ok, until(7200))}},
+		"a release in the background that a crash undid": {verdict: porcupine.Ok, crashes: []interval{{9000 * ms, 9500 * ms}},
+			history: []*operation{
+				gets(0, 2, "a", 1, until(60000)), at(10, 12, release, "a", unknown), at(8000, 8001, look, "", free),
+				at(9600, 9601, look, "", held, sees("a"))}},
+		"a request of an acquire that came after its release": {verdict: porcupine.Ok, history: []*operation{
+			gets(0, 2, "a", 1, unanswered), at(10, 12, release, "a", ok), tries(2000, 2001, "b", "a"), gets(2100, 2101, "b", 2)}},
+		"the same, though every answer came": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1), at(10, 12, release, "a", ok), tries(2000, 2001, "b", "a"), gets(2100, 2101, "b", 2)}},
 		"an operator's release": {verdict: porcupine.Ok, history: []*operation{
 			gets(0, 2, "a", 1), at(10, 12, force, "", ok), gets(20, 22, "b", 2), at(30, 31, promise, "a", ok, until(100)),
 			at(40, 41, release, "a", lost)}},
@@ -136,7 +147,7 @@ func TestJudgeOrder(t *testing.T) {
 			tries(13, 14, "c", "b")}},
 		"kept for too long": {verdict: porcupine.Illegal, history: []*operation{
 			gets(0, 2, "a", 1), at(5, 30, acquire, "b", held, sees("a"), tells), at(10, 12, release, "a", ok),
-			tries(10031, 10032, "c", "b")}},
+			tries(13031, 13032, "c", "b")}},
 		"kept while another holds it": {verdict: porcupine.Illegal, history: []*operation{
 			gets(0, 2, "a", 1), at(5, 60, acquire, "b", held, sees("a"), tells), at(10, 12, release, "a", ok),
 			gets(15, 20, "c", 2), tries(30, 31, "d", "b")}},

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -47,9 +46,6 @@ type postgresArena struct {
 	db      *dbmutex.DB
 	healers sync.WaitGroup // what ends faults that last
 }
-
-// crashed is the fault that a round has at most once.
-const crashed = "server crashed"
 
 // ourselves is the application_name of the parent's sessions.
 const ourselves = "torturer"
@@ -94,12 +90,18 @@ func (a *postgresArena) begin(t *testing.T, r *round) {
 		r.suffer("backends stopped for a while", func(*testing.T) { a.stopBackends(r) })
 	}
 	if r.maybe(0.4) {
-		r.suffer(crashed, func(t *testing.T) {
+		r.sufferOnce("server crashed", func(t *testing.T) {
 			from := now()
 			a.cluster.Stop(t, "immediate")
 			a.cluster.Start(t)
 			r.crashes = append(r.crashes, interval{from, now()})
-			r.faults = slices.DeleteFunc(r.faults, func(f fault) bool { return f.name == crashed }) // it takes long enough
+		})
+	}
+	if r.maybe(0.12) {
+		r.sufferOnce("server away for long", func(t *testing.T) {
+			a.cluster.Stop(t, "fast")
+			time.Sleep(r.absence())
+			a.cluster.Start(t)
 		})
 	}
 	if r.maybe(0.7) {
@@ -127,7 +129,10 @@ func (a *postgresArena) breakNetwork(r *round) {
 		time.AfterFunc(d, func() { defer a.healers.Done(); how() })
 	}
 	if r.maybe(0.7) {
-		chance := 0.03 * r.rand.Float64()
+		chance, late := 0.03*r.rand.Float64(), 0.0
+		if r.maybe(0.4) {
+			late = 0.02 * r.rand.Float64()
+		}
 		for _, p := range a.proxies {
 			dice := rand.New(rand.NewPCG(r.rand.Uint64(), 0))
 			p.Choose(func(string) *pgproxy.Fault {
@@ -138,6 +143,10 @@ func (a *postgresArena) breakNetwork(r *round) {
 				case roll < chance:
 					r.total.add("fault: answer lost", 1)
 					return &pgproxy.Fault{After: dice.IntN(5)}
+				case roll < chance+late:
+					r.total.add("fault: request late", 1)
+					const least = 200 * time.Millisecond
+					return &pgproxy.Fault{Late: least + time.Duration(dice.Int64N(int64(latest-least)))}
 				}
 				return nil
 			})
@@ -145,6 +154,14 @@ func (a *postgresArena) breakNetwork(r *round) {
 	}
 	if r.maybe(0.4) {
 		r.suffer("network reset", func(*testing.T) { proxy().Reset() })
+	}
+	if r.maybe(0.15) {
+		r.sufferOnce("network refuses for long", func(*testing.T) {
+			p := proxy()
+			p.Refuse()
+			time.Sleep(r.absence())
+			p.Admit()
+		})
 	}
 	if r.maybe(0.4) {
 		r.suffer("network frozen", func(*testing.T) {
@@ -166,6 +183,7 @@ func (a *postgresArena) calm() {
 	a.healers.Wait()
 	for _, p := range a.proxies {
 		p.Choose(nil)
+		p.Deliver()
 	}
 }
 

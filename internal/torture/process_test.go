@@ -18,7 +18,7 @@ import (
 
 // patience is how long a worker may take to end once it has been told to, the network is there again and nobody holds
 // the database up.
-const patience = 25 * time.Second
+const patience = 25*time.Second + removal
 
 // worker is a process of clients.
 type worker struct {

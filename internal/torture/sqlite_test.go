@@ -49,19 +49,26 @@ func (a *sqliteArena) begin(t *testing.T, r *round) {
 	r.total.add("rounds with driver "+r.job.Driver, 1)
 	r.dsn = func(int) string { return path }
 	r.misuse()
+	lock := func(held time.Duration) {
+		_ = db.Transaction(func(tx *gorm.DB) error {
+			if err := tx.Exec(`UPDATE counters SET n = n WHERE false`).Error; err != nil {
+				return err
+			}
+			time.Sleep(held)
+			return nil
+		})
+	}
 	if r.maybe(0.5) {
-		r.suffer("file locked by another writer", func(t *testing.T) {
+		r.suffer("file locked by another writer", func(*testing.T) {
 			held := r.upTo(500 * time.Millisecond)
 			a.writer.Wait()
-			a.writer.Go(func() {
-				_ = db.Transaction(func(tx *gorm.DB) error {
-					if err := tx.Exec(`UPDATE counters SET n = n WHERE false`).Error; err != nil {
-						return err
-					}
-					time.Sleep(held)
-					return nil
-				})
-			})
+			a.writer.Go(func() { lock(held) })
+		})
+	}
+	if r.maybe(0.2) {
+		r.sufferOnce("file locked for long", func(*testing.T) {
+			a.writer.Wait()
+			lock(r.absence())
 		})
 	}
 }
