@@ -36,8 +36,8 @@
 // Fencing tokens must be unique and grow. The transactions of a mutex raise a counter by what they read, without any
 // lock but the mutex: those that said they had committed must be there, those that said they had not must not, and the
 // counter must be their number, or two have overlapped. A worker that ends must leave no goroutine and no connection in
-// use, and the last lease no row; SQLite's file must be whole. A lease without a TTL that was released may be there again, as
-// a request was late, but not for longer than a minute.
+// use, and the last lease no row; SQLite's file must be whole. A lease without a TTL that was released may be there again,
+// as a request was late, but not for longer than a minute.
 //
 // # What is not
 //
