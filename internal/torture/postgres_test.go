@@ -131,7 +131,7 @@ func (a *postgresArena) breakNetwork(r *round) {
 	if r.maybe(0.7) {
 		chance, late := 0.03*r.rand.Float64(), 0.0
 		if r.maybe(0.4) {
-			late = 0.02 * r.rand.Float64()
+			late = 0.04 * r.rand.Float64()
 		}
 		for _, p := range a.proxies {
 			dice := rand.New(rand.NewPCG(r.rand.Uint64(), 0))

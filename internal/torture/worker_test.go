@@ -5,6 +5,7 @@ package torture
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -126,7 +127,7 @@ func awaitRemoval(db *dbmutex.DB, holders []string) error {
 			return nil
 		}
 		if time.Now().After(wait) {
-			return fmt.Errorf("leases without a TTL are there %v after their release: %v (%v)", removal, left, err)
+			return errors.Join(fmt.Errorf("leases without a TTL are there %v after their release: %v", removal, left), err)
 		}
 	}
 	return nil
