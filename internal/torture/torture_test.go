@@ -173,8 +173,6 @@ func (r *round) judge(t *testing.T) {
 			path := filepath.Join(folder, "history.html")
 			require.NoError(t, porcupine.VisualizePath(why.model, why.info, path))
 			require.NoError(t, os.WriteFile(filepath.Join(folder, "history.txt"), []byte(why.String()), 0o600))
-			whole := &impossible{history: r.history}
-			require.NoError(t, os.WriteFile(filepath.Join(folder, "round.txt"), []byte(whole.String()), 0o600))
 			t.Errorf("%s: no order of the operations explains what was seen (%s):\n%s", id, path, why.excerpt())
 		}
 		c := counted{runs: map[string]bool{}}
@@ -188,6 +186,13 @@ func (r *round) judge(t *testing.T) {
 			t.Errorf("%s: %s", id, complaint)
 		}
 		r.total.record(record, c)
+	}
+	if t.Failed() {
+		folder, err := os.MkdirTemp("", "dbmutex-torture-")
+		require.NoError(t, err)
+		path, whole := filepath.Join(folder, "round.txt"), &impossible{history: r.history}
+		require.NoError(t, os.WriteFile(path, []byte(whole.String()), 0o600))
+		t.Logf("the whole round: %s", path)
 	}
 }
 
