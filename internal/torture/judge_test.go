@@ -78,7 +78,9 @@ func TestJudgeOrder(t *testing.T) {
 				at(9600, 9601, look, "", held, sees("a"))}},
 		"a request of an acquire that came after its release": {verdict: porcupine.Ok, history: []*operation{
 			gets(0, 2, "a", 1, unanswered), at(10, 12, release, "a", ok), tries(2000, 2001, "b", "a"), gets(2100, 2101, "b", 2)}},
-		"the same, though every answer came": {verdict: porcupine.Illegal, history: []*operation{
+		"a lease that was lost, and that such a request brings back": {verdict: porcupine.Illegal, history: []*operation{
+			gets(0, 2, "a", 1, unanswered), gets(101, 103, "b", 2), at(110, 112, release, "b", ok), at(150, 151, guard, "a", ok)}},
+		"a row that came after its release, though every answer came": {verdict: porcupine.Illegal, history: []*operation{
 			gets(0, 2, "a", 1), at(10, 12, release, "a", ok), tries(2000, 2001, "b", "a"), gets(2100, 2101, "b", 2)}},
 		"an operator's release": {verdict: porcupine.Ok, history: []*operation{
 			gets(0, 2, "a", 1), at(10, 12, force, "", ok), gets(20, 22, "b", 2), at(30, 31, promise, "a", ok, until(100)),
