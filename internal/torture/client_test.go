@@ -51,6 +51,7 @@ type usage struct {
 	renews  bool
 	skips   bool
 	retired bool // ReleaseIn was called
+	unsure  bool // a transaction may commit yet: the lease does not keep it apart from others of its own
 }
 
 func (c *client) run() {

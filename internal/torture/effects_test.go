@@ -104,10 +104,9 @@ func (u *usage) guarded() {
 	if u.maybe(0.3) {
 		u.hold(lease)
 	}
-	for range 1 + u.rand.IntN(2) {
-		if !u.retired {
-			u.inGuard(lease)
-		}
+	u.inGuard(lease)
+	if !u.retired && !u.unsure && u.maybe(0.5) {
+		u.inGuard(lease)
 	}
 	if u.maybe(0.2) {
 		time.Sleep(u.upTo(20 * time.Millisecond))
@@ -141,6 +140,7 @@ func (u *usage) inGuard(lease *dbmutex.Lease) {
 		whole.Outcome = aborted
 	}
 	whole.Error = text(err)
+	u.unsure = whole.Outcome == unknown
 	if last != nil {
 		last.Outcome, last.Error, last.Return, last.Lost = whole.Outcome, whole.Error, whole.Return, whole.Lost
 		if errors.Is(workErr, dbmutex.ErrTimeout) {
