@@ -1,0 +1,52 @@
+package dbmutex_test
+
+import (
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+)
+
+// CREATE INDEX CONCURRENTLY waits until every transaction that is older has ended. A lock that kept a transaction open, or
+// waited within a statement, would delay it for as long.
+func TestIndexesAreMadeConcurrentlyWhileAMutexIsHeldAndWaitedFor(t *testing.T) {
+	t.Parallel()
+	d := testdb.PostgresAt(testdb.NewCluster(t).DSN()) // of its own, as other tests keep transactions open
+	db, other := open(t, d).WithContext(limited(t)), open(t, d).WithContext(limited(t))
+	require.NoError(t, db.Migrate(&customer{}))
+	var wg sync.WaitGroup
+	t.Cleanup(wg.Wait) // also if the test fails, and then after the release
+	lease := acquire(t, db, "job", dbmutex.WithRenewal())
+	const waiters = 4
+	for _, process := range []*dbmutex.DB{db, other} {
+		for range waiters {
+			wg.Go(func() {
+				if err := process.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(nothing); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		require.Eventually(t, func() bool { return dbmutex.Waiters(process.Mutex("job")) == waiters },
+			time.Minute, time.Millisecond)
+	}
+
+	for _, statement := range []string{
+		`CREATE INDEX CONCURRENTLY made_meanwhile ON customers (name)`, // by a program, on a table of its own
+		`REINDEX TABLE CONCURRENTLY customers`,
+		`REINDEX TABLE CONCURRENTLY db_mutexes`, // by an operator
+	} {
+		require.NoError(t, db.Exec(statement).Error, statement)
+	}
+	var invalid int
+	require.NoError(t, db.Raw(`SELECT count(*) FROM pg_index WHERE NOT indisvalid`).Scan(&invalid).Error)
+	require.Zero(t, invalid)
+
+	require.NoError(t, lease.Renew())
+	require.NoError(t, lease.Release())
+	wg.Wait()
+	requireFree(t, db, "job")
+}
