@@ -16,8 +16,8 @@ import (
 
 // The tests of this file run every verb in sessions that an administrator, a role or a DSN has set up in an unusual way.
 
-// requireSettingsDoNotMatter runs every verb in sessions with these settings, and reads there who holds a mutex that a session
-// without them has taken.
+// requireSettingsDoNotMatter runs every verb in sessions with these settings, and reads there who holds a mutex that a
+// session without them has taken.
 func requireSettingsDoNotMatter(t *testing.T, d *testdb.Database, settings map[string]string) {
 	t.Helper()
 	plain := openDSN(t, d.DSN).WithContext(limited(t))
