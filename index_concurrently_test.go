@@ -11,8 +11,8 @@ import (
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
-// CREATE INDEX CONCURRENTLY waits until every transaction that is older has ended. A lock that kept a transaction open, or
-// waited within a statement, would delay it for as long.
+// CREATE INDEX CONCURRENTLY waits until every snapshot that is older has gone: a lock that kept a transaction open, or waited
+// within a statement, could delay it for as long.
 func TestIndexesAreMadeConcurrentlyWhileAMutexIsHeldAndWaitedFor(t *testing.T) {
 	t.Parallel()
 	d := testdb.PostgresAt(testdb.NewCluster(t).DSN()) // of its own, as other tests keep transactions open
@@ -34,6 +34,8 @@ func TestIndexesAreMadeConcurrentlyWhileAMutexIsHeldAndWaitedFor(t *testing.T) {
 			time.Minute, time.Millisecond)
 	}
 
+	var begin time.Time
+	require.NoError(t, db.Raw(`SELECT clock_timestamp()`).Scan(&begin).Error)
 	for _, statement := range []string{
 		`CREATE INDEX CONCURRENTLY made_meanwhile ON customers (name)`, // by a program, on a table of its own
 		`REINDEX TABLE CONCURRENTLY customers`,
@@ -44,6 +46,12 @@ func TestIndexesAreMadeConcurrentlyWhileAMutexIsHeldAndWaitedFor(t *testing.T) {
 	var invalid int
 	require.NoError(t, db.Raw(`SELECT count(*) FROM pg_index WHERE NOT indisvalid`).Scan(&invalid).Error)
 	require.Zero(t, invalid)
+	require.Eventually(t, func() bool { // a transaction may have no snapshot
+		var older int
+		err := db.Raw(`SELECT count(*) FROM pg_stat_activity
+			WHERE backend_type = 'client backend' AND pid <> pg_backend_pid() AND xact_start < ?`, begin).Scan(&older).Error
+		return err == nil && older == 0
+	}, 20*time.Second, 10*time.Millisecond, "a transaction stays open")
 
 	require.NoError(t, lease.Renew())
 	require.NoError(t, lease.Release())
