@@ -167,7 +167,8 @@ func TestAFreeMutexStaysFreeWhateverIsRenewed(t *testing.T) {
 		requireTimeout(t, lease.Release(), "job", true) // somebody came
 		requireHeld(t, db, "job")
 
-		err = db.Mutex("renewed", dbmutex.WithTTL(300*time.Millisecond), dbmutex.WithRenewal()).Do(func(ctx context.Context) error {
+		brief := []dbmutex.Option{dbmutex.WithTTL(300 * time.Millisecond), dbmutex.WithRenewal()}
+		err = db.Mutex("renewed", brief...).Do(func(ctx context.Context) error {
 			testdb.Expire(t, db, "renewed")
 			requireEnds(t, ctx)
 			return nil

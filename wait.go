@@ -66,8 +66,8 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 	return lease, err
 }
 
-// disown is for a request that may still be under way: it would make the row of its lease again, when that has been another's
-// for a while. So the lease, if there is one, gets another id.
+// disown is for a request that may still be under way: it would make the row of its lease again, when that has been
+// another's for a while. So the lease, if there is one, gets another id.
 func (m *Mutex) disown(r locktable.Request, lease *Lease, err error) (*Lease, error) {
 	defer m.table.DiscardLater(m.ctx, r.Key, r.TTL)
 	if lease == nil {

@@ -61,8 +61,8 @@ type notifying interface {
 	id() uint32
 }
 
-// remote is a dialect whose database runs outside of this process. A statement can go on there, and a COMMIT be done, although
-// no answer arrives; and a request can arrive late.
+// remote is a dialect whose database runs outside of this process. A statement can go on there, and a COMMIT be done,
+// although no answer arrives; and a request can arrive late.
 type remote interface {
 	// rename gives a lease another id.
 	rename(on executor, k Key, leaseID string) (found bool, err error)
