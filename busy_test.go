@@ -251,3 +251,69 @@ func TestWaitingForAnotherWriterIsNotLogged(t *testing.T) {
 	require.NoError(t, <-done)
 	require.Empty(t, out.String())
 }
+
+// writing keeps SQLite's file from other writers for a while.
+func writing(t *testing.T, d *testdb.Database, while time.Duration) (wait func()) {
+	letGo := d.Hang(t)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		time.Sleep(while)
+		letGo()
+	}()
+	return func() { <-done }
+}
+
+func TestAMutexThatRanOutIsNotHeldWhileOthersWrite(t *testing.T) {
+	t.Parallel()
+	uses := map[string]func(m *dbmutex.Mutex) error{
+		"do":          func(m *dbmutex.Mutex) error { return m.Do(nothing) },
+		"transaction": func(m *dbmutex.Mutex) error { return m.Transaction(func(*gorm.DB) error { return nil }) },
+	}
+	for name, use := range uses {
+		for _, by := range []string{"MinHold", "crash"} {
+			d := testdb.SQLite(t)
+			db := open(t, d)
+			if by == "MinHold" {
+				require.NoError(t, db.Mutex("job", dbmutex.WithMinHold(time.Millisecond)).Do(nothing))
+			} else {
+				acquire(t, db, "job")
+			}
+			testdb.Expire(t, db, "job")
+			wait := writing(t, d, 300*time.Millisecond)
+			holder, err := db.Mutex("job").Holder()
+			require.NoError(t, err)
+			require.Nil(t, holder)
+			require.NoError(t, use(db.Mutex("job")), "%s, %s", name, by)
+			wait()
+		}
+	}
+}
+
+func TestAWaitOutlastsAnotherWriter(t *testing.T) {
+	t.Parallel()
+	for name, use := range map[string]func(db *dbmutex.DB) error{
+		"do": func(db *dbmutex.DB) error { return db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(nothing) },
+		"transaction": func(db *dbmutex.DB) error {
+			return db.Mutex("job", dbmutex.WithWait(time.Minute)).Transaction(func(*gorm.DB) error { return nil })
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			d := testdb.SQLite(t)
+			db := open(t, d)
+			defer writing(t, d, 7*time.Second)()
+			require.NoError(t, use(db))
+		})
+	}
+	t.Run("a wait that is over", func(t *testing.T) {
+		t.Parallel()
+		d := testdb.SQLite(t)
+		db := open(t, d)
+		letGo := d.Hang(t)
+		err := db.Mutex("job", dbmutex.WithWait(6*time.Second)).Do(nothing)
+		require.ErrorContains(t, err, "database is locked")
+		require.NotErrorIs(t, err, dbmutex.ErrNotAcquired)
+		letGo()
+	})
+}

@@ -606,6 +606,9 @@ func (l *Lease) heard(workErr error) bool {
 // meanwhile, even past its deadline. If it fails, it rolls the transaction back, so that nothing is committed even if its
 // error is ignored. tx must be on the lock's own database.
 //
+// Call it on the transaction itself. In a nested one it pins the lease only until that one is over, if it rolls back to its
+// savepoint.
+//
 // The error is ErrTimeout if the lease was lost, gorm.ErrInvalidTransaction if tx is not a transaction, tx's own, or the
 // database's. Keep such transactions short: Release and ForceRelease wait for them.
 func (l *Lease) Guard(tx *gorm.DB) error {

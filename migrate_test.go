@@ -2,11 +2,14 @@ package dbmutex_test
 
 import (
 	"context"
+	"log"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
@@ -114,4 +117,27 @@ func TestMigrateByARoleThatDoesNotOwnTheTable(t *testing.T) {
 	guest := openDSN(t, withSetting(dsn, "role", "guest"))
 	require.NoError(t, guest.Migrate())
 	requireFree(t, guest, "job")
+}
+
+func TestMigrateWaitsForOtherReplicasInSilence(t *testing.T) {
+	t.Parallel()
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		t.Parallel()
+		out := &logs{}
+		logging := logger.New(log.New(out, "", 0), logger.Config{LogLevel: logger.Warn, SlowThreshold: 400 * time.Millisecond})
+		db := d.Registered(t, dbmutex.DefaultSettings(), &gorm.Config{Logger: logging})
+		other := d.Open(t).Begin()
+		if d.OneWriter {
+			require.NoError(t, other.Exec(`CREATE TABLE made (id integer)`).Error)
+		} else {
+			require.NoError(t, other.Exec(`SELECT pg_advisory_xact_lock(?::bigint)`, 0x64626d75746578).Error)
+		}
+		done := make(chan error, 1)
+		go func() { done <- db.Migrate() }()
+		time.Sleep(time.Second)
+		require.Empty(t, done)
+		require.NoError(t, other.Commit().Error)
+		require.NoError(t, <-done)
+		require.Empty(t, out.String())
+	})
 }

@@ -16,7 +16,8 @@
 // trial.) Waiters then ask the database again and again, and everything else is the same.
 //
 // These releases do not notify: that of a lease that never expires, Mutex.ForceRelease, Mutex.Transaction and
-// Lease.ReleaseIn.
+// Lease.ReleaseIn. While the mutex does not change hands, a waiter asks the database every 1 to 3 seconds, and may learn
+// of such a release as late. A role that may not call pg_notify releases without.
 package pgnotify
 
 import (

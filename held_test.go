@@ -1,0 +1,121 @@
+package dbmutex_test
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+	"gorm.io/gorm"
+
+	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+)
+
+func TestAnAcquireUnderItsOwnLeaseFailsAtOnce(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
+		limited := db.WithContext(limited(t))
+		forever := dbmutex.WithWait(dbmutex.Forever)
+		nested := func(ctx context.Context) error {
+			inner := db.WithContext(ctx)
+			for _, m := range []*dbmutex.Mutex{inner.Mutex("job"), inner.Mutex("job", forever), inner.Mutex("job", dbmutex.WithRenewal())} {
+				_, acquired := m.Acquire()
+				for _, err := range []error{
+					acquired, m.Do(nothing), m.Transaction(func(*gorm.DB) error { return nil }), m.Decorate(nothing)(ctx),
+				} {
+					require.ErrorIs(t, err, dbmutex.ErrNotAcquired)
+					require.ErrorContains(t, err, "not reentrant")
+					require.NotErrorIs(t, err, context.DeadlineExceeded)
+				}
+			}
+			_, err := inner.Mutex("job").Holder()
+			return err
+		}
+		require.NoError(t, limited.Mutex("job").Do(nested))
+		require.NoError(t, limited.Mutex("job").Do(func(ctx context.Context) error {
+			return db.WithContext(ctx).Mutex("other", forever).Do(nested) // with another lease in between
+		}))
+		require.NoError(t, limited.Mutex("job").Transaction(func(tx *gorm.DB) error {
+			return nested(context.WithoutCancel(tx.Statement.Context))
+		}))
+		lease := acquire(t, db, "job")
+		require.NoError(t, nested(lease.Context()))
+		require.NoError(t, lease.Release())
+		ended := context.WithoutCancel(lease.Context())
+		require.NoError(t, db.WithContext(ended).Mutex("job", forever).Do(nothing), "that lease has ended")
+		lease = acquire(t, db, "job", dbmutex.WithTTL(10*time.Millisecond))
+		requireEnds(t, lease.Context())
+		require.NoError(t, db.WithContext(context.WithoutCancel(lease.Context())).Mutex("job", forever).Do(nothing))
+		another := open(t, d.Another(t))
+		require.NoError(t, db.Mutex("job").Do(func(ctx context.Context) error {
+			return another.WithContext(ctx).Mutex("job").Do(nothing) // in another database
+		}))
+	})
+}
+
+func TestAWaitThatTheContextEndsNamesTheHolder(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		acquire(t, db, "job", dbmutex.WithHolder("the one"))
+		ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+		defer cancel()
+		results := make(chan error, 2)
+		for range 2 { // the head of the queue, and the next
+			go func() {
+				_, err := db.WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
+				results <- err
+			}()
+		}
+		for range 2 {
+			err := <-results
+			require.ErrorIs(t, err, context.DeadlineExceeded)
+			require.NotErrorIs(t, err, dbmutex.ErrNotAcquired)
+			require.ErrorContains(t, err, "held by the one since")
+		}
+	})
+}
+
+// Others have the row of a lease that ran out locked, and are about to take it over.
+func TestNobodyWhoseLeaseHasEndedIsNamed(t *testing.T) {
+	d := testdb.Postgres(t)
+	db := open(t, d)
+	acquire(t, db, "job", dbmutex.WithHolder("the dead"))
+	testdb.Expire(t, db, "job")
+	tx := open(t, d).Begin()
+	require.NoError(t, tx.Exec(`SELECT 1 FROM db_mutexes FOR UPDATE`).Error)
+	for _, wait := range []time.Duration{0, 50 * time.Millisecond} {
+		_, err := db.Mutex("job", dbmutex.WithWait(wait)).Acquire()
+		held := &dbmutex.HeldError{}
+		require.ErrorAs(t, err, &held)
+		require.Equal(t, dbmutex.HeldError{LockID: "job"}, *held)
+		require.NotContains(t, err.Error(), "the dead")
+	}
+	require.NoError(t, tx.Rollback().Error)
+	requireFree(t, db, "job")
+}
+
+func TestAHeldErrorIsOneLineWithMilliseconds(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		for _, holder := range []string{"me\n2026/11/25 FATAL: forged \x1b[31m", "me \u202e txt.exe", "me\u2028"} {
+			lease := acquire(t, db, "job", dbmutex.WithHolder(holder), dbmutex.WithTTL(700*time.Millisecond))
+			err := db.Mutex("job").Do(nothing)
+			require.ErrorContains(t, err, fmt.Sprintf("%q", holder))
+			require.NotContains(t, err.Error(), holder)
+			require.Regexp(t, `since \S+:\d\d\.\d{3}\S* until \S+:\d\d\.\d{3}`, err.Error())
+			_ = lease.Release()
+		}
+		acquire(t, db, "job", dbmutex.WithHolder("pod-7/12 (日本)"))
+		require.ErrorContains(t, db.Mutex("job").Do(nothing), "held by pod-7/12 (日本) since")
+	})
+}
+
+func TestAMutexOfATransactionIsNotToldToUseItself(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		require.NoError(t, db.Gorm.Transaction(func(tx *gorm.DB) error {
+			err := dbmutex.Wrap(tx).Mutex("job").Transaction(func(*gorm.DB) error { return nil })
+			require.ErrorIs(t, err, dbmutex.ErrInTransaction)
+			require.ErrorContains(t, err, "make the mutex from a handle that is not")
+			return nil
+		}))
+	})
+}
