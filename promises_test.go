@@ -284,7 +284,8 @@ func TestDoTellsTheTruth(t *testing.T) {
 					pastDeadline(ctx)
 					return errWork
 				}},
-			{name: "released by the work, past the deadline, the work fails", opts: []dbmutex.Option{short}, workErr: true,
+			{name: "released by the work, past the deadline, the work fails", workErr: true,
+				opts: []dbmutex.Option{dbmutex.WithTTL(time.Second)},
 				work: func(ctx context.Context) error {
 					lease, _ := dbmutex.LeaseFrom(ctx)
 					deadline, _ := lease.ExpiresAt()

@@ -55,7 +55,7 @@ func requireSettingsDoNotMatter(t *testing.T, d *testdb.Database, settings map[s
 func TestTheSessionsTimeZoneAndFormatOfTimesDoNotMatter(t *testing.T) {
 	t.Parallel()
 	zones := []string{"UTC", "Asia/Kolkata", "America/St_Johns", "Africa/Monrovia", "FOO+15", "FOO-05:30"}
-	intervals := []string{"sql_standard", "postgres", "postgres_verbose", "iso_8601"}
+	intervals := []string{"sql_standard", "Postgres", "postgres_verbose", "iso_8601"}
 	d := testdb.Postgres(t)
 	require.NoError(t, openDSN(t, d.DSN).Migrate())
 	n := 0

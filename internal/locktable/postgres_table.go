@@ -18,11 +18,12 @@ import (
 const inspectSQL = `SELECT pg_catalog.json_build_object(
 	'kind', c.relkind, 'persistence', c.relpersistence,
 	'columns', (SELECT pg_catalog.json_agg(pg_catalog.json_build_object(
-			'name', a.attname, 'type', CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END::regtype::text,
+			'name', a.attname, 'type', b.typname, 'words', b.oid::regtype::text,
 			'length', CASE t.typtype WHEN 'd' THEN t.typtypmod ELSE a.atttypmod END - 4,
 			'notNull', a.attnotnull, 'filled', a.atthasdef OR a.attidentity <> '',
 			'exact', coalesce(l.collisdeterministic, true)))
 		FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid = a.atttypid
+		JOIN pg_catalog.pg_type b ON b.oid = CASE t.typtype WHEN 'd' THEN t.typbasetype ELSE t.oid END
 		LEFT JOIN pg_catalog.pg_collation l ON l.oid = a.attcollation
 		WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped),
 	'unique', (SELECT pg_catalog.json_agg(a.attname)
@@ -48,7 +49,7 @@ FROM pg_catalog.pg_class c WHERE c.oid = $1::text::regclass`
 type postgresTable struct {
 	Kind, Persistence string
 	Columns           []struct {
-		Name, Type             string
+		Name, Type, Words      string
 		Length                 int // of a varchar(n); less than 0 = any
 		NotNull, Filled, Exact bool
 	}
@@ -90,10 +91,9 @@ func (t *postgresTable) problem() string {
 		return "it is unlogged, so that a crash empties it: ALTER TABLE ... SET LOGGED"
 	}
 	types := map[string][]string{
-		"id":      {"bigint", "integer"},
-		"lock_id": {"character varying", "text"}, "holder": {"character varying", "text"},
-		"lease_id":      {"character varying", "text"},
-		"creation_time": {"timestamp with time zone"}, "expires_at": {"timestamp with time zone"},
+		"id":      {"int8", "int4"},
+		"lock_id": {"varchar", "text"}, "holder": {"text", "varchar"}, "lease_id": {"varchar", "text"},
+		"creation_time": {"timestamptz"}, "expires_at": {"timestamptz"},
 	}
 	for _, c := range t.Columns {
 		want, ours := types[c.Name]
@@ -103,7 +103,7 @@ func (t *postgresTable) problem() string {
 			return fmt.Sprintf("its column %q is not one that this package knows: give it a default, or let it be NULL", c.Name)
 		case !ours:
 		case !slices.Contains(want, c.Type):
-			return fmt.Sprintf("the type of its column %s is %s: make it %s", c.Name, c.Type, want[0])
+			return fmt.Sprintf("the type of its column %s is %s: make it %s", c.Name, c.Words, want[0])
 		case c.Name == "lock_id" && !c.Exact:
 			return "the collation of its column lock_id takes different ids for the same: choose a deterministic one"
 		case c.Name == "lease_id" && c.Length >= 0 && c.Length < LeaseIDLength:

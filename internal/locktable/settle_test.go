@@ -142,7 +142,7 @@ func TestAReleaseEndsAtItsLimit(t *testing.T) {
 	for range 1000 {
 		s.steps = append(s.steps, failureOf(unreachable))
 	}
-	o := s.end(20 * time.Millisecond)
+	o := s.end(time.Second)
 	require.Equal(t, RowNotAsked, o.Row)
 	require.Greater(t, s.tries, 1)
 	require.Less(t, s.tries, 1000)
