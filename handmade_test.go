@@ -53,7 +53,7 @@ func TestATableThatCannotBeUsedIsRefused(t *testing.T) {
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		for name, made := range d.Unusable {
 			t.Run(name, func(t *testing.T) {
-				db := madeByHand(t, d.Another(t), made[0])
+				db := madeByHand(t, d.Another(t), made[0]).WithContext(limited(t))
 				m := db.Mutex("job")
 				_, held := m.Holder()
 				_, acquired := m.Acquire()

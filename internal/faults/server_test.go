@@ -259,12 +259,16 @@ func TestStepsOfTheServersClock(t *testing.T) {
 		require.ErrorIs(t, held.Renew(), dbmutex.ErrTimeout)
 		require.ErrorIs(t, held.Release(), dbmutex.ErrTimeout)
 
-		// Nobody came in, so nothing is lost.
+		// Nobody came in, so nothing is lost. But the mutex was free for a moment, and no renewal changes that.
 		early := acquire(t, db, "nobody came")
 		clock.Set(t, 2*time.Hour)
-		require.NoError(t, early.Renew())
-		requireHeld(t, db, "nobody came")
-		require.NoError(t, early.Release())
+		timeoutOf(t, early.Renew(), "nobody came", true)
+		requireEnds(t, early.Context())
+		timeoutOf(t, early.Release(), "nobody came", false)
+		early = acquire(t, db, "nobody came")
+		clock.Set(t, 3*time.Hour)
+		require.NoError(t, early.Release(), "it never heard of that")
+		clock.Set(t, 2*time.Hour)
 
 		// Back: leases last longer, by as much. Nobody gets in early, and a renewal puts it right.
 		renewed, crashed := acquire(t, db, "renewed"), acquire(t, db, "crashed")

@@ -3,6 +3,7 @@ package locktable
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"strings"
 	"time"
@@ -33,6 +34,7 @@ const (
 // that a time limit ended. No try takes more than half of what is left.
 func (t Table) settle(ctx context.Context, deadline time.Time, try func(executor) error) (doubt bool, err error) {
 	patient, giveUp := !deadline.IsZero(), time.Now().Add(Limit)
+	var telling error // the last that is more than a limit of settle's
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		if patient {
 			limited, cancel := context.WithDeadline(ctx, time.Now().Add(max(time.Until(deadline)/2, time.Millisecond)))
@@ -45,6 +47,12 @@ func (t Table) settle(ctx context.Context, deadline time.Time, try func(executor
 			return doubt, nil
 		}
 		f := t.failureOf(err)
+		switch {
+		case !errors.Is(err, context.DeadlineExceeded):
+			telling = err
+		case patient && telling != nil && ctx.Err() == nil && f == unknown:
+			err = fmt.Errorf("%w (then: %s)", telling, err.Error())
+		}
 		if (f == unknown || f == unread) && !doubt {
 			doubt, giveUp = true, time.Now().Add(Limit)
 		}
