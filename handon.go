@@ -15,10 +15,23 @@ func (l *Lease) handOn(next *waiter, limit time.Time) (*Lease, locktable.Outcome
 	return newLease(next.mutex, next.request.Key, a), o
 }
 
+// pass gives a lease that nobody has used to a waiter of another process.
+func (l *Lease) pass(to locktable.Reservation) {
+	l.end(released, nil)
+	o := l.mutex.table.Reserve(l.parent, time.Now().Add(locktable.Limit), l.key, to, l.async())
+	if o.Row != locktable.RowFound {
+		l.discard()
+		l.tellGone()
+	}
+}
+
 // hand keeps the promise to a receiver, or takes it back if there is no lease; in doubt there may be one in the database.
 func (qs *queueSet) hand(w *waiter, lease *Lease, doubt bool) {
 	qs.mu.Lock()
-	r := remains{lease, doubt, w.stage == served, w.stage == gone && w.hasAnnounced()}
+	r := remains{
+		late: lease, doubt: doubt, acquired: w.stage == served,
+		announce: w.stage == gone && w.hasAnnounced(),
+	}
 	waits := w.stage < gone
 	if waits {
 		switch {

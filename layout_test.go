@@ -5,6 +5,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io/fs"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -43,16 +44,31 @@ func texts(t *testing.T, file string) (found []string) {
 	return found
 }
 
-// goFiles are those of the module's folders, but for modules within it.
-func goFiles(t *testing.T, root string) (files []string) {
+// goFiles are all Go files of the tree, also those of modules within it.
+func goFiles(t *testing.T) (files []string) {
 	t.Helper()
-	require.NoError(t, filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+	require.NoError(t, filepath.WalkDir(".", func(path string, entry fs.DirEntry, err error) error {
 		if err == nil && strings.HasSuffix(path, ".go") {
 			files = append(files, filepath.ToSlash(path))
 		}
 		return err
 	}))
 	return files
+}
+
+func TestThePageOfTheArchitectureNamesEveryFile(t *testing.T) {
+	page, err := os.ReadFile("docs/architecture.md")
+	require.NoError(t, err)
+	for _, pattern := range []string{"*.go", "internal/locktable/*.go"} {
+		files, err := filepath.Glob(pattern)
+		require.NoError(t, err)
+		require.NotEmpty(t, files)
+		for _, file := range files {
+			if name := filepath.Base(file); !strings.HasSuffix(name, "_test.go") && name != "doc.go" {
+				require.Contains(t, string(page), name)
+			}
+		}
+	}
 }
 
 var statement = regexp.MustCompile(`(?i)\b(SELECT\s|INSERT\s+(OR\s+\w+\s+)?INTO|UPDATE\s+\S+\s+SET|DELETE\s+FROM|` +
@@ -78,7 +94,7 @@ var mayKnow = regexp.MustCompile(`^(internal/(locktable|testdb|torture)/(dialect
 
 func TestNobodyElseKnowsDatabasesApart(t *testing.T) {
 	names := regexp.MustCompile(`^(postgres|sqlite|sqlite3)$`)
-	for _, file := range goFiles(t, ".") {
+	for _, file := range goFiles(t) {
 		if mayKnow.MatchString(file) {
 			continue
 		}
