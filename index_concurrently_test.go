@@ -11,8 +11,8 @@ import (
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
-// CREATE INDEX CONCURRENTLY waits until every snapshot that is older has gone: a lock that kept a transaction open, or waited
-// within a statement, could delay it for as long.
+// CREATE INDEX CONCURRENTLY waits until every older snapshot has gone. A lock that kept a transaction open, or waited within
+// a statement, could delay it for as long.
 func TestIndexesAreMadeConcurrentlyWhileAMutexIsHeldAndWaitedFor(t *testing.T) {
 	t.Parallel()
 	d := testdb.PostgresAt(testdb.NewCluster(t).DSN()) // of its own, as other tests keep transactions open
