@@ -5,6 +5,7 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"encoding/json"
+	"math"
 	"testing"
 	"time"
 
@@ -285,6 +286,10 @@ func TestQuestionsAreSpaced(t *testing.T) {
 
 	seen.Left = time.Millisecond
 	require.LessOrEqual(t, b.after(seen, false, false, time.Hour), 2*time.Millisecond, "the lease runs out before")
+
+	seen.Left = math.MaxInt64
+	require.Positive(t, b.after(seen, false, false, time.Millisecond), "a rest without end would be forever")
+	seen.Left = 0
 
 	other, _ := heldBy("second")
 	b.after(other, false, true, 0)

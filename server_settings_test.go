@@ -54,7 +54,7 @@ func requireSettingsDoNotMatter(t *testing.T, d *testdb.Database, settings map[s
 
 func TestTheSessionsTimeZoneAndFormatOfTimesDoNotMatter(t *testing.T) {
 	t.Parallel()
-	zones := []string{"UTC", "Asia/Kolkata", "America/St_Johns", "Africa/Monrovia", "FOO+15", "FOO-05:30"}
+	zones := []string{"UTC", "Asia/Kolkata", "America/St_Johns", "Africa/Monrovia", "FOO+15", "FOO-05:30", "5.50556"}
 	intervals := []string{"sql_standard", "Postgres", "postgres_verbose", "iso_8601"}
 	d := testdb.Postgres(t)
 	require.NoError(t, openDSN(t, d.DSN).Migrate())

@@ -248,8 +248,8 @@ func (b *backoff) after(seen locktable.Answer, hears, heard bool, least time.Dur
 	}
 	pause := max(b.next/2+rand.N(b.next), least)
 	b.next = min(2*b.next, b.most)
-	if seen.Left > 0 {
-		pause = min(pause, seen.Left+time.Millisecond)
+	if seen.Left > 0 && seen.Left < pause {
+		pause = seen.Left + time.Millisecond
 	}
 	return pause
 }

@@ -124,6 +124,11 @@ UNION ALL SELECT pg_catalog.pg_notify('` + MessageChannel + `'::text, $3::text):
 	return p
 }
 
+// epoch is a time, or an interval, as a number of microseconds: the texts of some time zones are no RFC 3339.
+func epoch(expression string) string {
+	return `(extract(epoch FROM ` + expression + `) * 1000000)::bigint`
+}
+
 // expires is the end of a lease whose TTL in microseconds is a parameter; NULL for one that is NULL.
 func expires(parameter string) string {
 	return now + ` + ` + parameter + `::bigint * interval '1 microsecond'`
@@ -136,8 +141,9 @@ func expires(parameter string) string {
 // draws for itself may be smaller than that of a lease that came before.
 func (p *postgres) acquireSQL(sequence string) string {
 	return `WITH other AS (
-	SELECT pg_catalog.json_build_object('holder', holder, 'lease', lease_id, 'since', creation_time, 'expires', expires_at,
-		'leftMicroseconds', (extract(epoch FROM expires_at - ` + now + `) * 1000000)::bigint)::text AS lease
+	SELECT pg_catalog.json_build_object('holder', holder, 'lease', lease_id,
+		'since', ` + epoch("creation_time") + `, 'expires', ` + epoch("expires_at") + `,
+		'left', ` + epoch("expires_at - "+now) + `)::text AS lease
 	FROM ` + p.table + ` WHERE lock_id = $1),
 made AS (
 	INSERT INTO ` + p.table + ` (lock_id, creation_time, expires_at, holder, lease_id)
@@ -196,18 +202,20 @@ func (p *postgres) acquire(on executor, r Request) (a Answer, err error) {
 // heldBy reads the lease that an acquire found.
 func heldBy(lockID, found string) (a Answer, err error) {
 	var row struct {
-		Holder, Lease    string
-		Since            time.Time
-		Expires          *time.Time
-		LeftMicroseconds int64
+		Holder, Lease string
+		Since         int64
+		Expires, Left *int64 // NULL without a TTL
 	}
 	if err := json.Unmarshal([]byte(found), &row); err != nil {
 		return Answer{}, err
 	}
-	return Answer{
-		Held: &Row{LockID: lockID, CreationTime: row.Since, ExpiresAt: row.Expires, Holder: row.Holder, LeaseID: row.Lease},
-		Left: time.Duration(row.LeftMicroseconds) * time.Microsecond,
-	}, nil
+	held := &Row{LockID: lockID, CreationTime: time.UnixMicro(row.Since), Holder: row.Holder, LeaseID: row.Lease}
+	a.Held = held
+	if row.Expires != nil && row.Left != nil {
+		expires := time.UnixMicro(*row.Expires)
+		held.ExpiresAt, a.Left = &expires, time.Duration(*row.Left)*time.Microsecond
+	}
+	return a, nil
 }
 
 func (p *postgres) renew(on executor, k Key, ttl *time.Duration) (bool, error) {
