@@ -19,7 +19,8 @@ func TestAnAcquireUnderItsOwnLeaseFailsAtOnce(t *testing.T) {
 		forever := dbmutex.WithWait(dbmutex.Forever)
 		nested := func(ctx context.Context) error {
 			inner := db.WithContext(ctx)
-			for _, m := range []*dbmutex.Mutex{inner.Mutex("job"), inner.Mutex("job", forever), inner.Mutex("job", dbmutex.WithRenewal())} {
+			for _, opt := range []dbmutex.Option{nil, forever, dbmutex.WithRenewal()} {
+				m := inner.Mutex("job", opt)
 				_, acquired := m.Acquire()
 				for _, err := range []error{
 					acquired, m.Do(nothing), m.Transaction(func(*gorm.DB) error { return nil }), m.Decorate(nothing)(ctx),

@@ -13,8 +13,8 @@ import (
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
-// lateAcquire gives two handles on a database. The network keeps the first request of the second one's acquire until it is to
-// deliver it.
+// lateAcquire gives two handles on a database. The network keeps the first request of the second one's acquire until it is
+// told to deliver it.
 func lateAcquire(t *testing.T) (direct, db *dbmutex.DB, network *pgproxy.Proxy) {
 	d := testdb.Postgres(t)
 	direct = open(t, d)

@@ -19,7 +19,7 @@ import (
 // aMinute is much longer than a release takes by itself.
 const aMinute = time.Minute
 
-// ends are all ways in which a lease is given back. Each gets the mutex that it uses, and what breaks the database meanwhile.
+// ends are all ways in which a lease is given back. Each gets the mutex that it uses, and what breaks the database.
 var ends = map[string]func(m *dbmutex.Mutex, meanwhile func()) error{
 	"do": func(m *dbmutex.Mutex, meanwhile func()) error {
 		return m.Do(func(context.Context) error { meanwhile(); return nil })

@@ -262,9 +262,9 @@ func TestStepsOfTheServersClock(t *testing.T) {
 		// Nobody came in, so nothing is lost. But the mutex was free for a moment, and no renewal changes that.
 		early := acquire(t, db, "nobody came")
 		clock.Set(t, 2*time.Hour)
-		timeoutOf(t, early.Renew(), "nobody came", true)
+		_ = timeoutOf(t, early.Renew(), "nobody came", true)
 		requireEnds(t, early.Context())
-		timeoutOf(t, early.Release(), "nobody came", false)
+		_ = timeoutOf(t, early.Release(), "nobody came", false)
 		early = acquire(t, db, "nobody came")
 		clock.Set(t, 3*time.Hour)
 		require.NoError(t, early.Release(), "it never heard of that")

@@ -40,6 +40,7 @@ func TestWhatIsTriedLaterEnds(t *testing.T) {
 		}
 		return false
 	}), "with its pool")
-	require.Positive(t, later(t, time.Now().Add(time.Second), func(int, *sql.DB) bool { return false }), "when its time is over")
+	soon := time.Now().Add(time.Second)
+	require.Positive(t, later(t, soon, func(int, *sql.DB) bool { return false }), "when its time is over")
 	require.Zero(t, later(t, time.Now(), func(int, *sql.DB) bool { return true }))
 }

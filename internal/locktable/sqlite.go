@@ -273,7 +273,7 @@ func (c *sqliteConn) patiently(limit time.Duration, statement func(on executor) 
 			return err
 		}
 		if done := Sleep(c.ctx, time.Millisecond+rand.N(time.Millisecond)); done != nil {
-			return &unsentError{error: fmt.Errorf("another connection writes to the file (%v): %w", err, done)}
+			return &unsentError{error: fmt.Errorf("another connection writes to the file (%w): %w", err, done)}
 		}
 	}
 }

@@ -37,13 +37,19 @@ FROM (SELECT oid, relname, relkind FROM pg_class) c WHERE oid = 'db_mutexes'::re
 		},
 	}
 	postgresKind.Unusable = map[string][]string{
-		"no unique index":     {inPostgres(columnSet{"lock_id": "lock_id text"}), "no unique index of its own"},
-		"a deferrable one":    {inPostgres(columnSet{"lock_id": "lock_id text UNIQUE DEFERRABLE"}), "no unique index of its own"},
-		"a unique pair":       {inPostgres(columnSet{"lock_id": "lock_id text", "more": "UNIQUE (lock_id, holder)"}), "no unique index"},
-		"times without zone":  {inPostgres(columnSet{"expires_at": "expires_at timestamp"}), "expires_at is timestamp without time zone"},
-		"times as text":       {inPostgres(columnSet{"creation_time": "creation_time text"}), "creation_time is text"},
-		"times as numbers":    {inPostgres(columnSet{"expires_at": "expires_at bigint"}), "expires_at is bigint"},
-		"times and an index":  {inPostgres(columnSet{"lock_id": "lock_id text", "expires_at": "expires_at timestamp"}), "expires_at"},
+		"no unique index":  {inPostgres(columnSet{"lock_id": "lock_id text"}), "no unique index of its own"},
+		"a deferrable one": {inPostgres(columnSet{"lock_id": "lock_id text UNIQUE DEFERRABLE"}), "no unique index of its own"},
+		"a unique pair": {
+			inPostgres(columnSet{"lock_id": "lock_id text", "more": "UNIQUE (lock_id, holder)"}), "no unique index",
+		},
+		"times without zone": {
+			inPostgres(columnSet{"expires_at": "expires_at timestamp"}), "expires_at is timestamp without time zone",
+		},
+		"times as text":    {inPostgres(columnSet{"creation_time": "creation_time text"}), "creation_time is text"},
+		"times as numbers": {inPostgres(columnSet{"expires_at": "expires_at bigint"}), "expires_at is bigint"},
+		"times and an index": {
+			inPostgres(columnSet{"lock_id": "lock_id text", "expires_at": "expires_at timestamp"}), "expires_at",
+		},
 		"an end that must be": {inPostgres(columnSet{"expires_at": "expires_at timestamptz NOT NULL"}), "must be NULL"},
 		"no sequence":         {inPostgres(columnSet{"id": "id bigint PRIMARY KEY DEFAULT 1"}), "no value from a sequence"},
 		"an id of text":       {inPostgres(columnSet{"id": "id text DEFAULT ''"}), "id is text"},

@@ -25,9 +25,11 @@ func init() {
 		},
 	}
 	sqliteKind.Unusable = map[string][]string{
-		"no autoincrement":    {inSQLite(columnSet{"id": "id integer PRIMARY KEY"}), "AUTOINCREMENT"},
-		"no unique index":     {inSQLite(columnSet{"lock_id": "lock_id text"}), "no unique index of its own"},
-		"a unique pair":       {inSQLite(columnSet{"lock_id": "lock_id text", "more": "UNIQUE (lock_id, holder)"}), "no unique index"},
+		"no autoincrement": {inSQLite(columnSet{"id": "id integer PRIMARY KEY"}), "AUTOINCREMENT"},
+		"no unique index":  {inSQLite(columnSet{"lock_id": "lock_id text"}), "no unique index of its own"},
+		"a unique pair": {
+			inSQLite(columnSet{"lock_id": "lock_id text", "more": "UNIQUE (lock_id, holder)"}), "no unique index",
+		},
 		"ids without case":    {inSQLite(columnSet{"lock_id": "lock_id text COLLATE NOCASE UNIQUE"}), "make it BINARY"},
 		"ids as numbers":      {inSQLite(columnSet{"lock_id": "lock_id numeric UNIQUE"}), "lock_id is NUMERIC"},
 		"times as numbers":    {inSQLite(columnSet{"expires_at": "expires_at integer"}), "expires_at is INTEGER"},
