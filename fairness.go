@@ -55,6 +55,7 @@ func (qs *queueSet) next(l *Lease, open bool) (*waiter, *locktable.Reservation) 
 	now := time.Now()
 	standsBack := q.standsBack(now)
 	q.ran(now)
+	q.seen = nil
 	if !open || !key.listens() {
 		return nil, nil
 	}

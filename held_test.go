@@ -48,6 +48,11 @@ func TestAnAcquireUnderItsOwnLeaseFailsAtOnce(t *testing.T) {
 		lease = acquire(t, db, "job", dbmutex.WithTTL(10*time.Millisecond))
 		requireEnds(t, lease.Context())
 		require.NoError(t, db.WithContext(context.WithoutCancel(lease.Context())).Mutex("job", forever).Do(nothing))
+		require.NoError(t, db.Mutex("job").Do(func(ctx context.Context) error {
+			lease, _ := dbmutex.LeaseFrom(ctx)
+			require.NoError(t, db.Gorm.Transaction(lease.ReleaseIn))
+			return db.WithContext(ctx).Mutex("job").Do(nothing) // that lease has nothing left to do
+		}))
 		another := open(t, d.Another(t))
 		require.NoError(t, db.Mutex("job").Do(func(ctx context.Context) error {
 			return another.WithContext(ctx).Mutex("job").Do(nothing) // in another database
@@ -118,5 +123,48 @@ func TestAMutexOfATransactionIsNotToldToUseItself(t *testing.T) {
 			require.ErrorContains(t, err, "make the mutex from a handle that is not")
 			return nil
 		}))
+	})
+}
+
+// What SQLite says of a file that is locked may also be a part of an id.
+func TestAnIDThatReadsLikeAnErrorOfTheDatabase(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		for _, id := range []string{"interrupted-uploads", "database is locked"} {
+			lease := acquire(t, db, id, dbmutex.WithHolder(id))
+			_, err := db.Mutex(id, dbmutex.WithWait(300*time.Millisecond)).Acquire()
+			require.ErrorIs(t, err, dbmutex.ErrNotAcquired)
+			require.NoError(t, lease.Release())
+		}
+		require.NoError(t, db.Migrator().DropTable("db_mutexes"))
+		for _, id := range []string{"interrupted-uploads", "database is locked"} {
+			err := db.WithContext(limited(t)).Mutex(id, dbmutex.WithWait(dbmutex.Forever)).Do(nothing)
+			require.ErrorContains(t, err, "is missing")
+		}
+	})
+}
+
+func TestAWaitDoesNotHideWhatNoTimeMends(t *testing.T) {
+	t.Parallel()
+	db := open(t, testdb.Postgres(t)).WithContext(limited(t))
+	require.NoError(t, db.Exec(`CREATE UNIQUE INDEX ON db_mutexes (holder)`).Error)
+	acquire(t, db, "other")
+	err := db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(nothing)
+	require.ErrorContains(t, err, "23505")
+}
+
+func TestAReleaseForgetsWhoWasSeen(t *testing.T) {
+	testdb.EachOf(t, testdb.Notifies, func(t *testing.T, d *testdb.Database) {
+		db := open(t, d)
+		lease := acquire(t, db, "job", dbmutex.WithHolder("the one"))
+		_, err := db.Mutex("job", dbmutex.WithWait(50*time.Millisecond)).Acquire()
+		require.ErrorContains(t, err, "the one")
+		require.NoError(t, lease.Release())
+		letGo := d.Hang(t)
+		defer letGo()
+		ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
+		defer cancel()
+		_, err = db.WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.NotContains(t, err.Error(), "the one")
 	})
 }

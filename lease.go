@@ -26,10 +26,8 @@ type Lease struct {
 	inTransaction bool   // it is Mutex.Transaction's
 	stopRenewing  func() // nil = there are no renewals
 
-	verb sync.Mutex // held by the one Renew or Release that runs
-	// Guarded by verb:
-	doubt     bool // a release may have had its effect, but its answer did not come
-	finishing bool // a release goes on in the background
+	verb  sync.Mutex // held by the one Renew or Release that runs
+	doubt bool       // guarded by verb: a release may have had its effect, but its answer did not come
 
 	mu          sync.Mutex // guards what follows
 	deadline    time.Time  // zero = never
@@ -37,6 +35,7 @@ type Lease struct {
 	transaction *string // the one that ReleaseIn made a part of its work, if any
 	failure     error   // of the last renewal, if it failed
 	outcome     error   // of the release, once the state is not held
+	finishing   bool    // a release goes on in the background
 }
 
 // state is how far a lease has come. A lease past its deadline is held until a statement finds otherwise.
@@ -127,6 +126,15 @@ func (l *Lease) current() state {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.state
+}
+
+// holds says whether the lease has the mutex, as far as is known without SQL. It may not after ReleaseIn, or while a release
+// goes on in the background.
+func (l *Lease) holds() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	expired := !l.deadline.IsZero() && time.Until(l.deadline) <= 0
+	return l.state == held && !expired && l.transaction == nil && !l.finishing
 }
 
 // end ends the lease and its context. The outcome is the release's: nil, or a *TimeoutError.

@@ -239,7 +239,7 @@ func (m *Mutex) try(r locktable.Request) (*Lease, locktable.Answer, error) {
 // nested is the error of an acquire whose context has a lease of the mutex.
 func (m *Mutex) nested() error {
 	for lease, ok := LeaseFrom(m.ctx); ok; lease, ok = LeaseFrom(lease.work.Context) {
-		if lease.mutex.key == m.key && lease.current() == held && !lease.expired() {
+		if lease.mutex.key == m.key && lease.holds() {
 			return &HeldError{LockID: m.id, nested: true}
 		}
 	}

@@ -73,7 +73,8 @@ type waiter struct {
 	head    chan struct{} // closed when it becomes the head
 	wake    chan struct{} // holds an element when it is worth asking, or a lease has come
 
-	doubtful bool // a question for its request may still be under way: see locktable.Answer.Doubt
+	doubtful bool  // a question for its request may still be under way: see locktable.Answer.Doubt
+	busy     error // of the last question that others kept from being answered
 
 	// Guarded by queueSet.mu:
 	stage     stage
@@ -268,7 +269,9 @@ func (qs *queueSet) released(key queueKey) {
 	}
 }
 
+// signal tells the head that the mutex may be free. What was seen of the holder is out of date then.
 func (q *queue) signal() {
+	q.seen = nil
 	if len(q.waiters) > 0 {
 		q.waiters[0].signal()
 	}

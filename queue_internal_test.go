@@ -309,4 +309,17 @@ func TestQuestionsAreSpaced(t *testing.T) {
 		b.after(fourth, true, true, 0)
 	}
 	require.Equal(t, pollHearing, b.next, "its end will be heard of")
+	b.after(fourth, false, false, 0)
+	require.Equal(t, pollLast, b.next, "not any more")
+	b.most = pollHearing
+	fourth.Ended = true
+	b.after(fourth, true, true, 0)
+	require.Equal(t, pollLast, b.next, "nobody hears of the end of what pins it")
+
+	fifth, _ := heldBy("fifth")
+	b.after(fifth, true, false, 0)
+	for range 20 {
+		b.after(fifth, true, false, 0)
+	}
+	require.Equal(t, pollBusy, b.next, "who does not notify once will not next time")
 }

@@ -358,3 +358,15 @@ func TestWhatWakesAQueue(t *testing.T) {
 		}
 	})
 }
+
+func TestAHandOnThatIsRefusedFreesTheMutex(t *testing.T) {
+	testdb.EachOf(t, testdb.Notifies, func(t *testing.T, d *testdb.Database) {
+		db := open(t, d).WithContext(limited(t))
+		require.NoError(t, db.Exec(`ALTER TABLE db_mutexes ALTER holder TYPE varchar(64)`).Error)
+		first := acquire(t, db, "job")
+		_, failed := waiting(t, db, dbmutex.WithHolder(strings.Repeat("x", 100)))
+		require.NoError(t, first.Release(), "it is the waiter's fault")
+		require.ErrorContains(t, <-failed, "22001")
+		requireFree(t, db, "job")
+	})
+}

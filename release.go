@@ -51,6 +51,12 @@ func (l *Lease) release(ended time.Time) error {
 		defer func() { queues.hand(next, handed, inDoubt) }()
 		handed, o = l.handOn(next, limit)
 		inDoubt = o.Doubt && o.Err != nil
+		if m.table.Refused(o.Err) { // as the waiter's, which will hear of that when it asks
+			if own := l.giveBack(l.parent, limit); own.Row == locktable.RowFound {
+				own.Doubt = own.Doubt || o.Doubt
+				o = own
+			}
+		}
 	case turn != nil:
 		o = m.table.Reserve(l.parent, limit, l.key, *turn, l.async())
 		if m.table.Refused(o.Err) {
@@ -62,7 +68,7 @@ func (l *Lease) release(ended time.Time) error {
 		o = l.giveBack(l.parent, limit)
 	}
 	if l.conclude(o, ended, next != nil) {
-		if l.current() == released && turn == nil {
+		if l.current() == released && (turn == nil || o.Row != locktable.RowFound) {
 			queues.wake(m.key)
 		}
 		return l.result()
@@ -111,12 +117,11 @@ func (l *Lease) releaseLater(failure error, ended time.Time) bool {
 	switch {
 	case l.mutex.table.Refused(failure), expires && time.Until(until) <= 0:
 		return false
-	case l.finishing:
+	case !l.setFinishing(true):
 		return true
 	case !expires:
 		until = time.Now().Add(locktable.LaterLimit)
 	}
-	l.finishing = true
 	l.mutex.table.Later(l.parent, until, func(ctx context.Context) (done bool) {
 		l.verb.Lock()
 		defer l.verb.Unlock()
@@ -128,10 +133,18 @@ func (l *Lease) releaseLater(failure error, ended time.Time) bool {
 			queues.wake(l.mutex.key)
 			return true
 		}
-		l.finishing = !l.mutex.table.Refused(o.Err)
-		return !l.finishing
+		return l.mutex.table.Refused(o.Err) && l.setFinishing(false)
 	})
 	return true
+}
+
+// setFinishing says whether a release goes on in the background, and whether that is news.
+func (l *Lease) setFinishing(now bool) (news bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	news = l.finishing != now
+	l.finishing = now
+	return news
 }
 
 // result is what the release of a lease that has ended gives.

@@ -32,7 +32,7 @@ type Settings struct {
 	// done. It bounds the wait for the mutex alone, neither a statement that hangs nor the work. A waiter that gives up may
 	// need a second more to say who holds the mutex, or to tell other processes that it waits no more. Nor does it bound the
 	// wait for a connection of the pool. On SQLite a free mutex is also waited for while another connection writes to the
-	// file: for 5 seconds, or for Wait if that is longer.
+	// file: for 5 seconds, or for Wait and up to 5 seconds more if that is longer.
 	Wait time.Duration
 
 	// Renew keeps the lease alive while the work runs, with a renewal every TTL/3. Each renewal needs a connection of the

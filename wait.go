@@ -89,13 +89,15 @@ func (m *Mutex) disown(r locktable.Request, lease *Lease, err error) (*Lease, er
 	return nil, err
 }
 
-// cutShort is the error of a wait whose context is done. It names the holder if that was seen.
+// cutShort is the error of a wait whose context is done. It names the holder if that was seen, or what was in the way.
 func (w *waiter) cutShort(done error) error {
-	who := ""
+	why := ""
 	if seen := queues.lastHeld(w.queue); seen != nil {
-		who = ", held by " + seen.who()
+		why = ", held by " + seen.who()
+	} else if w.busy != nil {
+		why = fmt.Sprintf(" (%v)", w.busy)
 	}
-	return fmt.Errorf("dbmutex: wait for %q%s: %w", w.mutex.id, who, done)
+	return fmt.Errorf("dbmutex: wait for %q%s: %w", w.mutex.id, why, done)
 }
 
 // acquire asks for the lease, again and again, until it is there or the patience ends.
@@ -140,10 +142,15 @@ func (w *waiter) acquire(p *patience) (*Lease, error) {
 			}
 			lease.pass(*to)
 			pause, b.inTheWay = pollLast, to.Ticket
-		case w.mutex.table.Busy(err) && !p.over: // others keep everybody from it
+		case seen.Busy && !p.over: // others keep everybody from it
+			w.busy = err
 			queues.rests(w)
 			if p.rest(w.wake, pollFirst) >= timedOut {
-				return nil, err
+				_, lease, _ := queues.ask(w, true)
+				if lease != nil {
+					err = nil
+				}
+				return lease, err
 			}
 			pause = 0
 		case !errors.Is(err, ErrNotAcquired):
@@ -236,9 +243,15 @@ type backoff struct {
 func (b *backoff) after(seen locktable.Answer, hears, heard bool, least time.Duration) time.Duration {
 	switch {
 	case seen.Held == nil || seen.Held.LeaseID == b.inTheWay:
-		if hears {
+		switch {
+		case seen.Ended: // nobody hears of the end of what pins it
+			b.most = pollLast
+		case hears && b.most != pollBusy:
 			b.most = pollHearing
+		case !hears && b.most == pollHearing: // not any more
+			b.most = pollLast
 		}
+		b.next = min(b.next, b.most)
 	default: // the mutex has changed hands
 		b.most = pollLast
 		if b.inTheWay != "" && !heard {

@@ -66,7 +66,7 @@ func (t Table) Begin(
 			return tx, giveBack, nil
 		case errors.Is(err, driver.ErrBadConn) && bad < 2: // as database/sql does by itself if no connection is held
 			bad++
-		case !t.Busy(err) || time.Now().After(giveUp) || Sleep(ctx, time.Millisecond+rand.N(time.Millisecond)) != nil:
+		case t.failureOf(err) != conflicting || time.Now().After(giveUp) || Sleep(ctx, time.Millisecond+rand.N(time.Millisecond)) != nil:
 			return nil, nil, err
 		}
 	}

@@ -134,6 +134,7 @@ type Answer struct {
 	Left  time.Duration // of Held, by the database's clock
 	Start time.Time     // when the statement was sent, by this process's clock
 	Doubt bool          // the request may have an effect later: see Table.DiscardLater
+	Busy  bool          // others kept the request from having an effect, and may let it have one later
 	Ended bool          // of Held: it holds the mutex no more, but the mutex could not be taken over
 }
 

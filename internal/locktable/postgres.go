@@ -389,7 +389,7 @@ func (p *postgres) classify(err error) failure {
 		case code == "40001", code == "40P01": // serialization failure, deadlock
 			return conflicting
 		case code == "0A000", code == "23505": // a plan that is out of date; a sequence that lags behind the table
-			return conflicting
+			return outdated
 		case code == "57014", code == "55P03": // statement_timeout, lock_timeout
 			return hindered
 		case code == "25006", strings.HasPrefix(code, "53") && code != "53300", strings.HasPrefix(code, "58"):

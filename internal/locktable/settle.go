@@ -19,7 +19,8 @@ type failure int
 const (
 	refused     failure = iota // it had no effect, and another try would have none
 	noTable                    // the same, as there is no such table
-	conflicting                // it had no effect; it may work at once
+	conflicting                // it had no effect, as others were in the way; it may work at once
+	outdated                   // it had no effect, as a plan, a token or a connection was out of date; another will do
 	hindered                   // it had no effect; it may work later: a time limit of the database's, a full disk
 	unreachable                // it was not sent
 	unknown                    // it may have had its effect
@@ -72,7 +73,7 @@ func (f failure) mends(patient, doubt bool, err error) bool {
 	switch f {
 	case refused, noTable, unread:
 		return false
-	case conflicting:
+	case conflicting, outdated:
 		return true
 	case unknown: // the time limit may be GORM's DefaultContextTimeout, if it is not the caller's
 		return patient || !errors.Is(err, context.DeadlineExceeded)
@@ -168,7 +169,7 @@ func (t Table) failureOf(err error) failure {
 	f := t.classify(err)
 	if unsent := (*unsentError)(nil); f == unknown && errors.As(err, &unsent) {
 		if unsent.connected {
-			return conflicting
+			return outdated
 		}
 		return unreachable
 	}

@@ -210,7 +210,7 @@ func (l *quietLogger) Trace(ctx context.Context, begin time.Time, statement func
 
 func (l *quietLogger) hushes(err error) bool {
 	switch l.judge.classify(err) {
-	case conflicting:
+	case conflicting, outdated:
 		return true
 	case refused:
 		return l.hush >= refusals

@@ -119,6 +119,7 @@ func (t Table) Acquire(ctx context.Context, r Request) (Answer, error) {
 		return err
 	})
 	a.Doubt = doubt && t.remote != nil
+	a.Busy = err != nil && t.failureOf(err) == conflicting
 	if err == nil && a.Token != 0 {
 		return a, nil
 	}
@@ -331,9 +332,6 @@ func (t Table) Migrate(ctx context.Context, model any) error {
 
 // Missing says whether an error means that there is no such table.
 func (t Table) Missing(err error) bool { return err != nil && t.failureOf(err) == noTable }
-
-// Busy says whether an error is of a statement that others kept from having an effect, and that may have it later.
-func (t Table) Busy(err error) bool { return err != nil && t.failureOf(err) == conflicting }
 
 // Refused says whether the database refused a statement, and would refuse it again.
 func (t Table) Refused(err error) bool { return err != nil && t.failureOf(err) == refused }
