@@ -60,6 +60,12 @@ func (l *Lease) within(tx *gorm.DB, verb string, statement func() locktable.Outc
 	case !locktable.InTransaction(tx):
 		return fmt.Errorf("dbmutex: %s %q: %w", verb, l.key.LockID, gorm.ErrInvalidTransaction)
 	}
+	if !l.usable() {
+		err := l.over()
+		_ = tx.AddError(err)
+		_ = tx.Statement.ConnPool.(gorm.TxCommitter).Rollback()
+		return err
+	}
 	o := statement()
 	err := l.lostAt(o, time.Now())
 	if o.Row == locktable.RowNotAsked {

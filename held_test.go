@@ -126,6 +126,28 @@ func TestAMutexOfATransactionIsNotToldToUseItself(t *testing.T) {
 	})
 }
 
+// alike is a pool that hides its database and cannot be compared with others.
+type alike struct {
+	gorm.ConnPool
+	_ []int
+}
+
+func TestALeaseInAPoolThatLooksTheSameIsNoneOfThisMutex(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
+		var dbs []*dbmutex.DB
+		for _, d := range []*testdb.Database{d, d.Another(t)} {
+			own := open(t, d).Gorm.Session(&gorm.Session{NewDB: true})
+			config := *own.Config
+			config.ConnPool = alike{ConnPool: own.Config.ConnPool}
+			own.Config, own.Statement.ConnPool = &config, config.ConnPool
+			dbs = append(dbs, dbmutex.Wrap(own))
+		}
+		require.NoError(t, dbs[0].Mutex("job").Do(func(ctx context.Context) error {
+			return dbs[1].WithContext(ctx).Mutex("job").Do(nothing)
+		}))
+	})
+}
+
 // What SQLite says of a file that is locked may also be a part of an id.
 func TestAnIDThatReadsLikeAnErrorOfTheDatabase(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
@@ -146,10 +168,12 @@ func TestAnIDThatReadsLikeAnErrorOfTheDatabase(t *testing.T) {
 func TestAWaitDoesNotHideWhatNoTimeMends(t *testing.T) {
 	t.Parallel()
 	db := open(t, testdb.Postgres(t)).WithContext(limited(t))
-	require.NoError(t, db.Exec(`CREATE UNIQUE INDEX ON db_mutexes (holder)`).Error)
-	acquire(t, db, "other")
+	requireFree(t, db, "job")
+	require.NoError(t, db.Exec(`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+		$$BEGIN RAISE 'never' USING ERRCODE = '0A000'; END$$`).Error)
+	require.NoError(t, db.Exec(`CREATE TRIGGER refuse BEFORE INSERT ON db_mutexes EXECUTE FUNCTION refuse()`).Error)
 	err := db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(nothing)
-	require.ErrorContains(t, err, "23505")
+	require.ErrorContains(t, err, "never")
 }
 
 func TestAReleaseForgetsWhoWasSeen(t *testing.T) {

@@ -57,6 +57,46 @@ func TestAReleaseThatFailedGoesOnInTheBackground(t *testing.T) {
 	})
 }
 
+// A lease whose release failed is nobody's to work under: the release may be done at any moment.
+func TestNothingRunsUnderALeaseThatWasToBeReleased(t *testing.T) {
+	t.Parallel()
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		t.Parallel()
+		db := open(t, d)
+		lease := acquire(t, db, "job")
+		letGo := d.Hang(t)
+		require.ErrorContains(t, lease.Release(), "it goes on in the background")
+		requireTimeout(t, lease.Do(func(context.Context) error { panic("ran") }), "job", true)
+		requireTimeout(t, lease.Renew(), "job", true)
+		letGo()
+		for _, verb := range []func(*gorm.DB) error{lease.Guard, lease.ReleaseIn} {
+			err := db.Gorm.Transaction(verb)
+			require.ErrorIs(t, err, dbmutex.ErrTimeout)
+		}
+		requireReleasedLater(t, db, "job")
+		require.NoError(t, lease.Release())
+	})
+}
+
+func TestAReleaseWhoseAnswerIsSpoiltIsDone(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		tries := 0
+		require.NoError(t, db.Callback().Raw().After("gorm:raw").Register("spoil", func(tx *gorm.DB) {
+			if strings.Contains(tx.Statement.SQL.String(), "DELETE") {
+				tries++
+				_ = tx.AddError(errWork)
+			}
+		}))
+		lease := acquire(t, db, "job")
+		err := lease.Release()
+		require.ErrorIs(t, err, errWork)
+		require.NotContains(t, err.Error(), "background")
+		require.Equal(t, 1, tries)
+		require.Nil(t, row(t, db, "job"))
+		require.NoError(t, lease.Release())
+	})
+}
+
 func TestAReleaseWhosePoolIsStarvedGoesOn(t *testing.T) {
 	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {

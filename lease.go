@@ -26,8 +26,10 @@ type Lease struct {
 	inTransaction bool   // it is Mutex.Transaction's
 	stopRenewing  func() // nil = there are no renewals
 
-	verb  sync.Mutex // held by the one Renew or Release that runs
-	doubt bool       // guarded by verb: a release may have had its effect, but its answer did not come
+	verb sync.Mutex // held by the one Renew or Release that runs
+	// Guarded by verb:
+	doubt     bool      // a release may have had its effect, but its answer did not come
+	finishing time.Time // until when a release goes on in the background, unless it is done before
 
 	mu          sync.Mutex // guards what follows
 	deadline    time.Time  // zero = never
@@ -35,7 +37,7 @@ type Lease struct {
 	transaction *string // the one that ReleaseIn made a part of its work, if any
 	failure     error   // of the last renewal, if it failed
 	outcome     error   // of the release, once the state is not held
-	finishing   bool    // a release goes on in the background
+	ending      bool    // it was to be released, whether that was done or not
 }
 
 // state is how far a lease has come. A lease past its deadline is held until a statement finds otherwise.
@@ -122,19 +124,26 @@ func (l *Lease) expired() bool {
 	return expires && time.Until(deadline) <= 0
 }
 
+// usable says that nobody has asked for the lease's end.
+func (l *Lease) usable() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.state == held && !l.ending
+}
+
 func (l *Lease) current() state {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.state
 }
 
-// holds says whether the lease has the mutex, as far as is known without SQL. It may not after ReleaseIn, or while a release
-// goes on in the background.
+// holds says whether the lease has the mutex, as far as is known without SQL. It may not after ReleaseIn, or after a release
+// that failed.
 func (l *Lease) holds() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	expired := !l.deadline.IsZero() && time.Until(l.deadline) <= 0
-	return l.state == held && !expired && l.transaction == nil && !l.finishing
+	return l.state == held && !expired && l.transaction == nil && !l.ending
 }
 
 // end ends the lease and its context. The outcome is the release's: nil, or a *TimeoutError.
@@ -223,7 +232,7 @@ func (l *Lease) renew(ctx context.Context, part time.Duration) error {
 	defer l.verb.Unlock()
 	m := l.mutex
 	switch now := time.Now(); {
-	case l.current() != held:
+	case !l.usable():
 		return l.over()
 	case l.expired():
 		return l.unasked(l.late(now), nil)
@@ -360,7 +369,7 @@ func (l *Lease) Do(fn func(ctx context.Context) error) error {
 		return errNoLease
 	case fn == nil:
 		return errNilFunc
-	case l.current() != held:
+	case !l.usable():
 		return l.over()
 	case l.expired():
 		if err := l.Release(); err != nil {

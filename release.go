@@ -2,6 +2,7 @@ package dbmutex
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -18,8 +19,8 @@ import (
 //
 // Any other error is the database's. If it is one that time can mend, the release goes on in the background: until it is
 // done, the lease has ended (after an hour if it never expires), or the pool is closed. The error says so. Release may be
-// called again meanwhile. If the deadline has passed as well, that error is in a *TimeoutError with Lost, as nobody could
-// ask for the row. Renewals have ended in any case.
+// called again meanwhile; no other verb of the lease works then. If the deadline has passed as well, that error is in a
+// *TimeoutError with Lost, as nobody could ask for the row. Renewals have ended in any case.
 //
 // To learn how a transaction with ReleaseIn ended, or to undo what it handed on to a waiter that has gone, Release may need
 // some seconds more. While a transaction pins the lease with Guard, Release waits for it, and says so if the 5 seconds pass.
@@ -41,6 +42,9 @@ func (l *Lease) release(ended time.Time) error {
 	if l.current() != held {
 		return l.result()
 	}
+	l.mu.Lock()
+	l.ending = true
+	l.mu.Unlock()
 	limit := time.Now().Add(locktable.Limit)
 	var o locktable.Outcome
 	next, turn := queues.next(l, l.minHold() == 0 && l.releasedBy() == nil)
@@ -70,6 +74,9 @@ func (l *Lease) release(ended time.Time) error {
 	if l.conclude(o, ended, next != nil) {
 		if l.current() == released && (turn == nil || o.Row != locktable.RowFound) {
 			queues.wake(m.key)
+		}
+		if o.Row == locktable.RowFound && o.Err != nil { // a callback's
+			return errors.Join(l.result(), m.failed(l.parent, "release", o.Err))
 		}
 		return l.result()
 	}
@@ -115,13 +122,14 @@ func (l *Lease) conclude(o locktable.Outcome, ended time.Time, handedOn bool) bo
 func (l *Lease) releaseLater(failure error, ended time.Time) bool {
 	until, expires := l.ExpiresAt()
 	switch {
-	case l.mutex.table.Refused(failure), expires && time.Until(until) <= 0:
+	case !l.mutex.table.Mends(failure), expires && time.Until(until) <= 0:
 		return false
-	case !l.setFinishing(true):
+	case time.Now().Before(l.finishing):
 		return true
 	case !expires:
 		until = time.Now().Add(locktable.LaterLimit)
 	}
+	l.finishing = until
 	l.mutex.table.Later(l.parent, until, func(ctx context.Context) (done bool) {
 		l.verb.Lock()
 		defer l.verb.Unlock()
@@ -133,18 +141,13 @@ func (l *Lease) releaseLater(failure error, ended time.Time) bool {
 			queues.wake(l.mutex.key)
 			return true
 		}
-		return l.mutex.table.Refused(o.Err) && l.setFinishing(false)
+		if l.mutex.table.Mends(o.Err) {
+			return false
+		}
+		l.finishing = time.Time{}
+		return true
 	})
 	return true
-}
-
-// setFinishing says whether a release goes on in the background, and whether that is news.
-func (l *Lease) setFinishing(now bool) (news bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	news = l.finishing != now
-	l.finishing = now
-	return news
 }
 
 // result is what the release of a lease that has ended gives.

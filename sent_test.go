@@ -93,6 +93,26 @@ func TestASequenceThatLagsBehindIsNoError(t *testing.T) {
 	require.Empty(t, out.String())
 }
 
+// The restore is seen by a process that begins later: tokens go on growing in the order of the leases that are there.
+func TestASequenceThatLagsBehindCatchesUp(t *testing.T) {
+	d := testdb.Postgres(t)
+	db := open(t, d)
+	for i := range 11 {
+		acquire(t, db, fmt.Sprint("held ", i))
+	}
+	old := acquire(t, db, "job")
+	for _, lag := range []string{`setval('db_mutexes_id_seq', 1)`, `setval('db_mutexes_id_seq', 3, false)`} {
+		require.NoError(t, db.Exec(`SELECT `+lag).Error)
+		testdb.Expire(t, db, "job")
+		next := acquire(t, open(t, d), "job")
+		require.Greater(t, next.Token(), old.Token())
+		old = next
+	}
+	require.NoError(t, db.Exec(`UPDATE db_mutexes SET id = 100000000 WHERE lock_id = 'job'`).Error)
+	late := d.Registered(t, dbmutex.DefaultSettings())
+	require.ErrorContains(t, late.Mutex("job").Do(nothing), "its sequence lags behind: SELECT setval(")
+}
+
 func TestASearchPathPutsNoOtherFunctionInItsPlace(t *testing.T) {
 	d := testdb.Postgres(t)
 	db := open(t, d)

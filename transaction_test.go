@@ -405,3 +405,17 @@ func TestNeverInsideACallersTransaction(t *testing.T) {
 		}
 	})
 }
+
+func TestATransactionsOwnStatementsAreLogged(t *testing.T) {
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		out := &logs{}
+		db := open(t, d, &gorm.Config{Logger: out.logger(logger.Error)})
+		require.NoError(t, db.Exec(`CREATE TABLE made (id integer PRIMARY KEY)`).Error)
+		err := db.Mutex("job").Transaction(func(tx *gorm.DB) error {
+			require.Same(t, db.Logger, tx.Logger)
+			return errors.Join(tx.Exec(`INSERT INTO made VALUES (1)`).Error, tx.Exec(`INSERT INTO made VALUES (1)`).Error)
+		})
+		require.Error(t, err)
+		require.Contains(t, out.String(), "INSERT INTO made")
+	})
+}

@@ -66,7 +66,8 @@ func (t Table) Begin(
 			return tx, giveBack, nil
 		case errors.Is(err, driver.ErrBadConn) && bad < 2: // as database/sql does by itself if no connection is held
 			bad++
-		case t.failureOf(err) != conflicting || time.Now().After(giveUp) || Sleep(ctx, time.Millisecond+rand.N(time.Millisecond)) != nil:
+		case t.failureOf(err) != conflicting || time.Now().After(giveUp) ||
+			Sleep(ctx, time.Millisecond+rand.N(time.Millisecond)) != nil:
 			return nil, nil, err
 		}
 	}
@@ -103,7 +104,7 @@ func (t Table) beginOnce(ctx context.Context, opts []*sql.TxOptions) (*gorm.DB, 
 			_, _ = t.clean(on.under(limited))
 		}
 	}
-	tx := on.session().Begin(opts...)
+	tx := on.hushing(nothing).session().Begin(opts...) // it is the caller's
 	if tx.Error != nil {
 		giveBack(tx.Error)
 		return nil, nil, tx.Error

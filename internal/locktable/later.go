@@ -74,7 +74,7 @@ func (t Table) DiscardLater(ctx context.Context, k Key, ttl *time.Duration) {
 			})
 			return err == nil || t.Refused(err)
 		}
-		t.later(ctx, until, laterFirst, laterMost, remove)
+		t.later(ctx, until, lateFirst, laterMost, remove)
 		if t.remote != nil {
 			t.later(ctx, time.Now().Add(2*lateMost), lateFirst, lateMost, func(ctx context.Context) bool {
 				remove(ctx)

@@ -57,7 +57,7 @@ func (t Table) settle(ctx context.Context, deadline time.Time, try func(executor
 		if (f == unknown || f == unread) && !doubt {
 			doubt, giveUp = true, time.Now().Add(Limit)
 		}
-		if f == refused || f == noTable {
+		if f == refused || f == noTable || f == outdated {
 			t.inspected.Store(false)
 		}
 		now := time.Now()

@@ -24,7 +24,10 @@ type sqliteColumn struct {
 	notNull, filled bool
 }
 
-type sqliteTerm struct{ column, collation string }
+type sqliteTerm struct {
+	column, collation string
+	partial           bool // of an index of some rows alone
+}
 
 // inspect looks at the table once for every process and pool.
 func (s *sqlite) inspect(on executor) error {
@@ -67,22 +70,30 @@ func (s *sqlite) describe(on executor) (t sqliteTable, err error) {
 		return t, err
 	}
 	t.unique = map[string][]sqliteTerm{}
-	return t, on.queryAll(`SELECT i.name, coalesce(x.name, ''), x.coll
-FROM pragma_index_list(?, ?) i, pragma_index_xinfo(i.name, ?) x WHERE i."unique" AND NOT i.partial AND x.key`,
+	return t, on.queryAll(`SELECT i.name, coalesce(x.name, ''), x.coll, i.partial
+FROM pragma_index_list(?, ?) i, pragma_index_xinfo(i.name, ?) x WHERE i."unique" AND x.key`,
 		[]any{name, schema, schema}, func(rows *sql.Rows) error {
 			var index string
 			var term sqliteTerm
-			err := rows.Scan(&index, &term.column, &term.collation)
+			err := rows.Scan(&index, &term.column, &term.collation, &term.partial)
 			t.unique[index] = append(t.unique[index], term)
 			return err
 		})
 }
 
-var autoincrement = regexp.MustCompile(`(?i)\bAUTOINCREMENT\b`)
+var (
+	autoincrement = regexp.MustCompile(`(?i)\bAUTOINCREMENT\b`)
+	noKeyword     = regexp.MustCompile("(?s)--[^\n]*|/\\*.*?\\*/|'[^']*'|\"[^\"]*\"|`[^`]*`|\\[[^]]*\\]")
+)
+
+// autoincrements looks for the keyword, beside comments and quoted names.
+func (t *sqliteTable) autoincrements() bool {
+	return autoincrement.MatchString(noKeyword.ReplaceAllString(t.statement, " "))
+}
 
 // problem says what keeps the table from being used, and how to change that.
 func (t *sqliteTable) problem() string {
-	if !autoincrement.MatchString(t.statement) {
+	if !t.autoincrements() {
 		return "its id is not AUTOINCREMENT, so that fencing tokens would not grow: make it anew with " +
 			"id integer PRIMARY KEY AUTOINCREMENT, or let Migrate do so"
 	}
@@ -112,9 +123,9 @@ func (t *sqliteTable) problem() string {
 	for _, terms := range t.unique {
 		ours := func(t sqliteTerm) bool { return t.column == "lock_id" || t.column == "lease_id" || t.column == "id" }
 		switch {
-		case len(terms) == 1 && terms[0] == sqliteTerm{"lock_id", "BINARY"}:
+		case len(terms) == 1 && terms[0] == sqliteTerm{"lock_id", "BINARY", false}:
 			exact = true
-		case len(terms) == 1 && terms[0].column == "lock_id":
+		case len(terms) == 1 && terms[0].column == "lock_id" && !terms[0].partial:
 			return "the collation of its column lock_id takes different ids for the same: make it BINARY"
 		case !slices.ContainsFunc(terms, ours):
 			return fmt.Sprintf("its column %q is unique, so that one mutex could push another out: drop that index", terms[0].column)
@@ -160,7 +171,7 @@ func (s *sqlite) makeTable(ctx context.Context, tx *gorm.DB, model any) error {
 			return nil
 		}
 	}
-	if problem != "" && !autoincrement.MatchString(t.statement) {
+	if problem != "" && !t.autoincrements() {
 		err = tx.Migrator().AlterColumn(model, "ID") // it copies the table
 	}
 	if err == nil {

@@ -176,7 +176,9 @@ func sqlDB(pool gorm.ConnPool) (*sql.DB, error) {
 	case *sql.DB:
 		return pool, nil
 	case gorm.GetDBConnector:
-		return pool.GetDBConn()
+		if beneath, err := pool.GetDBConn(); err != nil || beneath != nil {
+			return beneath, err
+		}
 	}
 	return nil, gorm.ErrInvalidDB
 }

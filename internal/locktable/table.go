@@ -80,7 +80,7 @@ type RowState int
 // A row's states.
 const (
 	RowNotAsked RowState = iota // Outcome.Err says why
-	RowFound                    // it was there, and the lease's
+	RowFound                    // it was there, and the lease's; Outcome.Err is then that of a callback
 	RowMissing                  // it was not there, nor perhaps the table; Outcome.Err says so then
 	RowEnded                    // it was there, but its time was over by the database's clock
 )
@@ -88,7 +88,7 @@ const (
 func (t Table) outcome(found, doubt bool, err error) Outcome {
 	o := Outcome{Err: err, Doubt: doubt}
 	switch {
-	case err == nil && found:
+	case found && (err == nil || t.failureOf(err) == unread):
 		o.Row = RowFound
 	case err == nil, t.Missing(err):
 		o.Row = RowMissing
@@ -332,6 +332,15 @@ func (t Table) Migrate(ctx context.Context, model any) error {
 
 // Missing says whether an error means that there is no such table.
 func (t Table) Missing(err error) bool { return err != nil && t.failureOf(err) == noTable }
+
+// Mends says whether a later try may do what a failed one did not.
+func (t Table) Mends(err error) bool {
+	switch t.failureOf(err) {
+	case refused, noTable, unread:
+		return false
+	}
+	return true
+}
 
 // Refused says whether the database refused a statement, and would refuse it again.
 func (t Table) Refused(err error) bool { return err != nil && t.failureOf(err) == refused }

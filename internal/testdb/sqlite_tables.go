@@ -26,7 +26,11 @@ func init() {
 	}
 	sqliteKind.Unusable = map[string][]string{
 		"no autoincrement": {inSQLite(columnSet{"id": "id integer PRIMARY KEY"}), "AUTOINCREMENT"},
-		"no unique index":  {inSQLite(columnSet{"lock_id": "lock_id text"}), "no unique index of its own"},
+		"a mere comment":   {inSQLite(columnSet{"id": "id integer PRIMARY KEY /* no AUTOINCREMENT */"}), "AUTOINCREMENT"},
+		"some unique holders": {
+			inSQLite(nil) + `; CREATE UNIQUE INDEX some ON db_mutexes (holder) WHERE expires_at > ''`, `"holder" is unique`,
+		},
+		"no unique index": {inSQLite(columnSet{"lock_id": "lock_id text"}), "no unique index of its own"},
 		"a unique pair": {
 			inSQLite(columnSet{"lock_id": "lock_id text", "more": "UNIQUE (lock_id, holder)"}), "no unique index",
 		},
