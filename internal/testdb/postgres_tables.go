@@ -52,9 +52,11 @@ FROM (SELECT oid, relname, relkind FROM pg_class) c WHERE oid = 'db_mutexes'::re
 		},
 		"an end that must be": {inPostgres(columnSet{"expires_at": "expires_at timestamptz NOT NULL"}), "must be NULL"},
 		"no sequence":         {inPostgres(columnSet{"id": "id bigint PRIMARY KEY DEFAULT 1"}), "no value from a sequence"},
-		"a sum of numbers":    {`CREATE SEQUENCE s; ` + inPostgres(columnSet{"id": "id bigint PRIMARY KEY DEFAULT nextval('s') + 9"}), "no value from"},
-		"a unique holder":     {inPostgres(columnSet{"holder": "holder text UNIQUE"}), `["holder"] are unique`},
-		"an id of text":       {inPostgres(columnSet{"id": "id text DEFAULT ''"}), "id is text"},
+		"a sum of numbers": {
+			`CREATE SEQUENCE s; ` + inPostgres(columnSet{"id": "id bigint PRIMARY KEY DEFAULT nextval('s') + 9"}), "no value from",
+		},
+		"a unique holder": {inPostgres(columnSet{"holder": "holder text UNIQUE"}), `["holder"] are unique`},
+		"an id of text":   {inPostgres(columnSet{"id": "id text DEFAULT ''"}), "id is text"},
 		"a column that is missing": {
 			`CREATE TABLE db_mutexes (id bigserial, lock_id text UNIQUE, creation_time timestamptz, holder text, lease_id text)`,
 			"no column expires_at",
