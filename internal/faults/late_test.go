@@ -9,6 +9,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/faults"
 	"github.com/gorm-dbmutex/dbmutex/internal/pgproxy"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
@@ -76,4 +77,40 @@ func TestALateRequestDoesNotLetTransactionsOverlap(t *testing.T) {
 	var n int
 	require.NoError(t, direct.Raw(`SELECT n FROM counter`).Scan(&n).Error)
 	require.ErrorIs(t, err, dbmutex.ErrTimeout, "two committed, the counter says %d", n)
+}
+
+// A waiter whose question got no answer removes what that may have made, and goes on waiting.
+func TestALateDiscardRemovesNoLiveLease(t *testing.T) {
+	faults.OnNetwork(t, func(t *testing.T, direct, _ *dbmutex.DB, network *pgproxy.Proxy) {
+		db := openDSN(t, network.DSN()+" default_query_exec_mode=exec").WithContext(limited(t))
+		require.NoError(t, db.Mutex("warm").Do(nothing))
+		held := acquire(t, direct, "job")
+		next, late := "INSERT", make(chan struct{})
+		network.Choose(func(statement string) *pgproxy.Fault {
+			switch {
+			case next == "" || !strings.Contains(statement, next):
+				return nil
+			case next == "INSERT":
+				next = "DELETE"
+				return &pgproxy.Fault{}
+			}
+			next = ""
+			close(late)
+			return &pgproxy.Fault{Late: time.Hour}
+		})
+		leases, failed := make(chan *dbmutex.Lease, 1), make(chan error, 1)
+		go func() {
+			lease, err := db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
+			leases <- lease
+			failed <- err
+		}()
+		<-late
+		require.NoError(t, held.Release())
+		lease := <-leases
+		require.NoError(t, <-failed)
+		network.Deliver()
+		requireHeld(t, direct, "job")
+		require.NoError(t, lease.Renew())
+		require.NoError(t, lease.Release())
+	})
 }
