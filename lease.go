@@ -180,7 +180,7 @@ func (l *Lease) fateOfMissingRow(late time.Duration, err error) state {
 	if transaction == nil {
 		return lost
 	}
-	fate, err := l.mutex.table.Fate(l.parent, *transaction)
+	fate, err := l.mutex.table.Fate(l.parent, l.key, *transaction)
 	if fate == locktable.Aborted || err != nil && l.expired() {
 		return lost
 	}

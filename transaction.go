@@ -125,7 +125,7 @@ func (l *Lease) commit(tx *gorm.DB, ended time.Time, giveBack func(error)) error
 	if !m.table.InDoubt(err) {
 		return l.finish(ended, m.failed(ctx, verb, err))
 	}
-	switch fate, asked := m.table.Fate(l.parent, transaction); fate {
+	switch fate, asked := m.table.Fate(l.parent, l.key, transaction); fate {
 	case locktable.Committed:
 		return l.committed()
 	case locktable.Aborted:

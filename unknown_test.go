@@ -221,3 +221,38 @@ func TestCancelledTriesLeaveNothingBehind(t *testing.T) {
 		require.Nil(t, row(t, db, "job"))
 	})
 }
+
+// A crash undoes a transaction whose COMMIT it cuts off, and its number is given to another, which commits.
+func TestANumberThatIsGivenOutAgainIsNoCommit(t *testing.T) {
+	t.Parallel()
+	cluster := testdb.NewCluster(t)
+	d := testdb.PostgresAt(cluster.DSN())
+	db, pool := openFaulty(t, d)
+	require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
+	next := func(on *gorm.DB) (number int64) {
+		require.NoError(t, on.Raw(`SELECT pg_current_xact_id()::text::bigint`).Scan(&number).Error)
+		return number
+	}
+	err := db.Mutex("job").Transaction(func(tx *gorm.DB) error {
+		ours := next(tx)
+		pool.setLose(func(statement string) error {
+			if statement != "ROLLBACK" {
+				return nil
+			}
+			pool.lose = nil
+			cluster.Stop(t, "immediate")
+			cluster.Start(t)
+			for other := d.Open(t); next(other) < ours; {
+			}
+			return io.ErrUnexpectedEOF
+		})
+		return tx.Exec(`INSERT INTO made VALUES (1)`).Error
+	})
+	require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+	require.NotContains(t, err.Error(), "unknown")
+	var n int
+	require.Eventually(t, func() bool { return db.Raw(`SELECT count(*) FROM made`).Scan(&n).Error == nil },
+		time.Minute, time.Millisecond)
+	require.Zero(t, n)
+	requireFree(t, db, "job")
+}

@@ -70,7 +70,8 @@ type remote interface {
 
 // recording is a dialect whose database can be asked how a transaction ended.
 type recording interface {
-	fate(on executor, transaction string) (Fate, error)
+	// The key is that of the lease which the transaction was to end.
+	fate(on executor, k Key, transaction string) (Fate, error)
 }
 
 // The channels of a database that notifies.

@@ -98,8 +98,10 @@ FROM ` + table + ` WHERE lock_id = $1`,
 		},
 		// A lock on the row leaves its transaction's number there, as xmax, also when it has ended. A take-over leaves its own.
 		endsUnmarked: func(string) string { return ` AND (xmax = 0 OR xmax = xmin)` + only(notify) },
-		// By its number a transaction can be asked for later.
-		endsInTransaction: func(string) string { return ` RETURNING pg_catalog.pg_current_xact_id()::text` },
+		// By its number a transaction can be asked for later, while the server is the same.
+		endsInTransaction: func(string) string {
+			return ` RETURNING pg_catalog.pg_current_xact_id()::text || '@' || ` + serverSQL + `::text`
+		},
 	} {
 		p.releaseSQL[end] = `DELETE FROM ` + table + owned + rest(`$3`)
 		// The new lease_id makes the row ownerless, so that a late renewal cannot revive it; the new id waits for guards.
@@ -295,9 +297,24 @@ func (p *postgres) guard(tx executor, k Key) (bool, error) {
 	return tx.queryOne(p.guardSQL, k.args(), &one)
 }
 
+// serverSQL tells one start of a server from another.
+var serverSQL = epoch("pg_catalog.pg_postmaster_start_time()")
+
 // fate asks for the outcome of a transaction, which survives a crash and is the same on a promoted standby.
 // https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-SNAPSHOT
-func (p *postgres) fate(on executor, transaction string) (Fate, error) {
+//
+// But a number whose transaction the crash undid without a trace is given out again. After a crash the lease's row, which
+// the transaction was to remove, shows that it did not commit.
+func (p *postgres) fate(on executor, k Key, transaction string) (Fate, error) {
+	transaction, server, _ := strings.Cut(transaction, "@")
+	var undone bool
+	if _, err := on.queryOne(`SELECT `+serverSQL+`::text <> $3::text AND EXISTS (SELECT FROM `+p.table+owned+`)`,
+		k.args(server), &undone); err != nil {
+		return Unknown, err
+	}
+	if undone {
+		return Aborted, nil
+	}
 	var status sql.NullString
 	if _, err := on.queryOne(`SELECT pg_catalog.pg_xact_status($1::text::xid8)`, []any{transaction}, &status); err != nil {
 		return Unknown, err

@@ -88,13 +88,13 @@ func (f failure) mends(patient, doubt bool, err error) bool {
 // InDoubt says whether a transaction whose COMMIT gave err may have committed.
 func (t Table) InDoubt(err error) bool { return t.remote != nil && t.failureOf(err) == unknown }
 
-// Fate asks how a transaction ended, until the answer is known or Limit has passed.
-func (t Table) Fate(ctx context.Context, transaction string) (f Fate, err error) {
+// Fate asks how a transaction that was to end a lease ended, until the answer is known or Limit has passed.
+func (t Table) Fate(ctx context.Context, k Key, transaction string) (f Fate, err error) {
 	if t.recording == nil {
 		return Unknown, nil
 	}
 	_, err = t.settle(ctx, time.Now().Add(Limit), func(on executor) (err error) {
-		f, err = t.fate(on, transaction)
+		f, err = t.fate(on, k, transaction)
 		return err
 	})
 	return f, err

@@ -38,7 +38,7 @@ func (s *sqlite) inspect(on executor) error {
 				return err
 			}
 			if t.columns == nil { // the error is SQLite's own
-				_, err := on.exec(`SELECT 1 FROM `+s.table+` LIMIT 0`, nil)
+				_, err := on.queryOne(`SELECT 1 FROM `+s.table+` LIMIT 0`, nil, new(int))
 				return err
 			}
 			if problem := t.problem(); problem != "" {
