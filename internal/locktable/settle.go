@@ -35,7 +35,7 @@ const (
 // that a time limit ended. No try takes more than half of what is left.
 func (t Table) settle(ctx context.Context, deadline time.Time, try func(executor) error) (doubt bool, err error) {
 	patient, giveUp := !deadline.IsZero(), time.Now().Add(Limit)
-	var telling error // the last that is more than a limit of settle's
+	var telling error // the database's last word, if the end of the time that is left hides it
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {
 		if patient {
 			limited, cancel := context.WithDeadline(ctx, time.Now().Add(max(time.Until(deadline)/2, time.Millisecond)))
@@ -49,9 +49,9 @@ func (t Table) settle(ctx context.Context, deadline time.Time, try func(executor
 		}
 		f := t.failureOf(err)
 		switch {
-		case !errors.Is(err, context.DeadlineExceeded):
+		case f == hindered, f == conflicting:
 			telling = err
-		case patient && telling != nil && ctx.Err() == nil && f == unknown:
+		case patient && telling != nil && ctx.Err() == nil && (f == unknown || f == unreachable || f == outdated):
 			err = fmt.Errorf("%w (then: %s)", telling, err.Error())
 		}
 		if (f == unknown || f == unread) && !doubt {
