@@ -4,8 +4,9 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/gorm-dbmutex/dbmutex/internal/locktable"
 	"gorm.io/gorm"
+
+	"github.com/gorm-dbmutex/dbmutex/internal/locktable"
 )
 
 // Guard fails the transaction if the lease was lost. Else it pins the lease until the transaction ends: nobody takes it over
@@ -60,16 +61,14 @@ func (l *Lease) within(tx *gorm.DB, verb string, statement func() locktable.Outc
 	case !locktable.InTransaction(tx):
 		return fmt.Errorf("dbmutex: %s %q: %w", verb, l.key.LockID, gorm.ErrInvalidTransaction)
 	}
+	var err error
 	if !l.usable() {
-		err := l.over()
-		_ = tx.AddError(err)
-		_ = tx.Statement.ConnPool.(gorm.TxCommitter).Rollback()
-		return err
-	}
-	o := statement()
-	err := l.lostAt(o, time.Now())
-	if o.Row == locktable.RowNotAsked {
-		err = l.mutex.failed(tx.Statement.Context, verb, o.Err)
+		err = l.over()
+	} else {
+		o := statement()
+		if err = l.lostAt(o, time.Now()); o.Row == locktable.RowNotAsked {
+			err = l.mutex.failed(tx.Statement.Context, verb, o.Err)
+		}
 	}
 	if err != nil {
 		_ = tx.AddError(err)

@@ -212,6 +212,7 @@ func retry(ctx context.Context, err error) error {
 // error may match that, too.
 type notRun struct{ error }
 
+// Unwrap returns why.
 func (e *notRun) Unwrap() error { return e.error }
 
 // IsFailure is for asynq.Config.IsFailure. It is false for nil and for the error of a run that found its mutex held. It is

@@ -28,8 +28,13 @@ type aModule struct {
 // file is a file of a module, as its zip knows it.
 type file struct{ name, path string }
 
-func (f file) Path() string                 { return f.name }
-func (f file) Lstat() (os.FileInfo, error)  { return os.Lstat(f.path) }
+// Path is the file's name in the module.
+func (f file) Path() string { return f.name }
+
+// Lstat describes the file on the disk.
+func (f file) Lstat() (os.FileInfo, error) { return os.Lstat(f.path) }
+
+// Open opens the file on the disk.
 func (f file) Open() (io.ReadCloser, error) { return os.Open(f.path) }
 
 // findModules returns the modules of the tree with the files that a commit of everything would have. It refuses a

@@ -68,6 +68,7 @@ type operation struct {
 	Error   string  `json:"error,omitempty"`
 }
 
+// String is a line of a history.
 func (o *operation) String() string {
 	line := fmt.Sprintf(
 		"%12.6f %12.6f  client %-3d %-8s %-7s %s %s", seconds(o.Call), seconds(o.Return), o.Client, o.Verb, o.Outcome, o.Mutex,
