@@ -77,6 +77,7 @@ func LeaseFrom(ctx context.Context) (*Lease, bool) {
 
 // newLease begins the lease that an answer gives.
 func newLease(m *Mutex, k locktable.Key, a locktable.Answer) *Lease {
+	k.RowID = a.RowID
 	l := &Lease{mutex: m, key: k, token: a.Token, parent: m.ctx, acquired: time.Now()}
 	if m.ctx.Done() != nil {
 		l.parent = context.WithoutCancel(m.ctx)
@@ -181,7 +182,8 @@ func (l *Lease) fateOfMissingRow(late time.Duration, err error) state {
 		return lost
 	}
 	fate, err := l.mutex.table.Fate(l.parent, l.key, *transaction)
-	if fate == locktable.Aborted || err != nil && l.expired() {
+	switch {
+	case fate == locktable.Aborted, fate == locktable.Unknown && l.expired():
 		return lost
 	}
 	return released

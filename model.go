@@ -29,4 +29,6 @@ type DBMutex struct {
 	Holder string `gorm:"column:holder;not null"`
 	// LeaseID is random, one per acquisition: the proof of ownership in every statement.
 	LeaseID string `gorm:"column:lease_id;size:64;not null"`
+	// Token is the lease's fencing token on MySQL and MariaDB. It is 0 on the others, which draw it from the id's sequence.
+	Token int64 `gorm:"column:token;not null;default:0"`
 }

@@ -40,8 +40,14 @@ func New(s Settings) *Plugin {
 // Name returns PluginName.
 func (p *Plugin) Name() string { return PluginName }
 
-// Initialize checks the settings. It runs no SQL and keeps no handle, as GORM's resolvers call it for every replica.
-func (p *Plugin) Initialize(*gorm.DB) error { return p.settings.validate() }
+// Initialize checks the settings. It runs no SQL and keeps no handle, as GORM's resolvers call it for every replica. It also
+// tells GORM the types of DBMutex's columns that the database needs.
+func (p *Plugin) Initialize(db *gorm.DB) error {
+	if err := p.settings.validate(); err != nil {
+		return err
+	}
+	return locktable.Shape(db, lockModel)
+}
 
 var lockModel = &DBMutex{}
 

@@ -61,7 +61,7 @@ func (m *Mutex) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) 
 			lease.releaseAndLog()
 		}
 	}()
-	err = lease.prepare(tx)
+	err = lease.prepare(tx, opts)
 	if err == nil {
 		err = fn(m.carry(tx))
 	}
@@ -85,9 +85,13 @@ func (m *Mutex) carry(tx *gorm.DB) *gorm.DB {
 }
 
 // prepare makes a transaction ready that ends with commit.
-func (l *Lease) prepare(tx *gorm.DB) error {
+func (l *Lease) prepare(tx *gorm.DB, opts []*sql.TxOptions) error {
 	m := l.mutex
-	o, renewable := m.table.Prepare(tx, l.key, m.settings.Renew && m.settings.TTL != nil, m.settings.Wait)
+	work := locktable.Work{Renew: m.settings.Renew && m.settings.TTL != nil, Wait: m.settings.Wait}
+	if len(opts) > 0 && opts[0] != nil {
+		work.Level = opts[0].Isolation
+	}
+	o, renewable := m.table.Prepare(tx, l.key, work)
 	if renewable {
 		l.startRenewing()
 	}
@@ -108,7 +112,7 @@ func (l *Lease) commit(tx *gorm.DB, ended time.Time, giveBack func(error)) error
 	limit := time.Now().Add(locktable.Limit)
 	limited, cancel := context.WithDeadline(ctx, limit)
 	defer cancel()
-	o, transaction := m.table.ReleaseIn(limited, tx, l.key, l.minHold())
+	o, transaction := m.table.Finish(limited, tx, l.key, l.minHold())
 	err := l.lostAt(o, ended)
 	if o.Err != nil {
 		err = m.notReleased(ctx, limit, verb, o.Err)

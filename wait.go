@@ -74,7 +74,7 @@ func (m *Mutex) disown(r locktable.Request, lease *Lease, err error) (*Lease, er
 		return nil, err
 	}
 	lease.mu.Lock()
-	lease.key = locktable.NewKey(m.id, newLeaseID(m.key.pool))
+	lease.key = lease.key.Renamed(newLeaseID(m.key.pool))
 	lease.mu.Unlock()
 	found, err := m.table.Rename(lease.parent, r.Key, lease.key.LeaseID)
 	switch {

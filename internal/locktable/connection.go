@@ -42,11 +42,14 @@ func (t Table) hold(ctx context.Context) (on executor, giveBack func(), err erro
 			on.pool, giveBack = conn, func() { _ = conn.Close() }
 		}
 	}
-	left, err := t.clean(on)
+	left, restore, err := t.clean(on)
 	if err != nil {
+		restore()
 		giveBack()
 		return on, nil, &unsentError{err, true}
 	}
+	give := giveBack
+	giveBack = func() { restore(); give() }
 	if left {
 		t.config.Logger.Warn(ctx, "dbmutex: rolled back a transaction that was left open on a connection of the pool")
 	}
@@ -101,7 +104,7 @@ func (t Table) beginOnce(ctx context.Context, opts []*sql.TxOptions) (*gorm.DB, 
 		if err != nil {
 			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), Limit)
 			defer cancel()
-			_, _ = t.clean(on.under(limited))
+			_, _, _ = t.clean(on.under(limited))
 		}
 	}
 	tx := on.hushing(nothing).session().Begin(opts...) // it is the caller's

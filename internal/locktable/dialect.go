@@ -1,8 +1,11 @@
 package locktable
 
 import (
+	"database/sql"
 	"fmt"
 	"time"
+
+	"gorm.io/gorm"
 )
 
 // dialect has the statements of one database on one table. A new database is a file that implements it, and a line in
@@ -23,9 +26,9 @@ type dialect interface {
 	release(on executor, r Release) (found bool, err error)
 	guard(tx executor, k Key) (found bool, err error)
 
-	// begin prepares a transaction that ends with releaseIn. If renew is wanted, it says whether the lease can be renewed
-	// meanwhile without making the transaction fail. If other writers lock it out it waits for as long as wait says.
-	begin(tx executor, k Key, renew bool, wait time.Duration) (found, renewable bool, err error)
+	// begin prepares a transaction that ends with releaseIn. If renewals are wanted, it says whether the lease can be renewed
+	// meanwhile without making the transaction fail.
+	begin(tx executor, k Key, w Work) (found, renewable bool, err error)
 	// releaseIn is release as a part of a transaction, which it names for recording.fate.
 	releaseIn(tx executor, k Key, minHold time.Duration) (found bool, transaction string, err error)
 
@@ -34,7 +37,8 @@ type dialect interface {
 
 	// clean rolls back a transaction that somebody left open on the executor's connection, and says whether there was one.
 	// A pool that is no *sql.DB has no connection to look at: there it looks at the one that the pool gives next, if it can.
-	clean(on executor) (left bool, err error)
+	// restore undoes what clean has changed of the connection, once the connection is not needed any more.
+	clean(on executor) (left bool, restore func(), err error)
 
 	// classify says what an error means for the statement that gave it.
 	classify(err error) failure
@@ -68,6 +72,12 @@ type remote interface {
 	rename(on executor, k Key, leaseID string) (found bool, err error)
 }
 
+// fragile is a dialect whose transactions a statement within them can end.
+type fragile interface {
+	// unbroken is an error if a transaction of begin has ended.
+	unbroken(tx executor) error
+}
+
 // recording is a dialect whose database can be asked how a transaction ended.
 type recording interface {
 	// The key is that of the lease which the transaction was to end.
@@ -87,9 +97,19 @@ func newDialect(database, name, quoted string) (dialect, error) {
 		return newPostgres(quoted), nil
 	case "sqlite":
 		return newSQLite(name, quoted), nil
+	case "mysql":
+		return newMySQL(name, quoted), nil
 	default:
-		return nil, fmt.Errorf("the database %q is not supported: use PostgreSQL or SQLite", database)
+		return nil, fmt.Errorf("the database %q is not supported: use PostgreSQL, MySQL (or MariaDB) or SQLite", database)
 	}
+}
+
+// Shape gives the model's columns the types that the handle's database needs, where GORM would choose others. It runs no SQL.
+func Shape(db *gorm.DB, model any) error {
+	if db == nil || db.Config == nil || db.Dialector == nil || db.Name() != "mysql" {
+		return nil
+	}
+	return shapeMySQL(db, model)
 }
 
 // Row is a row of the table.
@@ -100,16 +120,25 @@ type Row struct {
 	ExpiresAt    *time.Time // nil = never
 	Holder       string
 	LeaseID      string
+	Token        int64 // 0 where the column is not used
 }
 
 // Key owns a row: it is the lease's id with the mutex's.
 type Key struct {
 	LockID, LeaseID string
-	boxed           [2]any // both, as a conversion for every statement would allocate
+	RowID           int64  // the row's id, from Answer.RowID; 0 = not known, or not needed
+	boxed           [2]any // both ids, as a conversion for every statement would allocate
 }
 
 // NewKey makes a Key.
-func NewKey(lockID, leaseID string) Key { return Key{lockID, leaseID, [2]any{lockID, leaseID}} }
+func NewKey(lockID, leaseID string) Key { return Key{lockID, leaseID, 0, [2]any{lockID, leaseID}} }
+
+// Renamed is the key of the same row under another lease's id.
+func (k Key) Renamed(leaseID string) Key {
+	renamed := NewKey(k.LockID, leaseID)
+	renamed.RowID = k.RowID
+	return renamed
+}
 
 // args are a statement's arguments: the lock_id, the lease_id and others. Each statement gets a slice of its own, as a
 // logger's ParamsFilter may write to it.
@@ -131,6 +160,7 @@ type Request struct {
 // Answer is the outcome of an acquire: a token, or the lease in the way.
 type Answer struct {
 	Token int64         // 0: not acquired
+	RowID int64         // for the Key, if the dialect needs it
 	Held  *Row          // nil: the row changed while it was looked at
 	Left  time.Duration // of Held, by the database's clock
 	Start time.Time     // when the statement was sent, by this process's clock
@@ -149,6 +179,13 @@ type Release struct {
 	Unaware bool          // look for the mark of a waiter that has sent a message (with Notify)
 }
 
+// Work is what a transaction of Begin is for.
+type Work struct {
+	Renew bool               // the lease is to be renewed meanwhile
+	Wait  time.Duration      // how long to wait if other writers lock the transaction out, but at least Limit; < 0 = forever
+	Level sql.IsolationLevel // that the transaction was begun with
+}
+
 // Reservation keeps a mutex for a waiter of another process.
 type Reservation struct {
 	Ticket  string        // stands in the place of a lease's id, and is none
@@ -162,7 +199,8 @@ type Fate int
 
 // A transaction's fates.
 const (
-	Unknown Fate = iota
+	NotRecorded Fate = iota // the database keeps no record
+	Unknown                 // there is none any more, or it could not be asked for
 	Committed
 	Aborted
 )
@@ -182,6 +220,14 @@ func notMended(problem, err error) error {
 
 // maxLooks is how often an acquire looks at a row that changes meanwhile, or that somebody pins, before it calls it held.
 const maxLooks = 3
+
+// microseconds is a duration in the unit of a database's clock, rounded up, or NULL.
+func microseconds(d *time.Duration) any {
+	if d == nil {
+		return nil
+	}
+	return roundUp(*d, time.Microsecond)
+}
 
 // roundUp counts the units of a duration, the last of which may not be whole.
 func roundUp(d, unit time.Duration) int64 { return int64((d-1)/unit) + 1 }

@@ -335,8 +335,8 @@ var errInProgress = errors.New("the transaction is still in progress")
 
 // begin pins nothing: a holder that hangs in its transaction must not outlast its TTL. Above READ COMMITTED the row's
 // release fails if a renewal came after the transaction's snapshot.
-func (p *postgres) begin(tx executor, _ Key, renew bool, _ time.Duration) (found, renewable bool, err error) {
-	if !renew {
+func (p *postgres) begin(tx executor, _ Key, w Work) (found, renewable bool, err error) {
+	if !w.Renew {
 		return true, false, nil
 	}
 	var level string
@@ -364,10 +364,11 @@ func (p *postgres) rename(on executor, k Key, leaseID string) (bool, error) {
 
 // clean looks at the connections of a driver that may keep a transaction, which costs a round trip. pgx gives up a
 // connection that comes back in one.
-func (p *postgres) clean(on executor) (left bool, err error) {
+func (p *postgres) clean(on executor) (left bool, restore func(), err error) {
+	restore = func() {}
 	conn, bound := on.pool.(*sql.Conn)
 	if !bound {
-		return false, nil
+		return false, restore, nil
 	}
 	var careful bool
 	err = conn.Raw(func(c any) error {
@@ -376,16 +377,16 @@ func (p *postgres) clean(on executor) (left bool, err error) {
 		return nil
 	})
 	if err != nil || careful {
-		return false, err
+		return false, restore, err
 	}
 	// Both are the time at which this statement came, unless the transaction began with an earlier one. An error tells so
 	// as drivers run Exec without arguments, but not Query, in the one message that makes it sure.
 	_, err = conn.ExecContext(on.ctx, `SELECT 1 / (pg_catalog.now() = pg_catalog.statement_timestamp())::int`)
 	if code, _ := sqlState(err); code != "22012" && code != "25P02" { // division by zero, the transaction has failed
-		return false, err
+		return false, restore, err
 	}
 	_, err = conn.ExecContext(on.ctx, `ROLLBACK`)
-	return true, err
+	return true, restore, err
 }
 
 // sqlState is SQLSTATE, through the method that the errors of pgx have, so that no driver is imported.
@@ -428,12 +429,4 @@ func (p *postgres) classify(err error) failure {
 		return unreachable
 	}
 	return unknown // driver.ErrBadConn among them: not every driver gives it only for what it has not sent
-}
-
-// microseconds is a duration in the unit of PostgreSQL's clock, rounded up, or NULL.
-func microseconds(d *time.Duration) any {
-	if d == nil {
-		return nil
-	}
-	return roundUp(*d, time.Microsecond)
 }

@@ -91,8 +91,9 @@ func (t Table) InDoubt(err error) bool { return t.remote != nil && t.failureOf(e
 // Fate asks how a transaction that was to end a lease ended, until the answer is known or Limit has passed.
 func (t Table) Fate(ctx context.Context, k Key, transaction string) (f Fate, err error) {
 	if t.recording == nil {
-		return Unknown, nil
+		return NotRecorded, nil
 	}
+	f = Unknown
 	_, err = t.settle(ctx, time.Now().Add(Limit), func(on executor) (err error) {
 		f, err = t.fate(on, k, transaction)
 		return err

@@ -31,7 +31,7 @@ func (f failureOf) Error() string { return fmt.Sprint("failure ", int(f)) }
 
 func (s *script) inspect(executor) error { return nil }
 
-func (s *script) clean(executor) (bool, error) { return false, nil }
+func (s *script) clean(executor) (bool, func(), error) { return false, func() {}, nil }
 
 func (s *script) rename(executor, Key, string) (bool, error) { return true, nil }
 

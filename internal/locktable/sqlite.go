@@ -139,11 +139,11 @@ func (s *sqlite) guard(tx executor, k Key) (bool, error) {
 // begin takes the write lock with the transaction's first statement: one that had read before could not write any more
 // once another had written (SQLITE_BUSY_SNAPSHOT). The transaction then keeps every writer out of the file, renewals as well
 // as take-overs.
-func (s *sqlite) begin(tx executor, k Key, _ bool, wait time.Duration) (found, renewable bool, err error) {
+func (s *sqlite) begin(tx executor, k Key, w Work) (found, renewable bool, err error) {
 	tx.hush, tx.judge = conflicts, s
 	c := &sqliteConn{executor: tx}
 	err = c.use(func() error {
-		return c.patiently(wait, func(on executor) (err error) {
+		return c.patiently(atLeastLimit(w.Wait), func(on executor) (err error) {
 			found, err = s.guard(on, k)
 			return err
 		})
@@ -181,19 +181,20 @@ func (s *sqlite) writeRow(on executor, query string, args []any) (found bool, er
 
 // clean needs a BEGIN to find a transaction: SQLite has none within another. On a connection it costs no file access, and so
 // needs no end. A pool of somebody else's making may prepare its statements, each alone.
-func (s *sqlite) clean(on executor) (left bool, err error) {
+func (s *sqlite) clean(on executor) (left bool, restore func(), err error) {
+	restore = func() {}
 	if _, bound := on.pool.(*sql.Conn); bound {
 		on = on.under(context.WithoutCancel(on.ctx))
 		_, err = on.pool.ExecContext(on.ctx, `BEGIN; COMMIT`)
 	} else if tx := on.session().Begin(); tx.Error == nil {
 		tx.Rollback()
 	} else if err = tx.Error; isBusy(err) || errors.Is(err, gorm.ErrInvalidTransaction) {
-		return false, nil // it is not in a transaction, or there is no way to tell
+		return false, restore, nil // it is not in a transaction, or there is no way to tell
 	}
 	if left = err != nil && isNested(err); left {
 		_, err = on.pool.ExecContext(on.ctx, `ROLLBACK`)
 	}
-	return left, err
+	return left, restore, err
 }
 
 // transaction runs fn in a transaction and leaves the connection outside of any: not every driver rolls back after a COMMIT
@@ -201,7 +202,7 @@ func (s *sqlite) clean(on executor) (left bool, err error) {
 func (s *sqlite) transaction(on executor, fn func(tx *gorm.DB) error) error {
 	err := on.session().Transaction(fn)
 	if err != nil && !isNested(err) {
-		_, _ = s.clean(on)
+		_, _, _ = s.clean(on)
 	}
 	return err
 }

@@ -45,6 +45,12 @@ func (e executor) session() *gorm.DB {
 	return db.Session(&gorm.Session{NewDB: true})
 }
 
+// mainSession is a handle whose statements stay on the main pool. It can begin no transaction.
+func (e executor) mainSession() *gorm.DB {
+	db, _ := e.statement("", nil)
+	return db.Session(&gorm.Session{})
+}
+
 // statement is one that GORM's callbacks can run, and so its logger and plugins see it. gorm.DB.Raw would build the text
 // anew every time, which costs several times as much as everything else that GORM does here. The pool is nil unless it is
 // the main one.
@@ -123,6 +129,16 @@ func (e executor) exec(query string, args []any) (changed bool, err error) {
 	return tx.RowsAffected > 0, main.outcome(tx.Error)
 }
 
+// execID is exec, and gives what the driver says of LAST_INSERT_ID. It is for the main pool.
+func (e executor) execID(query string, args []any) (id int64, changed bool, err error) {
+	tx, main := e.statement(query, args)
+	tx.Callback().Raw().Execute(tx)
+	if main.result != nil {
+		id, _ = main.result.LastInsertId()
+	}
+	return id, tx.RowsAffected > 0, main.outcome(tx.Error)
+}
+
 // mainPool keeps every statement on the pool that it wraps. dbresolver would send some of ours to a replica, or to a source
 // on which the transaction of Mutex.Transaction does not run. It leaves transactions where they are, and takes this for one.
 //
@@ -131,14 +147,15 @@ type mainPool struct {
 	gorm.ConnPool               // the pool, or a connection of it
 	pool          gorm.ConnPool // the pool
 	sent          bool
-	err           error // the driver's
+	result        sql.Result // of the last statement that returns no rows
+	err           error      // the driver's
 }
 
 // ExecContext runs a statement.
-func (p *mainPool) ExecContext(ctx context.Context, query string, args ...any) (result sql.Result, err error) {
+func (p *mainPool) ExecContext(ctx context.Context, query string, args ...any) (sql.Result, error) {
 	p.sent = true
-	result, p.err = p.ConnPool.ExecContext(ctx, query, args...)
-	return result, p.err
+	p.result, p.err = p.ConnPool.ExecContext(ctx, query, args...)
+	return p.result, p.err
 }
 
 // QueryContext runs a statement that returns rows.

@@ -22,6 +22,7 @@ type statements struct {
 	dialect
 	notifying // nil if the database does not notify
 	recording // nil if the database keeps no record of transactions
+	fragile   // nil if no statement can end a transaction
 	remote    // nil if the database runs in this process
 	inspected atomic.Bool
 }
@@ -49,6 +50,7 @@ func New(database, name, quoted string) (Table, error) {
 	s := &statements{dialect: d}
 	s.notifying, _ = d.(notifying)
 	s.recording, _ = d.(recording)
+	s.fragile, _ = d.(fragile)
 	s.remote, _ = d.(remote)
 	return Table{statements: s}, nil
 }
@@ -306,11 +308,20 @@ func (t Table) ForceRelease(ctx context.Context, limit time.Time, lockID string)
 	return err
 }
 
-// Prepare makes a transaction of Begin ready for the caller's work. The transaction then ends with ReleaseIn. While other
-// writers lock it out it goes on for Limit, or for wait if that is longer or, as less than 0, forever.
-func (t Table) Prepare(tx *gorm.DB, k Key, renew bool, wait time.Duration) (o Outcome, renewable bool) {
-	found, renewable, err := t.begin(in(tx.Statement.Context, tx), k, renew, atLeastLimit(wait))
-	return t.outcome(found, false, err), renewable
+// Prepare makes a transaction of Begin ready for the caller's work. The transaction then ends with Finish.
+func (t Table) Prepare(tx *gorm.DB, k Key, w Work) (o Outcome, renewable bool) {
+	found, renewable, err := t.begin(in(tx.Statement.Context, tx), k, w)
+	return t.outcome(found, false, err), renewable && w.Renew
+}
+
+// Finish is ReleaseIn for a transaction of Prepare. It is refused if the transaction has ended before.
+func (t Table) Finish(ctx context.Context, tx *gorm.DB, k Key, minHold time.Duration) (o Outcome, transaction string) {
+	if t.fragile != nil {
+		if err := t.unbroken(in(ctx, tx)); err != nil {
+			return Outcome{Err: err}, ""
+		}
+	}
+	return t.ReleaseIn(ctx, tx, k, minHold)
 }
 
 // Guard pins a lease's row until the end of a caller's transaction.

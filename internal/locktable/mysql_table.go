@@ -1,0 +1,246 @@
+package locktable
+
+import (
+	"database/sql"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"gorm.io/gorm"
+	"gorm.io/gorm/schema"
+)
+
+// mysqlShapes are the types of the model's columns that differ from GORM's own. lock_id is compared byte for byte, whatever
+// the server's charset and collation are.
+var mysqlShapes = []struct {
+	field, kind     string // the kind is GORM's if it is ""
+	size, precision int
+}{
+	{field: "LockID", kind: "varbinary(1024)", size: 1024}, // MaxLockIDLength characters of four bytes
+	{field: "CreationTime", precision: 6},
+	{field: "ExpiresAt", precision: 6},
+	{field: "Holder", kind: "longtext CHARACTER SET utf8mb4"},
+}
+
+// shapeMySQL changes the schema that GORM keeps of the model.
+func shapeMySQL(db *gorm.DB, model any) error {
+	stmt := &gorm.Statement{DB: db}
+	if err := stmt.Parse(model); err != nil {
+		return err
+	}
+	for _, shape := range mysqlShapes {
+		field := stmt.Schema.LookUpField(shape.field)
+		if shape.kind != "" {
+			field.DataType, field.Size = schema.DataType(shape.kind), shape.size
+		}
+		if shape.precision != 0 {
+			field.Precision = shape.precision
+		}
+	}
+	return nil
+}
+
+// mysqlColumn is a row of SHOW FULL COLUMNS.
+type mysqlColumn struct {
+	name, kind      string
+	collation       string // "" if it has none
+	notNull, filled bool
+	extra           string
+}
+
+// mysqlIndex are the columns of an index. One of a part of a column's bytes, or of an expression, has "" there.
+type mysqlIndex struct {
+	name    string
+	unique  bool
+	columns []string
+}
+
+type mysqlTable struct {
+	version, engine, of string
+	columns             []mysqlColumn
+	indexes             []*mysqlIndex
+}
+
+func (m *mysql) inspect(on executor) error {
+	t, err := m.describe(on)
+	if err != nil {
+		return err
+	}
+	if problem := t.problem(); problem != "" {
+		return unusable(m.table, problem)
+	}
+	return nil
+}
+
+// describe asks the server for the table.
+func (m *mysql) describe(on executor) (t mysqlTable, err error) {
+	err = on.queryAll(`SHOW FULL COLUMNS FROM `+m.table, nil, func(rows *sql.Rows) error {
+		var c mysqlColumn
+		var null string
+		var collation, fallback sql.NullString
+		err := rows.Scan(&c.name, &c.kind, &collation, &null, new(any), &fallback, &c.extra, new(any), new(any))
+		c.collation, c.notNull = collation.String, null == "NO"
+		c.filled = fallback.Valid || c.extra != ""
+		t.columns = append(t.columns, c)
+		return err
+	})
+	if err != nil {
+		return t, err
+	}
+	database, name, qualified := strings.Cut(m.name, ".")
+	if !qualified {
+		database, name = "", m.name
+	}
+	_, err = on.queryOne(`SELECT VERSION(), COALESCE(MAX(engine), ''), COALESCE(MAX(table_type), '')
+FROM information_schema.tables WHERE table_schema = COALESCE(NULLIF(?, ''), DATABASE()) AND table_name = ?`,
+		[]any{database, name}, &t.version, &t.engine, &t.of)
+	if err != nil {
+		return t, err
+	}
+	return t, on.queryAll(`SHOW INDEX FROM `+m.table, nil, func(rows *sql.Rows) error { return t.addTerm(rows) })
+}
+
+// addTerm reads a row of SHOW INDEX, whose columns differ between the servers.
+func (t *mysqlTable) addTerm(rows *sql.Rows) error {
+	names, err := rows.Columns()
+	if err != nil {
+		return err
+	}
+	values, dest := make([]sql.NullString, len(names)), make([]any, len(names))
+	for i := range values {
+		dest[i] = &values[i]
+	}
+	if err := rows.Scan(dest...); err != nil {
+		return err
+	}
+	term := map[string]sql.NullString{}
+	for i, name := range names {
+		term[strings.ToLower(name)] = values[i]
+	}
+	name, column := term["key_name"].String, term["column_name"].String
+	if term["sub_part"].Valid {
+		column = ""
+	}
+	for _, index := range t.indexes {
+		if index.name == name {
+			index.columns = append(index.columns, column)
+			return nil
+		}
+	}
+	t.indexes = append(t.indexes, &mysqlIndex{name, term["non_unique"].String == "0", []string{column}})
+	return nil
+}
+
+// tooOld says whether the server has no SKIP LOCKED.
+func (t *mysqlTable) tooOld() bool {
+	numbers := regexp.MustCompile(`^(\d+)\.(\d+)`).FindStringSubmatch(t.version)
+	if numbers == nil {
+		return false
+	}
+	major, _ := strconv.Atoi(numbers[1])
+	minor, _ := strconv.Atoi(numbers[2])
+	if strings.Contains(t.version, "MariaDB") {
+		return major < 10 || major == 10 && minor < 6
+	}
+	return major < 8
+}
+
+// mysqlTypes are patterns for the types of the columns, and what is proposed instead.
+var mysqlTypes = map[string][2]string{
+	"id":            {`^(big)?int\b`, "bigint AUTO_INCREMENT"},
+	"lock_id":       {`^varbinary\((102[4-9]|10[3-9]\d|1[1-9]\d\d|[2-9]\d\d\d)\)`, "varbinary(1024)"},
+	"creation_time": {`^datetime\(6\)`, "datetime(6)"},
+	"expires_at":    {`^datetime\(6\)`, "datetime(6)"},
+	"holder":        {`text|blob|varchar|varbinary`, "longtext CHARACTER SET utf8mb4"},
+	"lease_id":      {`^(var)?(char|binary)\((2[7-9]|[3-9]\d|\d{3,})\)`, "varchar(64)"},
+	"token":         {`^bigint\b`, "bigint NOT NULL DEFAULT 0"},
+}
+
+// problem says what keeps the table from being used, and how to change that.
+func (t *mysqlTable) problem() string {
+	switch {
+	case t.tooOld():
+		return "the server is " + t.version + ": dbmutex needs SKIP LOCKED, which MySQL has from 8.0 on and MariaDB from 10.6 on"
+	case t.of == "":
+		return "it is temporary, so that every connection has its own: make one that is not"
+	case !strings.Contains(t.of, "BASE TABLE"):
+		return "it is no table"
+	case !strings.EqualFold(t.engine, "InnoDB"):
+		return fmt.Sprintf("its engine is %s, which has no transactions: ALTER TABLE ... ENGINE = InnoDB", t.engine)
+	}
+	missing := []string{"id", "lock_id", "creation_time", "expires_at", "holder", "lease_id", "token"}
+	for _, c := range t.columns {
+		i := slices.Index(missing, c.name)
+		switch want := mysqlTypes[c.name]; {
+		case i < 0 && c.notNull && !c.filled:
+			return fmt.Sprintf("its column %q is not one that this package knows: give it a default, or let it be NULL", c.name)
+		case i < 0:
+			continue
+		case !regexp.MustCompile(want[0]).MatchString(c.kind):
+			return fmt.Sprintf("the type of its column %s is %s: make it %s (AutoMigrate does so if the plugin was registered "+
+				"before, and Migrate does)", c.name, c.kind, want[1])
+		case c.name == "id" && !strings.Contains(c.extra, "auto_increment"):
+			return "its column id takes no number by itself: make it AUTO_INCREMENT"
+		case c.name == "expires_at" && c.notNull:
+			return "its column expires_at must be NULL for leases that never expire"
+		case c.name == "holder" && c.collation != "" && !strings.HasPrefix(c.collation, "utf8mb4"):
+			return fmt.Sprintf("its column holder has the collation %s and cannot take every name: make it %s", c.collation, want[1])
+		}
+		missing = slices.Delete(missing, i, i+1)
+	}
+	if len(missing) > 0 {
+		return fmt.Sprintf("it has no column %s", missing[0])
+	}
+	return t.problemOfIndexes()
+}
+
+// problemOfIndexes: InnoDB locks what it finds on its way to a row. So there is one way, by lock_id, and one by the id.
+func (t *mysqlTable) problemOfIndexes() string {
+	byID, exact := false, false
+	for _, index := range t.indexes {
+		switch {
+		case index.name == "PRIMARY" && slices.Equal(index.columns, []string{"id"}):
+			byID = true
+		case index.unique && slices.Equal(index.columns, []string{"lock_id"}):
+			exact = true
+		default:
+			return fmt.Sprintf("its index %s makes statements lock rows of other mutexes: drop it", index.name)
+		}
+	}
+	switch {
+	case !byID:
+		return "its column id is not its primary key: make it PRIMARY KEY"
+	case !exact:
+		return "its column lock_id has no unique index of its own, without which two could hold a mutex: CREATE UNIQUE INDEX"
+	}
+	return ""
+}
+
+// migrate leaves a table alone that can be used. It tries again if another process made the same table, column or index at the
+// same time. There is no transaction around it, as every statement of it commits.
+func (m *mysql) migrate(on executor, model any) error {
+	made := []uint64{1050, 1060, 1061, 1213, 1412, 1684}
+	db := on.mainSession().Set("gorm:table_options", "ENGINE=InnoDB")
+	for giveUp := time.Now().Add(Limit); ; {
+		problem := m.inspect(on)
+		if problem == nil {
+			return nil
+		}
+		err := db.AutoMigrate(model)
+		switch {
+		case err == nil:
+			return m.inspect(on)
+		case slices.Contains(made, mysqlNumber(err)) && time.Now().Before(giveUp):
+			if err := Sleep(on.ctx, 10*time.Millisecond); err != nil {
+				return err
+			}
+		case m.classify(problem) != noTable:
+			return notMended(problem, err)
+		default:
+			return err
+		}
+	}
+}
