@@ -170,7 +170,7 @@ func TestADatabaseThatIsNotSupported(t *testing.T) {
 
 type otherDialector struct{ gorm.Dialector }
 
-func (otherDialector) Name() string { return "mysql" }
+func (otherDialector) Name() string { return "sqlserver" }
 
 // The lock's table is dropped, and made again, while leases are held and waited for.
 func TestTheTableIsMadeAgain(t *testing.T) {

@@ -1,6 +1,18 @@
 package testdb
 
 import (
+	"context"
+	"crypto/rand"
+	"database/sql"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	driver "github.com/go-sql-driver/mysql"
 	"gorm.io/driver/mysql"
 	"gorm.io/gorm"
 )
@@ -12,4 +24,141 @@ var mysqlKind = &Kind{
 	dialector: mysql.Open,
 	on:        func(pool gorm.ConnPool) gorm.Dialector { return mysql.New(mysql.Config{Conn: pool}) },
 	past:      `UTC_TIMESTAMP(6) - INTERVAL 1 SECOND`,
+	hang:      `LOCK TABLES db_mutexes WRITE`,
+	letGo:     `UNLOCK TABLES`, // a rollback keeps the lock
+}
+
+func init() {
+	mysqlKind.fresh = MySQL
+	mysqlKind.engine = &engine{
+		name:      "MariaDB",
+		debian:    "mariadb-server",
+		account:   "mysql",
+		envDSN:    "DBMUTEX_TEST_MYSQL_DSN",
+		envBin:    "DBMUTEX_TEST_MYSQLBIN",
+		envWanted: "DBMUTEX_TEST_MYSQL",
+		find:      findMySQL,
+		answers:   func(dsn string) error { return runMySQL(dsn) },
+		dsn:       func(port string) string { return "root@tcp(127.0.0.1:" + port + ")/?parseTime=true" },
+		config:    "my.cnf",
+		settings: []string{
+			"[mysqld]", "bind-address = 127.0.0.1", "socket = server.sock", "max_connections = 500",
+			"loose-mysqlx = OFF", // MariaDB has no such thing
+		},
+		taken: "Bind on TCP/IP port",
+		install: func() string {
+			return `case $bin in
+				*/mysqld) "$bin" --no-defaults --initialize-insecure --datadir="$folder/data";;
+				*) (PATH=${bin%/*}:$PATH; mariadb-install-db --no-defaults --datadir="$folder/data" --skip-test-db
+					--auth-root-authentication-method=normal);;
+				esac`
+		},
+		start: startMySQL,
+		stop: func(data, mode string) string {
+			signal := map[string]string{"fast": "TERM", "immediate": "KILL"}[mode]
+			return fmt.Sprintf(`pid=$(cat %s.pid) && kill -s %s "$pid" && { wait "$pid"; rm %s.pid; }`, data, signal, data)
+		},
+		apply: func(s *Server, settings []string) error {
+			return runMySQL(s.DSN(), "SET GLOBAL "+strings.Join(settings, ", "))
+		},
+	}
+}
+
+// findMySQL returns the server's program. That of a folder is what it has: MariaDB's, or else MySQL's.
+func findMySQL() (string, error) {
+	if bin := os.Getenv(mysqlKind.engine.envBin); bin != "" {
+		bin, err := filepath.Abs(bin)
+		if err != nil {
+			return "", err
+		}
+		if server := program(bin, "mariadbd"); server != "" && program(bin, "mariadb-install-db") != "" {
+			return server, nil
+		}
+		if server := program(bin, "mysqld"); server != "" {
+			return server, nil
+		}
+		return "", fmt.Errorf(
+			"%s=%s: neither mariadbd and mariadb-install-db nor mysqld are there", mysqlKind.engine.envBin, bin,
+		)
+	}
+	folders := append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin", "/usr/local/sbin", "/usr/libexec")
+	for _, name := range []string{"mariadbd", "mysqld"} {
+		for _, folder := range folders {
+			if server := program(folder, name); server != "" {
+				return server, nil
+			}
+		}
+	}
+	return "", errNoPrograms
+}
+
+// program is the path of a program in a folder, or "".
+func program(folder, name string) string {
+	path, _ := exec.LookPath(filepath.Join(folder, name))
+	return path
+}
+
+// startMySQL starts a server and waits until it is ready, or has ended.
+func startMySQL(data, port string) string {
+	return strings.NewReplacer("DATA", data, "PORT", port).Replace(
+		`"$bin" --defaults-file="$folder/DATA/my.cnf" --datadir="$folder/DATA" --port=PORT >DATA.log 2>&1 & echo $! >DATA.pid; ` +
+			`until grep 'ready for connections' DATA.log; do ` +
+			`kill -0 "$(cat DATA.pid)" || { cat DATA.log; rm DATA.pid; break; }; sleep 0.05; done; [ -e DATA.pid ]`)
+}
+
+// MySQLServer returns the DSN of the MySQL or MariaDB server itself, in the form
+// of the driver go-sql-driver/mysql and without a test's database. If there is no
+// server it skips the test, or fails it if DBMUTEX_TEST_MYSQL is "required".
+func MySQLServer(t testing.TB) string {
+	t.Helper()
+	return mysqlKind.engine.server(t)
+}
+
+// MySQL makes a fresh database on the server of MySQLServer and drops it when the
+// test ends.
+func MySQL(t testing.TB) *Database {
+	t.Helper()
+	base := MySQLServer(t)
+	name := "dbmutex_test_" + strings.ToLower(rand.Text())
+	config, err := driver.ParseDSN(base)
+	if err != nil {
+		t.Fatalf("testdb: %v", err)
+	}
+	if err := runMySQL(base, "CREATE DATABASE "+name); err != nil {
+		t.Fatalf("testdb: make database: %v", err)
+	}
+	t.Cleanup(func() {
+		// A session a test left behind shows as an error, not as a hang.
+		if err := runMySQL(base, "SET lock_wait_timeout = 10", "DROP DATABASE "+name); err != nil {
+			t.Errorf("testdb: drop database: %v", err)
+		}
+	})
+	config.DBName = name
+	config.ParseTime = true
+	return MySQLAt(config.FormatDSN())
+}
+
+// MySQLAt is the database of a DSN.
+func MySQLAt(dsn string) *Database { return &Database{mysqlKind, dsn} }
+
+// runMySQL runs statements in a session of their own.
+func runMySQL(dsn string, statements ...string) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	pool, err := sql.Open("mysql", dsn)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = pool.Close() }()
+	conn, err := pool.Conn(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = conn.Close() }()
+	for _, statement := range statements {
+		if _, err := conn.ExecContext(ctx, statement); err != nil {
+			return fmt.Errorf("%s: %w", statement, err)
+		}
+	}
+	return nil
 }

@@ -12,22 +12,12 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5"
 	"gorm.io/driver/postgres"
 	"gorm.io/gorm"
-)
-
-const (
-	envDSN      = "DBMUTEX_TEST_DSN"
-	envBin      = "DBMUTEX_TEST_PGBIN"
-	envPostgres = "DBMUTEX_TEST_POSTGRES"
-
-	// howTo ends the messages about a missing server.
-	howTo = "set " + envDSN + ", or install it (Debian: apt-get install postgresql)"
 )
 
 var postgresKind = &Kind{
@@ -41,10 +31,33 @@ var postgresKind = &Kind{
 	hang:          `LOCK TABLE db_mutexes IN ACCESS EXCLUSIVE MODE`,
 }
 
-func init() { postgresKind.fresh = Postgres }
-
-// errNoPrograms: there is no server to use, nor programs to start one.
-var errNoPrograms = errors.New("no PostgreSQL found")
+func init() {
+	postgresKind.fresh = Postgres
+	postgresKind.engine = &engine{
+		name:      "PostgreSQL",
+		debian:    "postgresql",
+		account:   "postgres",
+		envDSN:    "DBMUTEX_TEST_DSN",
+		envBin:    "DBMUTEX_TEST_PGBIN",
+		envWanted: "DBMUTEX_TEST_POSTGRES",
+		find:      findPostgres,
+		answers:   func(dsn string) error { return run(dsn, "SELECT 1") },
+		dsn: func(port string) string {
+			return "host=127.0.0.1 port=" + port + " user=postgres dbname=postgres sslmode=disable"
+		},
+		config:   "postgresql.conf",
+		settings: []string{"listen_addresses = '127.0.0.1'", "max_connections = 200"},
+		taken:    "could not create any TCP/IP sockets",
+		install: func() string {
+			return `"$bin/initdb" -D data -U postgres --auth=trust --encoding=UTF8 --locale=C --no-sync`
+		},
+		start: func(data, port string) string {
+			return fmt.Sprintf(`"$bin/pg_ctl" start -w -t 120 -D %s -l log -o "-p %s -k '$folder'"`, data, port)
+		},
+		stop:  func(data, mode string) string { return fmt.Sprintf(`"$bin/pg_ctl" stop -D %s -m %s`, data, mode) },
+		apply: func(s *Server, _ []string) error { return s.run(`"$bin/pg_ctl" reload -D ` + s.data) },
+	}
+}
 
 // binFolders are where packages put PostgreSQL's programs when they aren't on
 // PATH; setup.sh has the same list.
@@ -56,77 +69,19 @@ var binFolders = []string{
 	"/usr/local/opt/postgresql*/bin",
 }
 
-// server is the DSN of this test binary's server: found or started once.
-var server = sync.OnceValues(func() (string, error) {
-	if dsn := os.Getenv(envDSN); dsn != "" {
-		if err := run(dsn, "SELECT 1"); err != nil {
-			return "", fmt.Errorf("the server of %s doesn't answer: %w", envDSN, err)
-		}
-		return dsn, nil
-	}
-	bin, err := findBin()
-	if err != nil {
-		return "", err
-	}
-	return start(bin)
-})
-
-// sayNoPrograms says once per test binary that tests are skipped.
-var sayNoPrograms = sync.OnceFunc(func() {
-	fmt.Fprintf(os.Stderr, "dbmutex tests: %v, its tests are skipped: %s\n", errNoPrograms, howTo)
-})
-
-// unwanted says whether tests that need PostgreSQL shall be skipped though it is there.
-func unwanted() bool { return os.Getenv(envPostgres) == "none" }
-
-// skipUnwanted skips a test that needs PostgreSQL if nobody wants it.
-func skipUnwanted(t testing.TB) {
+// PostgresServer returns the DSN of the PostgreSQL server itself, a URL or
+// keyword DSN without a test's schema. If there is no server it skips the test,
+// or fails it if DBMUTEX_TEST_POSTGRES is "required".
+func PostgresServer(t testing.TB) string {
 	t.Helper()
-	if unwanted() {
-		t.Skipf("%s=none", envPostgres)
-	}
+	return postgresKind.engine.server(t)
 }
 
-// Server returns the DSN of the PostgreSQL server itself, a URL or keyword DSN
-// without a test's schema. If there is no server it skips the test, or fails
-// it if DBMUTEX_TEST_POSTGRES is "required".
-func Server(t testing.TB) string {
-	t.Helper()
-	skipUnwanted(t)
-	dsn, err := server()
-	if err != nil {
-		noServer(t, err)
-	}
-	return dsn
-}
-
-// noServer ends a test that has no server.
-func noServer(t testing.TB, err error) {
-	t.Helper()
-	switch {
-	case !errors.Is(err, errNoPrograms):
-		t.Fatalf("testdb: %v", err)
-	case os.Getenv(envPostgres) == "required":
-		t.Fatalf("testdb: %v, and %s=required: %s", err, envPostgres, howTo)
-	}
-	sayNoPrograms()
-	t.Skipf("%v: %s", err, howTo)
-}
-
-// HasPostgres says whether Postgres would not skip a test.
-func HasPostgres() bool {
-	if unwanted() {
-		return false
-	}
-	_, err := server()
-	return !errors.Is(err, errNoPrograms) || os.Getenv(envPostgres) == "required"
-}
-
-// Postgres makes a fresh schema on the server of Server and drops it when the
+// Postgres makes a fresh schema on the server of PostgresServer and drops it when the
 // test ends.
 func Postgres(t testing.TB) *Database {
 	t.Helper()
-	base := Server(t)
+	base := PostgresServer(t)
 	schema := "dbmutex_test_" + strings.ToLower(rand.Text())
 	dsn, err := withSearchPath(base, schema)
 	if err != nil {
@@ -180,12 +135,12 @@ func run(dsn string, statements ...string) error {
 	return nil
 }
 
-// findBin returns the folder with PostgreSQL's server programs.
-func findBin() (string, error) {
-	if bin := os.Getenv(envBin); bin != "" {
+// findPostgres returns the folder with PostgreSQL's server programs.
+func findPostgres() (string, error) {
+	if bin := os.Getenv(postgresKind.engine.envBin); bin != "" {
 		bin, err := filepath.Abs(bin)
 		if err == nil && !hasPrograms(bin) {
-			err = fmt.Errorf("%s=%s: initdb, pg_ctl and postgres aren't all there", envBin, bin)
+			err = fmt.Errorf("%s=%s: initdb, pg_ctl and postgres aren't all there", postgresKind.engine.envBin, bin)
 		}
 		return bin, err
 	}

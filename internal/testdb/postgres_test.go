@@ -33,13 +33,13 @@ func TestChild(t *testing.T) {
 		t.Skip("only for child processes")
 	case "hold": // a server and a connection to it, until killed
 		testdb.Postgres(t).Open(t)
-		conn := connect(t, testdb.Server(t))
+		conn := connect(t, testdb.PostgresServer(t))
 		fmt.Printf("data=%s\n", show(t, conn, "data_directory"))
 		time.Sleep(time.Hour)
 	case "use":
 		db := testdb.Postgres(t).Open(t)
 		require.NoError(t, db.AutoMigrate(&row{}))
-		fmt.Printf("dsn=%s\n", testdb.Server(t))
+		fmt.Printf("dsn=%s\n", testdb.PostgresServer(t))
 	}
 }
 
@@ -74,7 +74,7 @@ func show(t *testing.T, conn *pgx.Conn, setting string) (value string) {
 // needPrograms skips a test which starts a server if it can't.
 func needPrograms(t *testing.T) {
 	if os.Getenv("DBMUTEX_TEST_DSN") == "" {
-		testdb.Server(t)
+		testdb.PostgresServer(t)
 	} else if out, _ := output(t, "DBMUTEX_TEST_DSN="); strings.Contains(out, "no PostgreSQL found") {
 		t.Skip("no PostgreSQL programs")
 	}
@@ -84,7 +84,7 @@ func TestServerOfItsOwn(t *testing.T) {
 	if os.Getenv("DBMUTEX_TEST_DSN") != "" {
 		t.Skip("DBMUTEX_TEST_DSN is set")
 	}
-	conn := connect(t, testdb.Server(t))
+	conn := connect(t, testdb.PostgresServer(t))
 	assert.Equal(t, "127.0.0.1", show(t, conn, "listen_addresses"))
 	assert.Equal(t, "200", show(t, conn, "max_connections"))
 	assert.Equal(t, "on", show(t, conn, "fsync"))
@@ -130,7 +130,7 @@ func TestServerEndsWithAKilledProcess(t *testing.T) {
 }
 
 func TestServerOfDSN(t *testing.T) {
-	base := testdb.Server(t)
+	base := testdb.PostgresServer(t)
 	config, err := pgx.ParseConfig(base)
 	require.NoError(t, err)
 	if config.Password != "" || config.TLSConfig != nil {

@@ -6,7 +6,7 @@
 # Installs what's missing on Debian and its kin; elsewhere it says what to install.
 set -eu
 
-# has_postgres looks where findBin in postgres.go looks.
+# has_postgres looks where findPostgres in postgres.go looks.
 has_postgres() {
 	if [ -n "${DBMUTEX_TEST_PGBIN:-}" ]; then
 		return 0

@@ -1,20 +1,27 @@
-// Package testdb gives tests real databases: a SQLite file or a schema on a
-// PostgreSQL server, each of the test's own.
+// Package testdb gives tests real databases, each of the test's own: a SQLite
+// file, a schema on a PostgreSQL server, or a database on a MariaDB or MySQL
+// server.
 //
-// The PostgreSQL server is the one DBMUTEX_TEST_DSN names. Without it, each
-// test binary starts a throw-away server from the PostgreSQL programs found on
-// the machine, which ends with the test process however that ends. A Cluster is
-// such a server in any case, for the tests that break one.
+// A server is the one whose DSN the environment has. Without it, each test binary
+// starts a throw-away server from the programs found on the machine, which ends
+// with the test process however that ends. A Server is such a server in any case,
+// for the tests that break one.
 //
 // These environment variables have a say:
 //
-//   - DBMUTEX_TEST_DSN: a URL or keyword DSN of the server to use. Its user
-//     must be allowed to create schemas.
+//   - DBMUTEX_TEST_DSN: a URL or keyword DSN of the PostgreSQL server to use. Its
+//     user must be allowed to create schemas.
 //   - DBMUTEX_TEST_PGBIN: the folder with the initdb, pg_ctl and postgres programs to
 //     use rather than those found.
 //   - DBMUTEX_TEST_POSTGRES: "required" fails tests if PostgreSQL, PgBouncer
 //     or faketime is missing, rather than skipping them. "none" skips what needs
 //     PostgreSQL, also if it is there.
+//   - DBMUTEX_TEST_MYSQL_DSN: a DSN of the MariaDB or MySQL server to use, such as
+//     root@tcp(127.0.0.1:3306)/. Its user must be allowed to create databases.
+//   - DBMUTEX_TEST_MYSQLBIN: the folder with the programs to use rather than those
+//     found: mariadbd and mariadb-install-db, or else MySQL's mysqld. A script that
+//     stands for the server must exec it, and add its options after those it is given.
+//   - DBMUTEX_TEST_MYSQL: as DBMUTEX_TEST_POSTGRES, for MariaDB.
 package testdb
 
 import (
@@ -47,21 +54,22 @@ type Kind struct {
 	// Shape is a query for what the database says of the table.
 	Shape string
 
+	engine    *engine // nil: there is no server
 	fresh     func(t testing.TB) *Database
 	dialector func(dsn string) gorm.Dialector
 	on        func(pool gorm.ConnPool) gorm.Dialector
 	past      string // an SQL expression: the time a second ago, as expires_at has it
 	hang      string // a statement in a transaction that makes the writes of others wait until the transaction ends
+	letGo     string // a statement that undoes hang, where the transaction's end doesn't
 }
 
 // kinds are all that Each runs a test on.
-var kinds = []*Kind{sqliteKind, postgresKind}
+var kinds = []*Kind{sqliteKind, postgresKind, mysqlKind}
 
-// Database is one database of a test's own: a schema on a PostgreSQL server,
-// or a SQLite file.
+// Database is one database of a test's own.
 type Database struct {
 	*Kind
-	DSN string // a file's path, or a DSN whose search_path is the schema
+	DSN string // a SQLite file's path, or the DSN of the schema or the database
 }
 
 // At is the database another process made: a child process gets name and dsn
@@ -101,7 +109,7 @@ func EachOf(t *testing.T, wanted func(*Kind) bool, fn func(t *testing.T, d *Data
 func All(t testing.TB) (all []*Database) {
 	t.Helper()
 	for _, kind := range kinds {
-		if kind != postgresKind || HasPostgres() {
+		if kind.engine == nil || kind.engine.there() {
 			all = append(all, kind.fresh(t))
 		}
 	}
@@ -203,6 +211,9 @@ func (d *Database) Hang(t testing.TB) (letGo func()) {
 	}
 	return func() {
 		t.Helper()
+		if d.letGo != "" {
+			tx.Exec(d.letGo)
+		}
 		if err := tx.Rollback().Error; err != nil {
 			t.Errorf("testdb: let %s go: %v", d.Name, err)
 		}
