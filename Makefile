@@ -3,6 +3,9 @@ GOLANGCI = github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.15.0
 # Options of go test, such as TESTFLAGS='-race -v'.
 TESTFLAGS =
 
+# The servers that no test may do without.
+REQUIRED = DBMUTEX_TEST_POSTGRES=required DBMUTEX_TEST_MYSQL=required
+
 # Every module's folder, the root module last so that its summary ends the output.
 MODULES = $(shell find . -mindepth 2 -name go.mod -not -path '*/.*' -not -path '*/testdata/*' | sed 's,/go.mod$$,,' | sort) .
 
@@ -29,7 +32,7 @@ test: setup ## set up and run the tests of every module
 	@failed=; \
 	for module in $(MODULES); do \
 		echo "go test $$module"; \
-		(cd $$module && DBMUTEX_TEST_POSTGRES=required go test $(TESTFLAGS) ./...) || failed="$$failed $$module"; \
+		(cd $$module && $(REQUIRED) go test $(TESTFLAGS) ./...) || failed="$$failed $$module"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "tests failed in:$$failed" >&2; exit 1; fi
 
@@ -45,7 +48,7 @@ fuzz: setup ## fuzz ids, holders, settings and the environment, each for FUZZTIM
 	done
 
 bench: setup ## measure this package and its peers side by side, into bench/RESULTS.md; BENCHFLAGS=-scenarios=cycle
-	cd bench && DBMUTEX_TEST_POSTGRES=required go test -count=1 -timeout 0 -v -run TestBench . -args -full $(BENCHFLAGS)
+	cd bench && $(REQUIRED) go test -count=1 -timeout 0 -v -run TestBench . -args -full $(BENCHFLAGS)
 
 release-check: ## use every module as a stranger would once it is tagged; VERSION=v0.1.0
 	cd internal/release && go run . -root ../.. -version $(VERSION)

@@ -5,7 +5,7 @@
 # servers are those of mysql_servers.sh.
 set -eu
 cd "$(dirname "$0")/../.."
-export DBMUTEX_TEST_POSTGRES=required
+export DBMUTEX_TEST_POSTGRES=required DBMUTEX_TEST_MYSQL=required
 
 VERSIONS=${VERSIONS:-"13.23.0-beta.16 14.23.0-beta.17 15.18.0-beta.17 16.14.0-beta.17 17.10.0-beta.17 18.4.0-beta.17"}
 

@@ -64,7 +64,7 @@ func init() {
 	}
 }
 
-// findMySQL returns the server's program. That of a folder is what it has: MariaDB's, or else MySQL's.
+// findMySQL returns the server's program: MariaDB's, or also MySQL's if the environment names its folder.
 func findMySQL() (string, error) {
 	if bin := os.Getenv(mysqlKind.engine.envBin); bin != "" {
 		bin, err := filepath.Abs(bin)
@@ -81,12 +81,9 @@ func findMySQL() (string, error) {
 			"%s=%s: neither mariadbd and mariadb-install-db nor mysqld are there", mysqlKind.engine.envBin, bin,
 		)
 	}
-	folders := append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin", "/usr/local/sbin", "/usr/libexec")
-	for _, name := range []string{"mariadbd", "mysqld"} {
-		for _, folder := range folders {
-			if server := program(folder, name); server != "" {
-				return server, nil
-			}
+	for _, folder := range append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin", "/usr/local/sbin") {
+		if server := program(folder, "mariadbd"); server != "" {
+			return server, nil
 		}
 	}
 	return "", errNoPrograms

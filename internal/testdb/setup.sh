@@ -1,8 +1,9 @@
 #!/bin/sh
 # Makes ready what the tests need: a C compiler for the SQLite driver,
-# PostgreSQL's server programs, PgBouncer, faketime, which sets a process's
-# clock, and redis-server for contrib/asynq. (Some tests break a server, and so want one of their own even where
-# DBMUTEX_TEST_DSN names one.)
+# the server programs of PostgreSQL and MariaDB, PgBouncer, faketime, which sets a
+# process's clock, and redis-server for contrib/asynq. (Some tests break a server,
+# and so want one of their own even where the environment names one. A server that
+# a package starts does not matter: tests start theirs, on ports of their own.)
 # Installs what's missing on Debian and its kin; elsewhere it says what to install.
 set -eu
 
@@ -26,6 +27,11 @@ has_postgres() {
 	return 1
 }
 
+# has_mariadb looks where findMySQL in mysql.go looks.
+has_mariadb() {
+	[ -n "${DBMUTEX_TEST_MYSQLBIN:-}" ] || PATH="$PATH:/usr/sbin:/usr/local/sbin" command -v mariadbd >/dev/null
+}
+
 has_compiler() {
 	compiler=$(go env CC)
 	command -v "${compiler%% *}" >/dev/null
@@ -42,6 +48,7 @@ has_faketime() {
 
 packages=
 has_postgres || packages="$packages postgresql"
+has_mariadb || packages="$packages mariadb-server"
 PATH="$PATH:/usr/sbin" command -v pgbouncer >/dev/null || packages="$packages pgbouncer"
 has_faketime || packages="$packages faketime"
 command -v redis-server >/dev/null || packages="$packages redis-server"
