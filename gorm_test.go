@@ -160,7 +160,7 @@ func TestLeftOnTheHandle(t *testing.T) {
 			exercise(t, dbmutex.Wrap(handle))
 			var n int64
 			require.NoError(t, dbmutex.Wrap(handle).Mutex("job").Transaction(func(tx *gorm.DB) error {
-				return tx.Model(&dbmutex.DBMutex{}).Count(&n).Error
+				return testdb.Taken(tx).Count(&n).Error
 			}))
 			require.EqualValues(t, 1, n, "the transaction's handle is clean, too")
 		}

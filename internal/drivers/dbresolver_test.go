@@ -118,7 +118,7 @@ func TestDBResolverLocksOnTheMainDatabase(t *testing.T) {
 		main := c.main.Open(t)
 		require.NoError(t, main.AutoMigrate(&dbmutex.DBMutex{}, &payment{}))
 		rows := func() (n int64) {
-			require.NoError(t, main.Model(&dbmutex.DBMutex{}).Count(&n).Error)
+			require.NoError(t, testdb.Taken(main).Count(&n).Error)
 			return n
 		}
 		db, other := c.open(t).WithContext(limited(t)), c.open(t).WithContext(limited(t))

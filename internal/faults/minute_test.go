@@ -63,7 +63,7 @@ func endAll(t *testing.T, db *dbmutex.DB, breaks, mend func()) {
 	mend()
 	require.Eventually(t, func() bool {
 		var left int64
-		return db.Model(&dbmutex.DBMutex{}).Count(&left).Error == nil && left == 0
+		return testdb.Taken(db.Gorm).Count(&left).Error == nil && left == 0
 	}, time.Minute, 100*time.Millisecond)
 	require.Eventually(t, func() bool { return testprocess.Goroutines("locktable.Table.") == 0 || t.Failed() },
 		2*time.Minute, 100*time.Millisecond, "something is left running")

@@ -393,7 +393,7 @@ func full(t *testing.T, db *dbmutex.DB, fill, empty func() error) {
 		require.NoError(t, lease.Release())
 	}
 	var n int64
-	require.NoError(t, db.Model(&dbmutex.DBMutex{}).Count(&n).Error)
+	require.NoError(t, testdb.Taken(db.Gorm).Count(&n).Error)
 	require.Zero(t, n, "what failed has left nothing")
 	requireFree(t, db, "first")
 }

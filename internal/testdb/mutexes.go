@@ -23,11 +23,14 @@ func Acquire(t testing.TB, db *dbmutex.DB, id string, opts ...dbmutex.Option) *d
 	return lease
 }
 
-// Row is a mutex's row, expired or not.
+// Taken asks for the rows of mutexes that are not free. (A free mutex may have a row, which is no lease's.)
+func Taken(db *gorm.DB) *gorm.DB { return db.Model(&dbmutex.DBMutex{}).Where("lease_id <> ''") }
+
+// Row is the row of a mutex that is not free, expired or not.
 func Row(t testing.TB, db *dbmutex.DB, id string) *dbmutex.DBMutex {
 	t.Helper()
 	var rows []dbmutex.DBMutex
-	require.NoError(t, db.Where("lock_id = ?", id).Find(&rows).Error)
+	require.NoError(t, Taken(db.Gorm).Where("lock_id = ?", id).Find(&rows).Error)
 	if len(rows) == 0 {
 		return nil
 	}

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
 // observer reads the lock's table, as client 0.
@@ -53,7 +54,7 @@ func (b *observer) look() error {
 	defer cancel()
 	call := now()
 	var rows []dbmutex.DBMutex
-	err := b.db.WithContext(ctx).Where("lock_id IN ?", b.mutexes).Find(&rows).Error
+	err := testdb.Taken(b.db.WithContext(ctx).Gorm).Where("lock_id IN ?", b.mutexes).Find(&rows).Error
 	if err != nil {
 		return err
 	}
@@ -80,7 +81,7 @@ func (b *observer) conclude(t *testing.T) {
 	require.NoError(t, b.look())
 	for _, id := range b.mutexes {
 		var row dbmutex.DBMutex
-		require.NoError(t, b.db.Where("lock_id = ?", id).Limit(1).Find(&row).Error)
+		require.NoError(t, testdb.Taken(b.db.Gorm).Where("lock_id = ?", id).Limit(1).Find(&row).Error)
 		if row.LockID != "" && row.ExpiresAt == nil {
 			o := b.begin(force, id)
 			require.NoError(t, b.db.Mutex(id).ForceRelease())
@@ -101,6 +102,6 @@ func (b *observer) conclude(t *testing.T) {
 	}
 	require.NoError(t, b.look())
 	var rows []dbmutex.DBMutex
-	require.NoError(t, b.db.Find(&rows).Error)
+	require.NoError(t, testdb.Taken(b.db.Gorm).Find(&rows).Error)
 	require.Empty(t, rows, "rows that no lease explains")
 }
