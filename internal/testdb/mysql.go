@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -19,13 +20,20 @@ import (
 
 // mysqlKind is MySQL or MariaDB.
 var mysqlKind = &Kind{
-	Name:      "mysql",
-	Remote:    true,
-	dialector: mysql.Open,
-	on:        func(pool gorm.ConnPool) gorm.Dialector { return mysql.New(mysql.Config{Conn: pool}) },
-	past:      `UTC_TIMESTAMP(6) - INTERVAL 1 SECOND`,
-	hang:      `LOCK TABLES db_mutexes WRITE`,
-	letGo:     `UNLOCK TABLES`, // a rollback keeps the lock
+	Name:       "mysql",
+	Remote:     true,
+	dialector:  mysql.Open,
+	on:         func(pool gorm.ConnPool) gorm.Dialector { return mysql.New(mysql.Config{Conn: pool}) },
+	past:       `UTC_TIMESTAMP(6) - INTERVAL 1 SECOND`,
+	hang:       `LOCK TABLES db_mutexes WRITE`,
+	DDLCommits: true,
+	verbs: map[string]*regexp.Regexp{
+		"acquire": regexp.MustCompile(`^INSERT INTO \S+ \(lock_id|^UPDATE \S+ SET token = `),
+		"renew":   regexp.MustCompile(`^UPDATE \S+ SET expires_at = `),
+		"release": regexp.MustCompile(`^UPDATE \S+ SET (holder = lease_id, )?lease_id = (''|CONCAT)`),
+		"guard":   regexp.MustCompile(`^UPDATE \S+ SET creation_time = creation_time`),
+	},
+	letGo: `UNLOCK TABLES`, // a rollback keeps the lock
 }
 
 func init() {

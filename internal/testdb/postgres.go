@@ -28,7 +28,14 @@ var postgresKind = &Kind{
 	dialector:     postgres.Open,
 	on:            func(pool gorm.ConnPool) gorm.Dialector { return postgres.New(postgres.Config{Conn: pool}) },
 	past:          `clock_timestamp() - interval '1 second'`,
-	hang:          `LOCK TABLE db_mutexes IN ACCESS EXCLUSIVE MODE`,
+	Migrating:     `SELECT pg_advisory_xact_lock(x'64626d75746578'::bigint)`,
+	verbs: map[string]*regexp.Regexp{
+		"acquire": regexp.MustCompile(`^WITH (other|stale) AS`),
+		"renew":   regexp.MustCompile(`^UPDATE \S+ SET expires_at = `),
+		"release": regexp.MustCompile(`^DELETE FROM|^UPDATE \S+ SET id = DEFAULT, lease_id`),
+		"guard":   regexp.MustCompile(`^SELECT 1 FROM \S+ .* FOR KEY SHARE`),
+	},
+	hang: `LOCK TABLE db_mutexes IN ACCESS EXCLUSIVE MODE`,
 }
 
 func init() {

@@ -3,6 +3,7 @@ package testdb
 import (
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"testing"
 
 	"gorm.io/driver/sqlite"
@@ -19,7 +20,14 @@ var sqliteKind = &Kind{
 	dialector: func(dsn string) gorm.Dialector { return SQLiteDialector(dsn) },
 	on:        func(pool gorm.ConnPool) gorm.Dialector { return &sqlite.Dialector{Conn: pool} },
 	past:      `strftime('%Y-%m-%d %H:%M:%f', 'now', '-1 second')`,
-	hang:      `DELETE FROM db_mutexes WHERE false`, // it takes the write lock
+	Migrating: `CREATE TABLE made (id integer)`,
+	verbs: map[string]*regexp.Regexp{
+		"acquire": regexp.MustCompile(`^INSERT OR REPLACE`),
+		"renew":   regexp.MustCompile(`^UPDATE \S+ SET expires_at = `),
+		"release": regexp.MustCompile(`^DELETE FROM|^UPDATE \S+ SET lease_id = \?`),
+		"guard":   regexp.MustCompile(`^UPDATE \S+ SET lease_id = lease_id`),
+	},
+	hang: `DELETE FROM db_mutexes WHERE false`, // it takes the write lock
 }
 
 func init() { sqliteKind.fresh = SQLite }

@@ -25,6 +25,8 @@
 package testdb
 
 import (
+	"regexp"
+	"strings"
 	"testing"
 
 	"gorm.io/gorm"
@@ -47,6 +49,11 @@ type Kind struct {
 	// DropsLeftOpen: the usual driver closes a connection that comes back to the pool within a transaction.
 	DropsLeftOpen bool
 
+	// DDLCommits: a statement such as CREATE TABLE commits the transaction that it runs in.
+	DDLCommits bool
+	// Migrating is a statement in a transaction that makes Migrate wait until the transaction ends; "" if none does.
+	Migrating string
+
 	// HandMade are statements that make a table which can be used, by what is unusual in it.
 	HandMade map[string][]string
 	// Unusable are a statement that makes a table which cannot be used, and what the error says, by what is wrong with it.
@@ -58,9 +65,10 @@ type Kind struct {
 	fresh     func(t testing.TB) *Database
 	dialector func(dsn string) gorm.Dialector
 	on        func(pool gorm.ConnPool) gorm.Dialector
-	past      string // an SQL expression: the time a second ago, as expires_at has it
-	hang      string // a statement in a transaction that makes the writes of others wait until the transaction ends
-	letGo     string // a statement that undoes hang, where the transaction's end doesn't
+	verbs     map[string]*regexp.Regexp // of Verb
+	past      string                    // an SQL expression: the time a second ago, as expires_at has it
+	hang      string                    // a statement in a transaction that makes the writes of others wait until the transaction ends
+	letGo     string                    // a statement that undoes hang, where the transaction's end doesn't
 }
 
 // kinds are all that Each runs a test on.
@@ -81,6 +89,18 @@ func At(name, dsn string) *Database {
 		}
 	}
 	panic("testdb: no database is called " + name)
+}
+
+// Verb says what a statement of the lock's does: "acquire", "renew", "release" or "guard". It is "" for others, among them
+// those that look, and those of notifications.
+func (k *Kind) Verb(statement string) string {
+	statement = strings.TrimPrefix(statement, "PREPARE ")
+	for verb, pattern := range k.verbs {
+		if pattern.MatchString(statement) {
+			return verb
+		}
+	}
+	return ""
 }
 
 // Each runs fn in a subtest per kind of database, each with a fresh Database.
