@@ -17,7 +17,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-dbmutex/dbmutex"
-	"github.com/gorm-dbmutex/dbmutex/internal/pgproxy"
+	"github.com/gorm-dbmutex/dbmutex/internal/proxy"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 	"github.com/gorm-dbmutex/dbmutex/internal/wake"
@@ -61,8 +61,8 @@ func TestAWaiterOfAnotherProcessIsPassedAHandfulOfTimesPerRival(t *testing.T) {
 			t.Run(fmt.Sprintf("%d rivals, %v away", rivals, delay), func(t *testing.T) {
 				d := testdb.Postgres(t)
 				db := open(t, d)
-				network := pgproxy.New(t, d.DSN)
-				waiter := openDSN(t, network.DSN()).WithContext(limited(t))
+				network := proxy.New(t, d)
+				waiter := openDSN(t, network.Database.DSN).WithContext(limited(t))
 				requireFree(t, waiter, "warm")
 				network.Drag(delay)
 				runs := loop(t, db, rivals, 20*time.Millisecond+3*delay, time.Millisecond)
@@ -112,8 +112,8 @@ func TestAWaiterHasItsTurnAmongTransactions(t *testing.T) {
 	}
 	defer wg.Wait()
 	defer stop()
-	network := pgproxy.New(t, d.DSN)
-	far := openDSN(t, network.DSN()).WithContext(limited(t))
+	network := proxy.New(t, d)
+	far := openDSN(t, network.Database.DSN).WithContext(limited(t))
 	requireFree(t, far, "warm")
 	network.Drag(20 * time.Millisecond)
 	waiter := far.Mutex("job", dbmutex.WithWait(dbmutex.Forever))

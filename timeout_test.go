@@ -15,7 +15,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-dbmutex/dbmutex"
-	"github.com/gorm-dbmutex/dbmutex/internal/pgproxy"
+	"github.com/gorm-dbmutex/dbmutex/internal/proxy"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
@@ -298,7 +298,7 @@ func TestATimeoutSaysWhatFailed(t *testing.T) {
 		require.NoError(t, timeoutOf(t, lease.Release(), "job", false).Err)
 	})
 	t.Run("a release that fails", func(t *testing.T) {
-		faults.OnNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+		faults.OnNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *proxy.Proxy) {
 			lease := acquire(t, proxied, "job", dbmutex.WithTTL(200*time.Millisecond))
 			network.Freeze()
 			requireEnds(t, lease.Context())

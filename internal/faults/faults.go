@@ -8,16 +8,16 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gorm-dbmutex/dbmutex"
-	"github.com/gorm-dbmutex/dbmutex/internal/pgproxy"
+	"github.com/gorm-dbmutex/dbmutex/internal/proxy"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
 // OnNetwork runs a test on PostgreSQL: direct reaches it undisturbed, proxied through a network that can be broken.
-func OnNetwork(t *testing.T, test func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy)) {
+func OnNetwork(t *testing.T, test func(t *testing.T, direct, proxied *dbmutex.DB, network *proxy.Proxy)) {
 	d := testdb.Postgres(t)
-	network := pgproxy.New(t, d.DSN)
+	network := proxy.New(t, d)
 	test(
-		t, d.Mutexes(t, dbmutex.DefaultSettings()), testdb.PostgresAt(network.DSN()).Registered(t, dbmutex.DefaultSettings()),
+		t, d.Mutexes(t, dbmutex.DefaultSettings()), network.Database.Registered(t, dbmutex.DefaultSettings()),
 		network,
 	)
 }
@@ -25,21 +25,21 @@ func OnNetwork(t *testing.T, test func(t *testing.T, direct, proxied *dbmutex.DB
 // Positions runs a test once for every position at which the network may break: at each request after arm was called,
 // before the server gets it, and after each message of the answer.
 func Positions(t *testing.T, test func(t *testing.T, direct, proxied *dbmutex.DB, arm func(onBreak func()))) {
-	OnNetwork(t, func(t *testing.T, direct, _ *dbmutex.DB, network *pgproxy.Proxy) {
+	OnNetwork(t, func(t *testing.T, direct, _ *dbmutex.DB, network *proxy.Proxy) {
 		for request := 1; ; request++ {
 			requests := 0
 			for after := -1; after <= 5; after++ {
 				requests = 0
-				proxied := testdb.PostgresAt(network.DSN()).Registered(t, dbmutex.DefaultSettings())
+				proxied := network.Database.Registered(t, dbmutex.DefaultSettings())
 				broken := ""
 				test(t, direct, proxied, func(onBreak func()) {
-					network.Choose(func(statement string) *pgproxy.Fault {
+					network.Choose(func(statement string) *proxy.Fault {
 						if requests++; requests != request {
 							return nil
 						}
 						broken = statement
 						onBreak()
-						return &pgproxy.Fault{Unsent: after < 0, After: after}
+						return &proxy.Fault{Unsent: after < 0, After: after}
 					})
 				})
 				network.Choose(nil)

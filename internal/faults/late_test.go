@@ -10,23 +10,23 @@ import (
 
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/internal/faults"
-	"github.com/gorm-dbmutex/dbmutex/internal/pgproxy"
+	"github.com/gorm-dbmutex/dbmutex/internal/proxy"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
 // lateAcquire gives two handles on a database. The network keeps the first request of the second one's acquire until it is
 // told to deliver it.
-func lateAcquire(t *testing.T) (direct, db *dbmutex.DB, network *pgproxy.Proxy) {
+func lateAcquire(t *testing.T) (direct, db *dbmutex.DB, network *proxy.Proxy) {
 	d := testdb.Postgres(t)
 	direct = open(t, d)
-	network = pgproxy.New(t, d.DSN)
-	db = openDSN(t, network.DSN()+" default_query_exec_mode=exec")
+	network = proxy.New(t, d)
+	db = openDSN(t, network.Database.DSN+" default_query_exec_mode=exec")
 	require.NoError(t, db.Mutex("warm").Do(nothing))
 	late := true
-	network.Choose(func(statement string) *pgproxy.Fault {
+	network.Choose(func(statement string) *proxy.Fault {
 		if late && strings.Contains(statement, "INSERT") {
 			late = false
-			return &pgproxy.Fault{Late: time.Hour}
+			return &proxy.Fault{Late: time.Hour}
 		}
 		return nil
 	})
@@ -81,22 +81,22 @@ func TestALateRequestDoesNotLetTransactionsOverlap(t *testing.T) {
 
 // A waiter whose question got no answer removes what that may have made, and goes on waiting.
 func TestALateDiscardRemovesNoLiveLease(t *testing.T) {
-	faults.OnNetwork(t, func(t *testing.T, direct, _ *dbmutex.DB, network *pgproxy.Proxy) {
-		db := openDSN(t, network.DSN()+" default_query_exec_mode=exec").WithContext(limited(t))
+	faults.OnNetwork(t, func(t *testing.T, direct, _ *dbmutex.DB, network *proxy.Proxy) {
+		db := openDSN(t, network.Database.DSN+" default_query_exec_mode=exec").WithContext(limited(t))
 		require.NoError(t, db.Mutex("warm").Do(nothing))
 		held := acquire(t, direct, "job")
 		next, late := "INSERT", make(chan struct{})
-		network.Choose(func(statement string) *pgproxy.Fault {
+		network.Choose(func(statement string) *proxy.Fault {
 			switch {
 			case next == "" || !strings.Contains(statement, next):
 				return nil
 			case next == "INSERT":
 				next = "DELETE"
-				return &pgproxy.Fault{}
+				return &proxy.Fault{}
 			}
 			next = ""
 			close(late)
-			return &pgproxy.Fault{Late: time.Hour}
+			return &proxy.Fault{Late: time.Hour}
 		})
 		leases, failed := make(chan *dbmutex.Lease, 1), make(chan error, 1)
 		go func() {

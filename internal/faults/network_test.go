@@ -16,7 +16,7 @@ import (
 
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/internal/faults"
-	"github.com/gorm-dbmutex/dbmutex/internal/pgproxy"
+	"github.com/gorm-dbmutex/dbmutex/internal/proxy"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
@@ -133,17 +133,17 @@ func TestACancelledAcquireLeavesNothingWhereverItBreaks(t *testing.T) {
 }
 
 func TestACancelledAcquireIsUndoneOnAnotherConnection(t *testing.T) {
-	faults.OnNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+	faults.OnNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *proxy.Proxy) {
 		requireFree(t, proxied, "warm")
 		ctx, cancel := context.WithCancel(context.Background())
 		broken := false
-		network.Choose(func(statement string) *pgproxy.Fault {
+		network.Choose(func(statement string) *proxy.Fault {
 			switch {
 			case strings.HasPrefix(statement, "WITH other"):
 				cancel()
 			case strings.HasPrefix(statement, "DELETE") && !broken:
 				broken = true
-				return &pgproxy.Fault{Unsent: true}
+				return &proxy.Fault{Unsent: true}
 			}
 			return nil
 		})
@@ -236,16 +236,16 @@ func cutting(t *testing.T, direct, proxied *dbmutex.DB, cut func() error) {
 
 func TestConnectionsThatAreReset(t *testing.T) {
 	t.Parallel()
-	faults.OnNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+	faults.OnNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *proxy.Proxy) {
 		cutting(t, direct, proxied, func() error { network.Reset(); return nil })
 	})
 }
 
 func TestConnectionsThatAreTerminated(t *testing.T) {
 	t.Parallel()
-	faults.OnNetwork(t, func(t *testing.T, direct, _ *dbmutex.DB, network *pgproxy.Proxy) {
+	faults.OnNetwork(t, func(t *testing.T, direct, _ *dbmutex.DB, network *proxy.Proxy) {
 		name := currentSchema(t, direct) + "_victim"
-		victim := openDSN(t, withSetting(network.DSN(), "application_name", name))
+		victim := openDSN(t, withSetting(network.Database.DSN, "application_name", name))
 		cutting(t, direct, victim, func() error {
 			return direct.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = ?`, name).Error
 		})
@@ -253,14 +253,14 @@ func TestConnectionsThatAreTerminated(t *testing.T) {
 }
 
 func TestANetworkThatDrags(t *testing.T) {
-	faults.OnNetwork(t, func(t *testing.T, _, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+	faults.OnNetwork(t, func(t *testing.T, _, proxied *dbmutex.DB, network *proxy.Proxy) {
 		network.Drag(5 * time.Millisecond)
 		exercise(t, proxied)
 	})
 }
 
 func TestTheHolderKnowsInTimeWhileTheNetworkIsFrozen(t *testing.T) {
-	faults.OnNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+	faults.OnNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *proxy.Proxy) {
 		var next *dbmutex.Lease
 		err := proxied.Mutex("job", dbmutex.WithTTL(time.Second), dbmutex.WithRenewal()).Do(func(ctx context.Context) (err error) {
 			lease, _ := dbmutex.LeaseFrom(ctx)
@@ -281,7 +281,7 @@ func TestTheHolderKnowsInTimeWhileTheNetworkIsFrozen(t *testing.T) {
 
 func TestAReleaseOnAFrozenNetworkTellsOfTheLoss(t *testing.T) {
 	t.Parallel()
-	faults.OnNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+	faults.OnNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *proxy.Proxy) {
 		ttl := dbmutex.WithTTL(300 * time.Millisecond)
 		err := proxied.Mutex("late", ttl).Do(func(ctx context.Context) error {
 			network.Freeze()
@@ -304,7 +304,7 @@ func TestAReleaseOnAFrozenNetworkTellsOfTheLoss(t *testing.T) {
 
 func TestAFreezeShorterThanTheLeaseIsNoLoss(t *testing.T) {
 	t.Parallel()
-	faults.OnNetwork(t, func(t *testing.T, _, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+	faults.OnNetwork(t, func(t *testing.T, _, proxied *dbmutex.DB, network *proxy.Proxy) {
 		require.NoError(
 			t,
 			proxied.Mutex("job", dbmutex.WithTTL(10*time.Second), dbmutex.WithRenewal()).Do(func(ctx context.Context) error {
@@ -323,7 +323,7 @@ func TestAFreezeShorterThanTheLeaseIsNoLoss(t *testing.T) {
 }
 
 func TestAContextEndsAnAcquireOnAFrozenNetwork(t *testing.T) {
-	faults.OnNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *pgproxy.Proxy) {
+	faults.OnNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *proxy.Proxy) {
 		network.Freeze()
 		ctx, cancel := context.WithTimeout(context.Background(), 100*time.Millisecond)
 		defer cancel()
@@ -409,8 +409,8 @@ func TestAPoolThatTheWorkStarves(t *testing.T) {
 
 func TestErrorsOfABrokenNetworkTellWhatFailed(t *testing.T) {
 	t.Parallel()
-	faults.OnNetwork(t, func(t *testing.T, _, proxied *dbmutex.DB, network *pgproxy.Proxy) {
-		network.Choose(func(string) *pgproxy.Fault { return &pgproxy.Fault{Unsent: true} })
+	faults.OnNetwork(t, func(t *testing.T, _, proxied *dbmutex.DB, network *proxy.Proxy) {
+		network.Choose(func(string) *proxy.Fault { return &proxy.Fault{Unsent: true} })
 		err := proxied.Mutex("job").Do(func(context.Context) error { panic("ran") })
 		require.ErrorContains(t, err, fmt.Sprintf("dbmutex: acquire %q: ", "job"))
 		require.NotErrorIs(t, err, dbmutex.ErrNotAcquired)

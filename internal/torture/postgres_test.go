@@ -21,7 +21,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
-	"github.com/gorm-dbmutex/dbmutex/internal/pgproxy"
+	"github.com/gorm-dbmutex/dbmutex/internal/proxy"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
@@ -42,7 +42,7 @@ func init() {
 // postgresArena is a server, and a network to it for each worker.
 type postgresArena struct {
 	cluster *testdb.Cluster
-	proxies []*pgproxy.Proxy
+	proxies []*proxy.Proxy
 	db      *dbmutex.DB
 	healers sync.WaitGroup // what ends faults that last
 }
@@ -56,7 +56,7 @@ func newPostgres(t *testing.T) *postgresArena {
 	require.NoError(t, err)
 	a.db = migrate(t, db)
 	for range workers {
-		a.proxies = append(a.proxies, pgproxy.New(t, a.cluster.DSN()))
+		a.proxies = append(a.proxies, proxy.New(t, testdb.PostgresAt(a.cluster.DSN())))
 	}
 	return a
 }
@@ -70,7 +70,7 @@ func (a *postgresArena) begin(t *testing.T, r *round) {
 		r.total.add("rounds with "+r.setting, 1)
 	}
 	r.dsn = func(slot int) string {
-		dsn := a.proxies[slot].DSN()
+		dsn := a.proxies[slot].Database.DSN
 		if r.async {
 			dsn += " " + r.setting
 		}
@@ -123,7 +123,7 @@ func (a *postgresArena) stopBackends(r *round) {
 
 // breakNetwork makes the network one that breaks.
 func (a *postgresArena) breakNetwork(r *round) {
-	proxy := func() *pgproxy.Proxy { return a.proxies[r.rand.IntN(len(a.proxies))] }
+	one := func() *proxy.Proxy { return a.proxies[r.rand.IntN(len(a.proxies))] }
 	heal := func(d time.Duration, how func()) {
 		a.healers.Add(1)
 		time.AfterFunc(d, func() { defer a.healers.Done(); how() })
@@ -135,29 +135,29 @@ func (a *postgresArena) breakNetwork(r *round) {
 		}
 		for _, p := range a.proxies {
 			dice := rand.New(rand.NewPCG(r.rand.Uint64(), 0))
-			p.Choose(func(string) *pgproxy.Fault {
+			p.Choose(func(string) *proxy.Fault {
 				switch roll := dice.Float64(); {
 				case roll < chance/4:
 					r.total.add("fault: request lost", 1)
-					return &pgproxy.Fault{Unsent: true}
+					return &proxy.Fault{Unsent: true}
 				case roll < chance:
 					r.total.add("fault: answer lost", 1)
-					return &pgproxy.Fault{After: dice.IntN(5)}
+					return &proxy.Fault{After: dice.IntN(5)}
 				case roll < chance+late:
 					r.total.add("fault: request late", 1)
 					const least = 200 * time.Millisecond
-					return &pgproxy.Fault{Late: least + time.Duration(dice.Int64N(int64(latest-least)))}
+					return &proxy.Fault{Late: least + time.Duration(dice.Int64N(int64(latest-least)))}
 				}
 				return nil
 			})
 		}
 	}
 	if r.maybe(0.4) {
-		r.suffer("network reset", func(*testing.T) { proxy().Reset() })
+		r.suffer("network reset", func(*testing.T) { one().Reset() })
 	}
 	if r.maybe(0.15) {
 		r.sufferOnce("network refuses for long", func(*testing.T) {
-			p := proxy()
+			p := one()
 			p.Refuse()
 			time.Sleep(r.absence())
 			p.Admit()
@@ -165,14 +165,14 @@ func (a *postgresArena) breakNetwork(r *round) {
 	}
 	if r.maybe(0.4) {
 		r.suffer("network frozen", func(*testing.T) {
-			p := proxy()
+			p := one()
 			p.Freeze()
 			heal(100*time.Millisecond+r.upTo(700*time.Millisecond), p.Thaw)
 		})
 	}
 	if r.maybe(0.3) {
 		r.suffer("network slow", func(*testing.T) {
-			p := proxy()
+			p := one()
 			p.Drag(r.upTo(8 * time.Millisecond))
 			heal(r.upTo(500*time.Millisecond), func() { p.Drag(0) })
 		})

@@ -1,20 +1,27 @@
-package pgproxy
+package proxy
 
 import (
-	"io"
 	"net"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/jackc/pgx/v5/pgproto3"
 )
+
+// protocol is a database's, on one connection.
+type protocol interface {
+	// start passes all that comes before the first request. It fails if none follows.
+	start() error
+	// request is what the client sends up to the point where it waits for an answer, and the text of its statement.
+	request() (bytes []byte, statement string, err error)
+	// answer is the next message of an answer, and whether it is the last.
+	answer() (bytes []byte, last bool, err error)
+}
 
 // conn is a client's connection and the server's that goes with it.
 type conn struct {
 	proxy          *Proxy
 	client, server net.Conn
-	fault          atomic.Pointer[Fault] // of the request that the server is at; pgx sends the next after its answer
+	fault          atomic.Pointer[Fault] // of the request that the server is at; drivers send the next after its answer
 	hurry          chan struct{}         // closed when a request that is late must wait no longer
 	over           chan struct{}         // closed when no more answers come
 }
@@ -33,22 +40,13 @@ func (p *Proxy) serve(client net.Conn) {
 	}
 	defer p.remove(c)
 
-	backend := pgproto3.NewBackend(client, client)
-	hello, err := backend.ReceiveStartupMessage()
-	if err != nil {
-		return
-	}
-	bytes, err := hello.Encode(nil)
-	if err != nil || c.send(server, bytes) != nil {
-		return
-	}
-	if _, cancels := hello.(*pgproto3.CancelRequest); cancels {
-		_, _ = io.Copy(client, server)
+	talk := p.protocol(c)
+	if talk.start() != nil {
 		return
 	}
 	var wg sync.WaitGroup
-	wg.Go(func() { defer c.cut(); c.requests(backend) })
-	wg.Go(func() { defer c.cut(); defer close(c.over); c.answers() })
+	wg.Go(func() { defer c.cut(); c.requests(talk) })
+	wg.Go(func() { defer c.cut(); defer close(c.over); c.answers(talk) })
 	wg.Wait()
 }
 
@@ -63,31 +61,12 @@ func reset(side net.Conn) {
 	_ = side.Close()
 }
 
-// requests passes what the client sends. The server must trust its users, as no password is understood.
-func (c *conn) requests(client *pgproto3.Backend) {
-	prepared := map[string]string{}
+// requests passes what the client sends.
+func (c *conn) requests(from protocol) {
 	for {
-		var request []byte
-		statement := ""
-		for whole := false; !whole; {
-			message, err := client.Receive()
-			if err != nil {
-				return
-			}
-			if request, err = message.Encode(request); err != nil {
-				return
-			}
-			switch m := message.(type) {
-			case *pgproto3.Parse:
-				prepared[m.Name] = m.Query
-				statement = "PREPARE " + m.Query
-			case *pgproto3.Bind:
-				statement = prepared[m.PreparedStatement]
-			case *pgproto3.Query:
-				statement, whole = m.String, true
-			case *pgproto3.Sync, *pgproto3.Terminate:
-				whole = true
-			}
+		request, statement, err := from.request()
+		if err != nil {
+			return
 		}
 		fault := c.proxy.fault(c, statement)
 		if fault != nil && fault.Unsent {
@@ -121,27 +100,24 @@ func (c *conn) sendLate(request []byte, delay time.Duration) {
 }
 
 // answers passes what the server sends, at any time.
-func (c *conn) answers() {
-	frontend := pgproto3.NewFrontend(c.server, c.server)
+func (c *conn) answers(from protocol) {
 	for passed := 0; ; {
-		message, err := frontend.Receive()
+		message, last, err := from.answer()
 		if err != nil {
 			return
 		}
-		bytes, err := message.Encode(nil)
-		if err != nil {
-			return
-		}
-		_, done := message.(*pgproto3.ReadyForQuery)
 		if fault := c.fault.Load(); fault == nil || passed < fault.After {
-			if c.send(c.client, bytes) != nil {
+			if fault != nil && last {
+				fault.Missed.Store(true)
+			}
+			if c.send(c.client, message) != nil {
 				return
 			}
 			passed++
-		} else if done { // the server has done what it was asked for
+		} else if last { // the server has done what it was asked for
 			return
 		}
-		if done {
+		if last {
 			passed = 0
 		}
 	}

@@ -1,36 +1,56 @@
-// Package pgproxy is a network between a client and PostgreSQL that breaks where a test wants it to. It reads the
-// protocol's messages (https://www.postgresql.org/docs/current/protocol-flow.html), so that it can lose a certain part
-// of the answer to a certain statement.
-package pgproxy
+// Package proxy is a network between a client and its database server that breaks where a test wants it to. It reads the
+// messages of the database's protocol, so that it can lose a certain part of the answer to a certain statement.
+package proxy
 
 import (
-	"fmt"
 	"maps"
 	"net"
 	"slices"
-	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
+// language is what a proxy must know of a kind of database.
+type language struct {
+	parse func(dsn string) (*target, error)
+	on    func(*conn) protocol
+}
+
+// languages are those that a proxy knows, by the kind's name.
+var languages = map[string]language{}
+
+// target is what a DSN says of the server.
+type target struct {
+	address string
+	trusts  bool // by TCP, without TLS, without a password
+	at      func(address *net.TCPAddr) (dsn string)
+}
+
 // Fault is what becomes of a request, which is all that a client sends up to the point where it waits for an answer. The
-// connection is cut in any case.
+// connection is cut, unless the answer is too short for that.
 type Fault struct {
 	Unsent bool // the server does not get the request
 	After  int  // how many messages of the answer arrive; the server has done all that it was asked for
 
 	// Late is how long after the client was cut off the server gets the request. No message of its answer arrives.
 	Late time.Duration
+
+	// Missed says afterwards that nothing was cut, as the answer has no more than After messages.
+	Missed atomic.Bool
 }
 
 // Proxy is one such network.
 type Proxy struct {
+	// Database is the server's, through the proxy.
+	Database *testdb.Database
+
 	listener net.Listener
-	server   string // the address of PostgreSQL
-	dsn      *pgx.ConnConfig
+	server   string // its address
+	protocol func(*conn) protocol
 
 	mu      sync.Mutex
 	conns   map[*conn]bool // nil once the proxy has ended
@@ -41,25 +61,29 @@ type Proxy struct {
 	delay   time.Duration
 }
 
-// New starts a proxy to the server of a DSN, which ends with the test. The test is skipped if the server wants a password or
-// TLS, or is not reached by TCP.
-func New(t testing.TB, dsn string) *Proxy {
+// New starts a proxy to the server of a database, which ends with the test. The test is skipped if the server wants a
+// password or TLS, or is not reached by TCP.
+func New(t testing.TB, d *testdb.Database) *Proxy {
 	t.Helper()
-	config, err := pgx.ParseConfig(dsn)
+	language := languages[d.Name]
+	to, err := language.parse(d.DSN)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if config.Password != "" || config.TLSConfig != nil || strings.HasPrefix(config.Host, "/") {
+	if !to.trusts {
 		t.Skip("a proxy needs a server that trusts its users, by TCP and without TLS")
 	}
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
+	through := *d
+	through.DSN = to.at(listener.Addr().(*net.TCPAddr))
 	p := &Proxy{
+		Database: &through,
 		listener: listener,
-		server:   net.JoinHostPort(config.Host, fmt.Sprint(config.Port)),
-		dsn:      config,
+		server:   to.address,
+		protocol: language.on,
 		conns:    map[*conn]bool{},
 		late:     map[*conn]bool{},
 	}
@@ -80,16 +104,6 @@ func New(t testing.TB, dsn string) *Proxy {
 		wg.Wait()
 	})
 	return p
-}
-
-// DSN is the server's, through the proxy.
-func (p *Proxy) DSN() string {
-	port := p.listener.Addr().(*net.TCPAddr).Port
-	dsn := fmt.Sprintf("host=127.0.0.1 port=%d user=%s dbname=%s sslmode=disable", port, p.dsn.User, p.dsn.Database)
-	for name, value := range p.dsn.RuntimeParams {
-		dsn += fmt.Sprintf(" %s='%s'", name, value)
-	}
-	return dsn
 }
 
 // Choose sets what becomes of requests, by the text of their statement; for one that only prepares it, by PREPARE and the
