@@ -6,6 +6,9 @@ import (
 
 	driver "github.com/go-sql-driver/mysql"
 	"github.com/stretchr/testify/require"
+
+	"github.com/gorm-dbmutex/dbmutex/internal/proxy"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
 func init() {
@@ -19,4 +22,21 @@ func init() {
 		require.NoError(t, err)
 		return sql.OpenDB(connector)
 	}
+}
+
+func TestOneAnswerHasManyResults(t *testing.T) {
+	t.Parallel()
+	d := testdb.MySQL(t)
+	network := proxy.New(t, d)
+	const statement = `SELECT 1; DO 2; SELECT 3, 4 WHERE false; SELECT 5`
+	messages := breakEverywhere(t, network, statement, func(pool *sql.DB, fault *proxy.Fault) {
+		err := ask(pool, statement)
+		if fault.Missed.Load() {
+			require.NoError(t, err)
+			require.NoError(t, ask(pool, statement), "the connection can still be used")
+		} else {
+			require.Error(t, err)
+		}
+	})
+	require.GreaterOrEqual(t, messages, 12)
 }
