@@ -79,10 +79,10 @@ func TestNothingRunsUnderALeaseThatWasToBeReleased(t *testing.T) {
 }
 
 func TestAReleaseWhoseAnswerIsSpoiltIsDone(t *testing.T) {
-	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		tries := 0
 		require.NoError(t, db.Callback().Raw().After("gorm:raw").Register("spoil", func(tx *gorm.DB) {
-			if strings.Contains(tx.Statement.SQL.String(), "DELETE") {
+			if d.Verb(tx.Statement.SQL.String()) == "release" {
 				tries++
 				_ = tx.AddError(errWork)
 			}
@@ -117,7 +117,7 @@ func TestAReleaseWhosePoolIsStarvedGoesOn(t *testing.T) {
 func TestAReleaseThatIsRefusedDoesNotGoOn(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		tries := 0
-		refuse := true
+		refuse := false
 		require.NoError(t, db.Callback().Raw().Before("gorm:raw").Register("refuse", func(tx *gorm.DB) {
 			if refuse && strings.Contains(tx.Statement.SQL.String(), "lease_id") {
 				tries++
@@ -125,6 +125,7 @@ func TestAReleaseThatIsRefusedDoesNotGoOn(t *testing.T) {
 			}
 		}))
 		lease := acquire(t, db, "job")
+		refuse = true
 		err := lease.Release()
 		require.ErrorIs(t, err, errWork)
 		require.NotContains(t, err.Error(), "background")

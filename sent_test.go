@@ -46,15 +46,17 @@ func TestWhatWasNotSentFailsAtOnce(t *testing.T) {
 }
 
 func TestAnAnswerThatCannotBeUsedLeavesNoLease(t *testing.T) {
-	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		requireFree(t, db, "job")
 		tries := 0
-		require.NoError(t, db.Callback().Row().After("gorm:row").Register("spoil", func(tx *gorm.DB) {
-			if strings.Contains(tx.Statement.SQL.String(), "INSERT") {
+		spoil := func(tx *gorm.DB) {
+			if d.Verb(tx.Statement.SQL.String()) == "acquire" {
 				tries++
 				_ = tx.AddError(errWork)
 			}
-		}))
+		}
+		require.NoError(t, db.Callback().Row().After("gorm:row").Register("spoil", spoil))
+		require.NoError(t, db.Callback().Raw().After("gorm:raw").Register("spoil", spoil))
 		for i, opt := range []dbmutex.Option{nil, dbmutex.WithoutTTL(), dbmutex.WithWait(dbmutex.Forever)} {
 			_, err := db.Mutex("job", opt).Acquire()
 			require.ErrorIs(t, err, errWork)
