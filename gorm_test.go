@@ -2,6 +2,7 @@ package dbmutex_test
 
 import (
 	"context"
+	"database/sql"
 	"errors"
 	"io"
 	"log"
@@ -205,7 +206,7 @@ func TestABoundConnection(t *testing.T) {
 				if d.OneWriter { // there are no renewals meanwhile
 					return nil
 				}
-				rows, err := tx.Raw(`SELECT generate_series(1, 3)`).Rows()
+				rows, err := tx.Raw(`SELECT 1 UNION ALL SELECT 2 UNION ALL SELECT 3`).Rows()
 				require.NoError(t, err)
 				lease, _ := dbmutex.LeaseFrom(tx.Statement.Context)
 				first, _ := lease.ExpiresAt()
@@ -213,7 +214,7 @@ func TestABoundConnection(t *testing.T) {
 					t, func() bool { now, _ := lease.ExpiresAt(); return now.After(first) }, time.Minute, time.Millisecond,
 				)
 				return rows.Close()
-			})
+			}, &sql.TxOptions{Isolation: sql.LevelReadCommitted})
 		}))
 	})
 }
