@@ -63,12 +63,11 @@ func need(t testing.TB, name string, folders []string, file string) string {
 			return files[0]
 		}
 	}
-	if postgresKind.engine.required() {
-		t.Fatalf("testdb: no %s, and %s=required: install it (Debian: apt-get install %s)", name, postgresKind.engine.envWanted, name)
+	install := fmt.Sprintf("install it (Debian: apt-get install %s)", name)
+	if e := postgresKind.engine; e.required() {
+		t.Fatalf("testdb: no %s, and %s=required: %s", name, e.envWanted, install)
 	}
-	fmt.Fprintf(
-		os.Stderr, "dbmutex tests: no %s, %s is skipped: install it (Debian: apt-get install %s)\n", name, t.Name(), name,
-	)
+	fmt.Fprintf(os.Stderr, "dbmutex tests: no %s, %s is skipped: %s\n", name, t.Name(), install)
 	t.Skipf("no %s", name)
 	return ""
 }

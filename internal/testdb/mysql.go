@@ -39,6 +39,7 @@ var mysqlKind = &Kind{
 func init() {
 	mysqlKind.fresh = MySQL
 	mysqlKind.engine = &engine{
+		kind:      mysqlKind,
 		name:      "MariaDB",
 		debian:    "mariadb-server",
 		account:   "mysql",
@@ -46,30 +47,51 @@ func init() {
 		envBin:    "DBMUTEX_TEST_MYSQLBIN",
 		envWanted: "DBMUTEX_TEST_MYSQL",
 		find:      findMySQL,
-		answers:   func(dsn string) error { return runMySQL(dsn) },
-		dsn:       func(port string) string { return "root@tcp(127.0.0.1:" + port + ")/?parseTime=true" },
+		run:       runMySQL,
+		dsn:       func(port string) string { return mysqlDSN(port, "dbmutex") },
 		config:    "my.cnf",
 		settings: []string{
 			"[mysqld]", "bind-address = 127.0.0.1", "socket = server.sock", "max_connections = 500",
 			"loose-mysqlx = OFF", // MariaDB has no such thing
 		},
-		taken: "Bind on TCP/IP port",
-		install: func() string {
-			return `case $bin in
-				*/mysqld) "$bin" --no-defaults --initialize-insecure --datadir="$folder/data";;
-				*) (PATH=${bin%/*}:$PATH; mariadb-install-db --no-defaults --datadir="$folder/data" --skip-test-db
-					--auth-root-authentication-method=normal);;
-				esac`
+		taken:   "Bind on TCP/IP port",
+		install: installMySQL,
+		start: func(data, port string) string {
+			return strings.NewReplacer("DATA", data, "PORT", port).Replace(startMySQL)
 		},
-		start: startMySQL,
 		stop: func(data, mode string) string {
 			signal := map[string]string{"fast": "TERM", "immediate": "KILL"}[mode]
-			return fmt.Sprintf(`pid=$(cat %s.pid) && kill -s %s "$pid" && { wait "$pid"; rm %s.pid; }`, data, signal, data)
+			return strings.NewReplacer("DATA", data, "SIGNAL", signal).Replace(stopMySQL)
 		},
+		prepare: func(s *Server) error { return runMySQL(mysqlDSN(s.port, ""), "CREATE DATABASE dbmutex") },
 		apply: func(s *Server, settings []string) error {
 			return runMySQL(s.DSN(), "SET GLOBAL "+strings.Join(settings, ", "))
 		},
 	}
+}
+
+// Commands for the supervisor's shell.
+const (
+	installMySQL = `case $bin in
+*/mysqld) "$bin" --no-defaults --initialize-insecure --datadir="$folder/data";;
+*) (PATH=${bin%/*}:$PATH;
+	mariadb-install-db --no-defaults --datadir="$folder/data" --skip-test-db --auth-root-authentication-method=normal);;
+esac`
+
+	// It waits until the server is ready, or has ended.
+	startMySQL = `"$bin" --defaults-file="$folder/DATA/my.cnf" --datadir="$folder/DATA" --port=PORT >DATA.log 2>&1 &
+echo $! >DATA.pid;
+until grep 'ready for connections' DATA.log; do
+	kill -0 "$(cat DATA.pid)" || { cat DATA.log; rm DATA.pid; break; };
+	sleep 0.05;
+done;
+[ -e DATA.pid ]`
+
+	stopMySQL = `pid=$(cat DATA.pid) && kill -s SIGNAL "$pid" && { wait "$pid"; rm DATA.pid; }`
+)
+
+func mysqlDSN(port, database string) string {
+	return "root@tcp(127.0.0.1:" + port + ")/" + database + "?parseTime=true"
 }
 
 // findMySQL returns the server's program: MariaDB's, or also MySQL's if the environment names its folder.
@@ -101,14 +123,6 @@ func findMySQL() (string, error) {
 func program(folder, name string) string {
 	path, _ := exec.LookPath(filepath.Join(folder, name))
 	return path
-}
-
-// startMySQL starts a server and waits until it is ready, or has ended.
-func startMySQL(data, port string) string {
-	return strings.NewReplacer("DATA", data, "PORT", port).Replace(
-		`"$bin" --defaults-file="$folder/DATA/my.cnf" --datadir="$folder/DATA" --port=PORT >DATA.log 2>&1 & echo $! >DATA.pid; ` +
-			`until grep 'ready for connections' DATA.log; do ` +
-			`kill -0 "$(cat DATA.pid)" || { cat DATA.log; rm DATA.pid; break; }; sleep 0.05; done; [ -e DATA.pid ]`)
 }
 
 // MySQLServer returns the DSN of the MySQL or MariaDB server itself, in the form

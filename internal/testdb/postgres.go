@@ -41,6 +41,7 @@ var postgresKind = &Kind{
 func init() {
 	postgresKind.fresh = Postgres
 	postgresKind.engine = &engine{
+		kind:      postgresKind,
 		name:      "PostgreSQL",
 		debian:    "postgresql",
 		account:   "postgres",
@@ -48,21 +49,20 @@ func init() {
 		envBin:    "DBMUTEX_TEST_PGBIN",
 		envWanted: "DBMUTEX_TEST_POSTGRES",
 		find:      findPostgres,
-		answers:   func(dsn string) error { return run(dsn, "SELECT 1") },
+		run:       runPostgres,
 		dsn: func(port string) string {
 			return "host=127.0.0.1 port=" + port + " user=postgres dbname=postgres sslmode=disable"
 		},
 		config:   "postgresql.conf",
 		settings: []string{"listen_addresses = '127.0.0.1'", "max_connections = 200"},
 		taken:    "could not create any TCP/IP sockets",
-		install: func() string {
-			return `"$bin/initdb" -D data -U postgres --auth=trust --encoding=UTF8 --locale=C --no-sync`
-		},
+		install:  `"$bin/initdb" -D data -U postgres --auth=trust --encoding=UTF8 --locale=C --no-sync`,
 		start: func(data, port string) string {
 			return fmt.Sprintf(`"$bin/pg_ctl" start -w -t 120 -D %s -l log -o "-p %s -k '$folder'"`, data, port)
 		},
-		stop:  func(data, mode string) string { return fmt.Sprintf(`"$bin/pg_ctl" stop -D %s -m %s`, data, mode) },
-		apply: func(s *Server, _ []string) error { return s.run(`"$bin/pg_ctl" reload -D ` + s.data) },
+		stop:    func(data, mode string) string { return fmt.Sprintf(`"$bin/pg_ctl" stop -D %s -m %s`, data, mode) },
+		prepare: func(*Server) error { return nil },
+		apply:   func(s *Server, _ []string) error { return s.run(`"$bin/pg_ctl" reload -D ` + s.data) },
 	}
 }
 
@@ -94,12 +94,12 @@ func Postgres(t testing.TB) *Database {
 	if err != nil {
 		t.Fatalf("testdb: %v", err)
 	}
-	if err := run(base, "CREATE SCHEMA "+schema); err != nil {
+	if err := runPostgres(base, "CREATE SCHEMA "+schema); err != nil {
 		t.Fatalf("testdb: make schema: %v", err)
 	}
 	t.Cleanup(func() {
 		// A session a test left behind shows as an error, not as a hang.
-		if err := run(base, "SET lock_timeout = '10s'", "DROP SCHEMA "+schema+" CASCADE"); err != nil {
+		if err := runPostgres(base, "SET lock_timeout = '10s'", "DROP SCHEMA "+schema+" CASCADE"); err != nil {
 			t.Errorf("testdb: drop schema: %v", err)
 		}
 	})
@@ -125,8 +125,8 @@ func withSearchPath(dsn, schema string) (string, error) {
 	return u.String(), nil
 }
 
-// run runs statements in a session of their own.
-func run(dsn string, statements ...string) error {
+// runPostgres runs statements in a session of their own.
+func runPostgres(dsn string, statements ...string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 	defer cancel()
 	conn, err := pgx.Connect(ctx, dsn)

@@ -72,7 +72,7 @@ func (c *Cluster) PgBouncer(t testing.TB) string {
 	}
 	dsn := strings.Replace(c.DSN(), "port="+c.port, "port="+port, 1)
 	for giveUp := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		err := run(dsn)
+		err := runPostgres(dsn)
 		if err == nil {
 			return dsn
 		}

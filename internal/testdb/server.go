@@ -10,6 +10,7 @@ import (
 
 // engine is a database server that tests find or start.
 type engine struct {
+	kind    *Kind
 	name    string // for people
 	debian  string // the Debian package
 	account string // who runs it where the tests' user is root
@@ -17,17 +18,20 @@ type engine struct {
 	envDSN, envBin, envWanted string // see the package's comment
 
 	find     func() (bin string, err error) // where the programs are, or errNoPrograms
-	answers  func(dsn string) error
-	dsn      func(port string) string
-	config   string   // the file for settings, in the folder of a server's data
-	settings []string // of every server
-	taken    string   // what a server says whose port another process has
+	run      func(dsn string, statements ...string) error
+	dsn      func(port string) string // of a database on a server that the tests have started
+	config   string                   // the file for settings, in the folder of a server's data
+	settings []string                 // of every server
+	taken    string                   // what a server says whose port another process has
 
-	// What makes, starts and stops a server: lines for the supervisor's shell.
-	install func() string
+	// What makes a server's data in the folder data, and starts and stops a server: commands for the supervisor's shell.
+	// That of start begins with a program.
+	install string
 	start   func(data, port string) string
 	stop    func(data, mode string) string
-	// apply makes a running server heed settings that were added to its configuration.
+	// prepare makes the database, on a server that was started for the first time.
+	prepare func(s *Server) error
+	// apply makes a running server heed what was added to its configuration.
 	apply func(s *Server, settings []string) error
 
 	once     sync.Once
@@ -43,7 +47,7 @@ func (e *engine) found() (string, error) {
 	e.once.Do(func() {
 		if e.foundDSN = os.Getenv(e.envDSN); e.foundDSN == "" {
 			e.foundDSN, e.foundErr = e.throwAway()
-		} else if err := e.answers(e.foundDSN); err != nil {
+		} else if err := e.run(e.foundDSN, "SELECT 1"); err != nil {
 			e.foundErr = fmt.Errorf("the server of %s doesn't answer: %w", e.envDSN, err)
 		}
 		if errors.Is(e.foundErr, errNoPrograms) && !e.required() {

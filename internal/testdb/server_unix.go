@@ -128,8 +128,28 @@ func (e *engine) newServer(bin string, settings []string) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{supervised: folder, engine: e, data: "data"}
-	if err = s.run(e.install()); err == nil {
+	if err = s.run(e.install); err == nil {
 		err = s.configure(append(e.settings, settings...))
+	}
+	if err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// launch makes and starts a server.
+func (e *engine) launch(settings []string) (*Server, error) {
+	bin, err := e.find()
+	if err != nil {
+		return nil, err
+	}
+	s, err := e.newServer(bin, settings)
+	if err != nil {
+		return nil, err
+	}
+	if err = s.start(); err == nil {
+		err = e.prepare(s)
 	}
 	if err != nil {
 		s.close()
@@ -140,16 +160,8 @@ func (e *engine) newServer(bin string, settings []string) (*Server, error) {
 
 // throwAway starts a server which ends with this process, and returns its DSN.
 func (e *engine) throwAway() (string, error) {
-	bin, err := e.find()
+	s, err := e.launch(nil)
 	if err != nil {
-		return "", err
-	}
-	s, err := e.newServer(bin, nil)
-	if err != nil {
-		return "", err
-	}
-	if err := s.start(); err != nil {
-		s.close()
 		return "", err
 	}
 	return s.DSN(), nil
@@ -160,18 +172,12 @@ func (e *engine) throwAway() (string, error) {
 // Each, also where the environment has the DSN of a server.
 func (k *Kind) NewServer(t testing.TB, settings ...string) *Server {
 	t.Helper()
-	e := k.engine
-	e.skipUnwanted(t)
-	bin, err := e.find()
+	k.engine.skipUnwanted(t)
+	s, err := k.engine.launch(settings)
 	if err != nil {
-		e.missing(t, err)
-	}
-	s, err := e.newServer(bin, settings)
-	if err != nil {
-		t.Fatalf("testdb: %v", err)
+		k.engine.missing(t, err)
 	}
 	t.Cleanup(s.close)
-	s.Start(t)
 	return s
 }
 
@@ -203,8 +209,11 @@ func (s *Server) start() error {
 	}
 }
 
-// DSN is that of the server itself.
+// DSN is that of a database on the server.
 func (s *Server) DSN() string { return s.engine.dsn(s.port) }
+
+// Database is that of DSN.
+func (s *Server) Database() *Database { return &Database{s.engine.kind, s.DSN()} }
 
 // Start starts the server again, under env, assignments such as "A=b", which it
 // keeps from then on.
