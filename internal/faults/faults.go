@@ -12,26 +12,32 @@ import (
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
-// OnNetwork runs a test on PostgreSQL: direct reaches it undisturbed, proxied through a network that can be broken.
+// OnNetwork runs a test on every database that is reached by a network: direct reaches it undisturbed, proxied through one
+// that can be broken.
 func OnNetwork(t *testing.T, test func(t *testing.T, direct, proxied *dbmutex.DB, network *proxy.Proxy)) {
-	d := testdb.Postgres(t)
-	network := proxy.New(t, d)
-	test(
-		t, d.Mutexes(t, dbmutex.DefaultSettings()), network.Database.Registered(t, dbmutex.DefaultSettings()),
-		network,
-	)
+	t.Helper()
+	testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) {
+		network := proxy.New(t, d)
+		test(
+			t, d.Mutexes(t, dbmutex.DefaultSettings()), network.Database.Registered(t, dbmutex.DefaultSettings()), network,
+		)
+	})
 }
+
+// longest is how many messages the answers have, at the most, whose every part Positions loses.
+const longest = 20
 
 // Positions runs a test once for every position at which the network may break: at each request after arm was called,
 // before the server gets it, and after each message of the answer.
 func Positions(t *testing.T, test func(t *testing.T, direct, proxied *dbmutex.DB, arm func(onBreak func()))) {
+	t.Helper()
 	OnNetwork(t, func(t *testing.T, direct, _ *dbmutex.DB, network *proxy.Proxy) {
 		for request := 1; ; request++ {
 			requests := 0
-			for after := -1; after <= 5; after++ {
+			for after := -1; after <= longest; after++ {
 				requests = 0
 				proxied := network.Database.Registered(t, dbmutex.DefaultSettings())
-				broken := ""
+				fault, broken := &proxy.Fault{Unsent: after < 0, After: after}, ""
 				test(t, direct, proxied, func(onBreak func()) {
 					network.Choose(func(statement string) *proxy.Fault {
 						if requests++; requests != request {
@@ -39,7 +45,7 @@ func Positions(t *testing.T, test func(t *testing.T, direct, proxied *dbmutex.DB
 						}
 						broken = statement
 						onBreak()
-						return &proxy.Fault{Unsent: after < 0, After: after}
+						return fault
 					})
 				})
 				network.Choose(nil)
@@ -48,6 +54,9 @@ func Positions(t *testing.T, test func(t *testing.T, direct, proxied *dbmutex.DB
 				require.NoError(t, pool.Close()) // the server has only so many connections
 				if t.Failed() {
 					t.Fatalf("with the network broken at request %d, after %d messages of its answer: %s", request, after, broken)
+				}
+				if requests < request || fault.Missed.Load() {
+					break
 				}
 			}
 			if requests < request {
