@@ -1,6 +1,7 @@
 package faults_test
 
 import (
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -8,6 +9,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/proxy"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
@@ -40,6 +42,11 @@ func open(t *testing.T, d *testdb.Database, opts ...gorm.Option) *dbmutex.DB {
 func openDSN(t *testing.T, dsn string) *dbmutex.DB {
 	t.Helper()
 	return testdb.PostgresAt(dsn).Registered(t, dbmutex.DefaultSettings())
+}
+
+// does says whether a network's database is asked to do a verb of the lock's, rather than to prepare for it.
+func does(network *proxy.Proxy, statement, verb string) bool {
+	return !strings.HasPrefix(statement, "PREPARE ") && network.Database.Verb(statement) == verb
 }
 
 // questions counts how often mutexes of a handle are asked for. It must be called before they are used.

@@ -14,23 +14,30 @@ import (
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
-// lateAcquire gives two handles on a database. The network keeps the first request of the second one's acquire until it is
-// told to deliver it.
-func lateAcquire(t *testing.T) (direct, db *dbmutex.DB, network *proxy.Proxy) {
-	d := testdb.Postgres(t)
-	direct = open(t, d)
-	network = proxy.New(t, d)
-	db = openDSN(t, network.Database.DSN+" default_query_exec_mode=exec")
-	require.NoError(t, db.Mutex("warm").Do(nothing))
-	late := true
-	network.Choose(func(statement string) *proxy.Fault {
-		if late && strings.Contains(statement, "INSERT") {
-			late = false
-			return &proxy.Fault{Late: time.Hour}
-		}
-		return nil
-	})
-	return direct, db, network
+// onLateNetwork runs a test on every database that is reached by a network: with a mutex that was never locked, and with one
+// that was, which may have left a row. The network keeps the first request that acquires it by the second handle.
+func onLateNetwork(t *testing.T, test func(t *testing.T, direct, db *dbmutex.DB, network *proxy.Proxy)) {
+	t.Helper()
+	for _, known := range []bool{false, true} {
+		t.Run(map[bool]string{false: "a new mutex", true: "a known mutex"}[known], func(t *testing.T) {
+			faults.OnNetwork(t, func(t *testing.T, direct, db *dbmutex.DB, network *proxy.Proxy) {
+				requireFree(t, db, "warm")
+				if known {
+					requireFree(t, direct, "job")
+				}
+				late := true
+				network.Choose(func(statement string) *proxy.Fault {
+					if late && does(network, statement, "acquire") {
+						late = false
+						return &proxy.Fault{Late: time.Hour}
+					}
+					return nil
+				})
+				test(t, direct, db, network)
+				require.False(t, late)
+			})
+		})
+	}
 }
 
 // A request of an acquire that arrives late must not give the lease back to a holder that has lost it.
@@ -44,57 +51,61 @@ func TestALateRequestDoesNotReviveALostLease(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			direct, db, proxy := lateAcquire(t)
-			lease := acquire(t, db, "job", dbmutex.WithTTL(200*time.Millisecond))
-			requireEnds(t, lease.Context())
-			require.NoError(t, acquire(t, direct, "job", dbmutex.WithWait(time.Second)).Release(), "somebody else has it")
-			proxy.Deliver()
-			testdb.RequireTimeout(t, end(db, lease), "job", true)
+			onLateNetwork(t, func(t *testing.T, direct, db *dbmutex.DB, network *proxy.Proxy) {
+				lease := acquire(t, db, "job", dbmutex.WithTTL(200*time.Millisecond))
+				requireEnds(t, lease.Context())
+				require.NoError(t, acquire(t, direct, "job", dbmutex.WithWait(time.Second)).Release(), "somebody else has it")
+				network.Deliver()
+				testdb.RequireTimeout(t, end(db, lease), "job", true)
+			})
 		})
 	}
 }
 
 func TestALateRequestDoesNotLetTransactionsOverlap(t *testing.T) {
-	direct, db, proxy := lateAcquire(t)
-	require.NoError(t, direct.Exec(`CREATE TABLE counter AS SELECT 0 AS n`).Error)
-	raise := func(tx *gorm.DB, between func()) error {
-		var n int
-		if err := tx.Raw(`SELECT n FROM counter`).Scan(&n).Error; err != nil {
-			return err
+	onLateNetwork(t, func(t *testing.T, direct, db *dbmutex.DB, network *proxy.Proxy) {
+		require.NoError(t, direct.Exec(`CREATE TABLE counter AS SELECT 0 AS n`).Error)
+		raise := func(tx *gorm.DB, between func()) error {
+			var n int
+			if err := tx.Raw(`SELECT n FROM counter`).Scan(&n).Error; err != nil {
+				return err
+			}
+			between()
+			return tx.Exec(`UPDATE counter SET n = ?`, n+1).Error
 		}
-		between()
-		return tx.Exec(`UPDATE counter SET n = ?`, n+1).Error
-	}
-	// The deadline of the work's context does not matter here: a slow statement between two looks has the same effect.
-	err := db.Mutex("job", dbmutex.WithTTL(200*time.Millisecond)).Transaction(func(tx *gorm.DB) error {
-		return raise(tx, func() {
-			require.NoError(t, direct.Mutex("job", dbmutex.WithWait(time.Second)).Transaction(func(tx *gorm.DB) error {
-				return raise(tx, func() {})
-			}))
-			proxy.Deliver()
+		// The deadline of the work's context does not matter here: a slow statement between two looks has the same effect.
+		err := db.Mutex("job", dbmutex.WithTTL(200*time.Millisecond)).Transaction(func(tx *gorm.DB) error {
+			return raise(tx, func() {
+				require.NoError(t, direct.Mutex("job", dbmutex.WithWait(time.Second)).Transaction(func(tx *gorm.DB) error {
+					return raise(tx, func() {})
+				}))
+				network.Deliver()
+			})
 		})
+		var n int
+		require.NoError(t, direct.Raw(`SELECT n FROM counter`).Scan(&n).Error)
+		require.ErrorIs(t, err, dbmutex.ErrTimeout, "two committed, the counter says %d", n)
 	})
-	var n int
-	require.NoError(t, direct.Raw(`SELECT n FROM counter`).Scan(&n).Error)
-	require.ErrorIs(t, err, dbmutex.ErrTimeout, "two committed, the counter says %d", n)
 }
 
 // A waiter whose question got no answer removes what that may have made, and goes on waiting.
 func TestALateDiscardRemovesNoLiveLease(t *testing.T) {
-	faults.OnNetwork(t, func(t *testing.T, direct, _ *dbmutex.DB, network *proxy.Proxy) {
-		db := openDSN(t, network.Database.DSN+" default_query_exec_mode=exec").WithContext(limited(t))
-		require.NoError(t, db.Mutex("warm").Do(nothing))
+	faults.OnNetwork(t, func(t *testing.T, direct, db *dbmutex.DB, network *proxy.Proxy) {
+		db = db.WithContext(limited(t))
+		requireFree(t, db, "warm")
 		held := acquire(t, direct, "job")
-		next, late := "INSERT", make(chan struct{})
+		asked, kept, late := false, false, make(chan struct{})
 		network.Choose(func(statement string) *proxy.Fault {
 			switch {
-			case next == "" || !strings.Contains(statement, next):
+			case kept || strings.HasPrefix(statement, "PREPARE "):
 				return nil
-			case next == "INSERT":
-				next = "DELETE"
+			case !asked:
+				asked = true
 				return &proxy.Fault{}
+			case !does(network, statement, "release"):
+				return nil
 			}
-			next = ""
+			kept = true
 			close(late)
 			return &proxy.Fault{Late: time.Hour}
 		})

@@ -2,9 +2,10 @@ package faults_test
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
-	"math/rand/v2"
+	mathrand "math/rand/v2"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -20,23 +21,32 @@ import (
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
-// The tests of this file break the network between the package and PostgreSQL.
+// The tests of this file break the network between the package and a database server.
 
 func TestAnAcquireIsSettledWhereverItBreaks(t *testing.T) {
 	t.Parallel()
-	for name, opts := range map[string][]dbmutex.Option{"TTL": nil, "no TTL": {dbmutex.WithoutTTL()}} {
+	again := func() string { return "job" }
+	for name, test := range map[string]struct {
+		id   func() string
+		opts []dbmutex.Option
+	}{
+		"TTL":         {again, nil},
+		"no TTL":      {again, []dbmutex.Option{dbmutex.WithoutTTL()}},
+		"a new mutex": {rand.Text, nil},
+	} {
 		t.Run(name, func(t *testing.T) {
-			var last int64
+			last := map[string]int64{}
 			faults.Positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
-				mutex := proxied.Mutex("job", opts...)
+				id := test.id()
+				mutex := proxied.Mutex(id, test.opts...)
 				arm(func() {})
 				lease, err := mutex.Acquire()
 				require.NoError(t, err, "it is not locked out by a row of its own")
-				require.Greater(t, lease.Token(), last)
-				last = lease.Token()
-				requireHeld(t, direct, "job")
+				require.Greater(t, lease.Token(), last[id])
+				last[id] = lease.Token()
+				requireHeld(t, direct, id)
 				require.NoError(t, lease.Release())
-				require.Nil(t, row(t, direct, "job"))
+				require.Nil(t, row(t, direct, id))
 			})
 		})
 	}
@@ -139,9 +149,9 @@ func TestACancelledAcquireIsUndoneOnAnotherConnection(t *testing.T) {
 		broken := false
 		network.Choose(func(statement string) *proxy.Fault {
 			switch {
-			case strings.HasPrefix(statement, "WITH other"):
+			case does(network, statement, "acquire"):
 				cancel()
-			case strings.HasPrefix(statement, "DELETE") && !broken:
+			case does(network, statement, "release") && !broken:
 				broken = true
 				return &proxy.Fault{Unsent: true}
 			}
@@ -212,7 +222,7 @@ func cutting(t *testing.T, direct, proxied *dbmutex.DB, cut func() error) {
 					time.Sleep(time.Millisecond)
 					ran.Add(1)
 					cuts.Go(func() {
-						time.Sleep(time.Duration(rand.N(4000)) * time.Microsecond)
+						time.Sleep(time.Duration(mathrand.N(4000)) * time.Microsecond)
 						if err := cut(); err != nil {
 							t.Error(err)
 						}
