@@ -3,6 +3,7 @@ package locktable
 import (
 	"context"
 	"database/sql"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"net"
@@ -17,6 +18,8 @@ import (
 // mysql has the statements for MySQL and MariaDB. A row stays when its mutex is released: INSERT and DELETE, also of different
 // ids, deadlock under InnoDB, as they lock the gaps between rows
 // (https://dev.mysql.com/doc/refman/8.4/en/innodb-locks-set.html). A free row has no lease_id, and expires_at says since when.
+//
+// Ids are sent as bytes, also if the driver puts them into the text of a statement: a connection may have any charset.
 //
 // A statement that looks for a lease waits for nobody's transaction. Statements within a caller's transaction find their row
 // by its id: by lock_id they would lock the gap before it, and so keep out new ids, until the transaction ends.
@@ -40,9 +43,9 @@ func newMySQL(name, table string) *mysql {
 		expiry    = now + ` + INTERVAL ? MICROSECOND` // NULL for one that is NULL
 		owned     = ` WHERE lock_id = ? AND lease_id = ?`
 		ownedByID = ` WHERE id = ? AND lease_id = ?`
-		// A driver may scan times as its DSN says. A holder is read, and written, as bytes: the connection may have any charset.
+		// A driver may scan times as its DSN says.
 		times  = microsecondsOf + `creation_time), ` + microsecondsOf + `expires_at)`
-		holder = `CONVERT(CAST(? AS BINARY) USING utf8mb4)`
+		holder = `CONVERT(UNHEX(?) USING utf8mb4)` // a connection that has no characters of four bytes refuses them even as bytes
 		lease  = `creation_time = ` + now + `, expires_at = ` + expiry + `, holder = ` + holder + `, lease_id = ?`
 		// The token is drawn when the row is won. It is greater than those of a row of the same mutex that was removed before.
 		token = `token = LAST_INSERT_ID(GREATEST(token, id << 24) + 1)`
@@ -95,7 +98,7 @@ func (m *mysql) acquire(on executor, r Request) (a Answer, err error) {
 			return a, err
 		}
 		if row == nil {
-			id, _, err := on.execID(m.insertSQL, []any{r.LockID, ttl, r.Holder, r.LeaseID})
+			id, _, err := on.execID(m.insertSQL, []any{[]byte(r.LockID), ttl, hex.EncodeToString([]byte(r.Holder)), r.LeaseID})
 			if err != nil {
 				return a, err
 			}
@@ -104,7 +107,7 @@ func (m *mysql) acquire(on executor, r Request) (a Answer, err error) {
 			}
 			continue
 		}
-		query, args := m.takeSQL, []any{ttl, r.Holder, r.LeaseID, row.ID, r.LockID}
+		query, args := m.takeSQL, []any{ttl, hex.EncodeToString([]byte(r.Holder)), r.LeaseID, row.ID, []byte(r.LockID)}
 		if row.LeaseID != "" {
 			a = Answer{Held: row, Left: left, Ended: row.ExpiresAt != nil && left <= 0}
 			if row.LeaseID != r.LeaseID && !a.Ended {
@@ -128,7 +131,7 @@ func (m *mysql) look(on executor, lockID string) (row *Row, left time.Duration, 
 	row = &Row{LockID: lockID}
 	var since int64
 	var expires, micros sql.NullInt64
-	found, err := on.queryOne(m.lookSQL, []any{lockID}, &row.ID, &row.Holder, &since, &expires, &row.LeaseID, &micros)
+	found, err := on.queryOne(m.lookSQL, []any{[]byte(lockID)}, &row.ID, &row.Holder, &since, &expires, &row.LeaseID, &micros)
 	if err != nil || !found {
 		return nil, 0, err
 	}
@@ -145,15 +148,15 @@ func (r *Row) setMicroseconds(since int64, expires sql.NullInt64) {
 }
 
 func (m *mysql) renew(on executor, k Key, ttl *time.Duration) (bool, error) {
-	id, _, err := on.execID(m.renewSQL, []any{microseconds(ttl), k.LockID, k.LeaseID})
+	id, _, err := on.execID(m.renewSQL, []any{microseconds(ttl), []byte(k.LockID), k.LeaseID})
 	return id != 0, err
 }
 
 func (m *mysql) release(on executor, r Release) (found bool, err error) {
 	if r.MinHold > 0 {
-		return on.exec(m.leaveSQL, []any{microseconds(&r.MinHold), r.LockID, r.LeaseID})
+		return on.exec(m.leaveSQL, []any{microseconds(&r.MinHold), []byte(r.LockID), r.LeaseID})
 	}
-	if found, err = on.exec(m.releaseSQL, r.args()); found {
+	if found, err = on.exec(m.releaseSQL, []any{[]byte(r.LockID), r.LeaseID}); found {
 		m.sweep(on)
 	}
 	return found, err
@@ -259,7 +262,7 @@ func (m *mysql) row(on executor, lockID string) (_ *Row, live bool, err error) {
 	row := &Row{}
 	var since int64
 	var expires sql.NullInt64
-	found, err := on.queryOne(m.rowSQL, []any{lockID},
+	found, err := on.queryOne(m.rowSQL, []any{[]byte(lockID)},
 		&row.ID, &row.LockID, &since, &expires, &row.Holder, &row.LeaseID, &row.Token, &live)
 	if err != nil || !found {
 		return nil, false, err
@@ -269,7 +272,7 @@ func (m *mysql) row(on executor, lockID string) (_ *Row, live bool, err error) {
 }
 
 func (m *mysql) rename(on executor, k Key, leaseID string) (bool, error) {
-	return on.exec(`UPDATE `+m.table+` SET lease_id = ? WHERE lock_id = ? AND lease_id = ?`, []any{leaseID, k.LockID, k.LeaseID})
+	return on.exec(`UPDATE `+m.table+` SET lease_id = ? WHERE lock_id = ? AND lease_id = ?`, []any{leaseID, []byte(k.LockID), k.LeaseID})
 }
 
 // The flags of a connection's status. https://dev.mysql.com/doc/dev/mysql-server/latest/mysql__com_8h.html

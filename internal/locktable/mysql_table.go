@@ -22,7 +22,7 @@ var mysqlShapes = []struct {
 	{field: "LockID", kind: "varbinary(1024)", size: 1024}, // MaxLockIDLength characters of four bytes
 	{field: "CreationTime", precision: 6},
 	{field: "ExpiresAt", precision: 6},
-	{field: "Holder", kind: "longtext CHARACTER SET utf8mb4"},
+	{field: "Holder", kind: "mediumtext CHARACTER SET utf8mb4"},
 }
 
 // shapeMySQL changes the schema that GORM keeps of the model.
@@ -154,7 +154,7 @@ var mysqlTypes = map[string][2]string{
 	"lock_id":       {`^varbinary\((102[4-9]|10[3-9]\d|1[1-9]\d\d|[2-9]\d\d\d)\)`, "varbinary(1024)"},
 	"creation_time": {`^datetime\(6\)`, "datetime(6)"},
 	"expires_at":    {`^datetime\(6\)`, "datetime(6)"},
-	"holder":        {`text|blob|varchar|varbinary`, "longtext CHARACTER SET utf8mb4"},
+	"holder":        {`text|blob|varchar|varbinary`, "mediumtext CHARACTER SET utf8mb4"},
 	"lease_id":      {`^(var)?(char|binary)\((2[7-9]|[3-9]\d|\d{3,})\)`, "varchar(64)"},
 	"token":         {`^bigint\b`, "bigint NOT NULL DEFAULT 0"},
 }
@@ -171,6 +171,7 @@ func (t *mysqlTable) problem() string {
 	case !strings.EqualFold(t.engine, "InnoDB"):
 		return fmt.Sprintf("its engine is %s, which has no transactions: ALTER TABLE ... ENGINE = InnoDB", t.engine)
 	}
+	const mends = " (AutoMigrate does so if the plugin was registered before, and Migrate does)"
 	missing := []string{"id", "lock_id", "creation_time", "expires_at", "holder", "lease_id", "token"}
 	for _, c := range t.columns {
 		i := slices.Index(missing, c.name)
@@ -180,14 +181,13 @@ func (t *mysqlTable) problem() string {
 		case i < 0:
 			continue
 		case !regexp.MustCompile(want[0]).MatchString(c.kind):
-			return fmt.Sprintf("the type of its column %s is %s: make it %s (AutoMigrate does so if the plugin was registered "+
-				"before, and Migrate does)", c.name, c.kind, want[1])
+			return fmt.Sprintf("the type of its column %s is %s: make it %s"+mends, c.name, c.kind, want[1])
 		case c.name == "id" && !strings.Contains(c.extra, "auto_increment"):
 			return "its column id takes no number by itself: make it AUTO_INCREMENT"
 		case c.name == "expires_at" && c.notNull:
 			return "its column expires_at must be NULL for leases that never expire"
 		case c.name == "holder" && c.collation != "" && !strings.HasPrefix(c.collation, "utf8mb4"):
-			return fmt.Sprintf("its column holder has the collation %s and cannot take every name: make it %s", c.collation, want[1])
+			return fmt.Sprintf("its column holder, of %s, cannot take every name: make it %s"+mends, c.collation, want[1])
 		}
 		missing = slices.Delete(missing, i, i+1)
 	}
