@@ -1,5 +1,6 @@
 // Package dbmutex is a mutex for programs that run on several machines and keep their data in a database through GORM:
-// a named lock in a table beside the data, on PostgreSQL (13 or newer) or SQLite (3.36 or newer).
+// a named lock in a table beside the data, on PostgreSQL (13 or newer), MySQL (8.0 or newer), MariaDB (10.6 or newer)
+// or SQLite (3.36 or newer).
 //
 //	gdb, err := gorm.Open(sqlite.Open("app.db"), &gorm.Config{})
 //	err = gdb.Use(dbmutex.New(dbmutex.DefaultSettings()))

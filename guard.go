@@ -16,6 +16,9 @@ import (
 // Call it on the transaction itself. In a nested one it pins the lease only until that one is over, if it rolls back to its
 // savepoint.
 //
+// On MySQL and MariaDB it writes to the row, so renewals wait for the transaction, too. Above READ COMMITTED the database
+// may refuse it if a renewal came since the transaction began (error 1020, as on PostgreSQL a serialization failure).
+//
 // The error is ErrTimeout if the lease was lost, gorm.ErrInvalidTransaction if tx is not a transaction, tx's own, or the
 // database's. Keep such transactions short: Release and ForceRelease wait for them.
 func (l *Lease) Guard(tx *gorm.DB) error {
@@ -30,7 +33,9 @@ func (l *Lease) Guard(tx *gorm.DB) error {
 // context cannot commit after the deadline: begin it on a handle with another context if it should.
 //
 // Call it on the transaction itself, not in a nested one: that may roll back to its savepoint while the whole commits.
-// On SQLite, which keeps no record of transactions, a lease that is gone after ReleaseIn counts as released by it.
+// On SQLite, which keeps no record of transactions, a lease that is gone after ReleaseIn counts as released by it. MySQL and
+// MariaDB keep the record in the row, until somebody else has the mutex. A Release that comes later than that, and after the
+// deadline, calls the lease lost, as nobody can say more.
 func (l *Lease) ReleaseIn(tx *gorm.DB) error {
 	if l != nil && l.inTransaction {
 		return fmt.Errorf("%w: Mutex.Transaction releases its lease itself", ErrInvalidSettings)

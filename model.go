@@ -6,8 +6,11 @@ import "time"
 const MaxLockIDLength = 256
 
 // DBMutex is the table of the leases that are held: one row a mutex, and none once it is released. Make it with
-// DB.Migrate, or with GORM's AutoMigrate. Read it as you like; write it only through this package. The table's name follows
-// the handle's NamingStrategy ("db_mutexes" by default), the columns' names do not.
+// DB.Migrate, or with GORM's AutoMigrate once the plugin is registered (on MySQL it chooses types of columns). Read it as
+// you like; write it only through this package. The table's name follows the handle's NamingStrategy ("db_mutexes" by
+// default), the columns' names do not.
+//
+// On MySQL and MariaDB the row of a mutex that is free may stay, without a LeaseID; releases remove such rows after an hour.
 //
 // A row that has run out, of a holder that crashed or of a MinHold, stays until the mutex is used next. Deleting such rows
 // is safe: at the worst a holder that is late, but that nobody has followed, is told that its lease was lost.
@@ -17,7 +20,7 @@ const MaxLockIDLength = 256
 //
 // Ids are compared byte for byte: "job", "JOB" and "job " are three mutexes.
 type DBMutex struct {
-	// ID comes from the table's sequence. It changes with every take-over and is not the fencing token.
+	// ID comes from the table's sequence. It may change with every take-over and is not the fencing token.
 	ID int64 `gorm:"column:id;primaryKey;autoIncrement"`
 	// LockID names the mutex.
 	LockID string `gorm:"column:lock_id;size:256;not null;uniqueIndex"`
@@ -29,6 +32,7 @@ type DBMutex struct {
 	Holder string `gorm:"column:holder;not null"`
 	// LeaseID is random, one per acquisition: the proof of ownership in every statement.
 	LeaseID string `gorm:"column:lease_id;size:64;not null"`
-	// Token is the lease's fencing token on MySQL and MariaDB. It is 0 on the others, which draw it from the id's sequence.
+	// Token is where MySQL and MariaDB keep the fencing token, which is ID<<24 for the first lease of a row, while Token is 0.
+	// The others draw the token from the id's sequence, and Token is always 0.
 	Token int64 `gorm:"column:token;not null;default:0"`
 }

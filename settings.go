@@ -24,7 +24,7 @@ const ttlVariable = "DB_MUTEX_TTL_SECONDS"
 // DefaultSettings: the zero value means leases that never expire.
 type Settings struct {
 	// TTL is how long a lease lasts without renewal, at least a millisecond. It is rounded up to what the database's clock
-	// counts (microseconds on PostgreSQL, milliseconds on SQLite). nil means that leases never expire; beware, a holder that
+	// counts (microseconds; milliseconds on SQLite). nil means that leases never expire; beware, a holder that
 	// crashes then keeps its lock until Mutex.ForceRelease. DefaultSettings has DefaultTTL.
 	TTL *time.Duration
 

@@ -27,11 +27,16 @@ import (
 //   - fn returned an error: the transaction is rolled back, and that error returned.
 //   - The release was not done within 5 seconds: the transaction is rolled back, and the error says so.
 //   - The answer to the COMMIT was lost: another connection asks how the transaction ended. Only if that fails too, the
-//     error says that it is unknown.
+//     error says that it is unknown. (On MySQL and MariaDB also if somebody else has had the mutex since.)
+//
+// On MySQL and MariaDB two things can end a transaction within: a statement that commits implicitly, as all DDL does
+// (https://dev.mysql.com/doc/refman/8.4/en/implicit-commit.html), and a deadlock whose error fn ignores. Transaction finds
+// that out at its end. It then returns an error that matches gorm.ErrInvalidTransaction, but what was committed before
+// stays.
 //
 // ErrInvalidSettings is the error for read-only options and with Settings.SkipHeld. Settings.Renew has an effect on
-// PostgreSQL at READ COMMITTED alone: at higher isolation levels a renewal would make the transaction fail, and SQLite
-// lets nobody else write meanwhile.
+// PostgreSQL at READ COMMITTED, and on MySQL and MariaDB if opts ask for READ COMMITTED: at higher isolation levels a
+// renewal would make the transaction fail. SQLite lets nobody else write meanwhile.
 func (m *Mutex) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) error {
 	if err := m.checkLeasing("Transaction"); err != nil {
 		return err
