@@ -34,7 +34,7 @@ func NewClock(t testing.TB) *Clock {
 // https://github.com/wolfcw/libfaketime
 func (c *Clock) Environment(t testing.TB) []string {
 	t.Helper()
-	library := need(
+	library := postgresKind.engine.need(
 		t, "faketime", []string{"/usr/lib/*/faketime", "/usr/lib/faketime", "/usr/lib64/faketime"}, "libfaketime.so.1",
 	)
 	return []string{"LD_PRELOAD=" + library, "FAKETIME_TIMESTAMP_FILE=" + c.file, "FAKETIME_NO_CACHE=1",
@@ -54,9 +54,9 @@ func (c *Clock) Set(t testing.TB, offset time.Duration) {
 	}
 }
 
-// need returns a file of a program, in one of these folders. If it is missing
-// the test is skipped, or fails, as by Server.
-func need(t testing.TB, name string, folders []string, file string) string {
+// need returns a file of a Debian package, in one of these folders. If it is
+// missing the test is skipped, or fails if the server is required.
+func (e *engine) need(t testing.TB, name string, folders []string, file string) string {
 	t.Helper()
 	for _, folder := range folders {
 		if files, _ := filepath.Glob(filepath.Join(folder, file)); len(files) > 0 {
@@ -64,7 +64,7 @@ func need(t testing.TB, name string, folders []string, file string) string {
 		}
 	}
 	install := fmt.Sprintf("install it (Debian: apt-get install %s)", name)
-	if e := postgresKind.engine; e.required() {
+	if e.required() {
 		t.Fatalf("testdb: no %s, and %s=required: %s", name, e.envWanted, install)
 	}
 	fmt.Fprintf(os.Stderr, "dbmutex tests: no %s, %s is skipped: %s\n", name, t.Name(), install)

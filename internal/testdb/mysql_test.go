@@ -43,3 +43,23 @@ func TestMySQLOfItsOwn(t *testing.T) {
 		assert.Equal(t, want, is, setting)
 	}
 }
+
+func TestGaleraHasTwoNodes(t *testing.T) {
+	nodes := testdb.NewGalera(t)
+	requireRows := func(want ...row) {
+		for _, node := range nodes {
+			var rows []row
+			db := testdb.MySQLAt(node.DSN() + "&wsrep_sync_wait=1").Open(t)
+			require.NoError(t, db.Order("id").Find(&rows).Error)
+			require.Equal(t, want, rows)
+		}
+	}
+	require.NoError(t, nodes[0].Database().Open(t).AutoMigrate(&row{}))
+	require.NoError(t, nodes[0].Database().Open(t).Create(&row{ID: 1}).Error)
+	require.NoError(t, nodes[1].Database().Open(t).Create(&row{ID: 2}).Error)
+	requireRows(row{1}, row{2})
+	nodes[0].Stop(t, "fast")
+	require.NoError(t, nodes[1].Database().Open(t).Create(&row{ID: 3}).Error)
+	nodes[0].Start(t)
+	requireRows(row{1}, row{2}, row{3})
+}

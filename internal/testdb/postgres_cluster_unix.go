@@ -53,10 +53,10 @@ func (c *Cluster) Promote(t testing.TB) {
 
 // PgBouncer starts PgBouncer in transaction mode before the server, and returns
 // its DSN. It ends with the server's test, which is skipped, or fails, as by
-// Server if the machine has none.
+// NewServer if the machine has none.
 func (c *Cluster) PgBouncer(t testing.TB) string {
 	t.Helper()
-	bouncer := need(t, "pgbouncer", append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin"), "pgbouncer")
+	bouncer := c.engine.need(t, "pgbouncer", append(filepath.SplitList(os.Getenv("PATH")), "/usr/sbin"), "pgbouncer")
 	port, err := freePort()
 	if err == nil {
 		err = c.run(

@@ -67,8 +67,9 @@ type Kind struct {
 	on        func(pool gorm.ConnPool) gorm.Dialector
 	verbs     map[string]*regexp.Regexp // of Verb
 	past      string                    // an SQL expression: the time a second ago, as expires_at has it
-	hang      string                    // a statement in a transaction that makes the writes of others wait until the transaction ends
-	letGo     string                    // a statement that undoes hang, where the transaction's end doesn't
+	// hang is a statement in a transaction that makes the writes of others wait until the transaction ends, and letGo one that
+	// undoes it where that end doesn't.
+	hang, letGo string
 }
 
 // kinds are all that Each runs a test on.
