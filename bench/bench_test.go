@@ -48,6 +48,7 @@ func TestBench(t *testing.T) {
 		t.Skip("runs with -args -full or -args -quick")
 	}
 	e := newEnv(t)
+	e.MySQL = newMySQL(t)
 	e.Size = sizeOf()
 	r := &report.Report{Facts: facts(e), Notes: notes()}
 	r.Caption = fmt.Sprintf("%s; %s; PostgreSQL %s", time.Now().Format(time.DateOnly), report.Machine(), e.Postgres.Version)
@@ -160,6 +161,15 @@ func newEnv(t testing.TB) *scenario.Env {
 	return e
 }
 
+// newMySQL starts a server that waits for the disk twice at each commit: for InnoDB's log, and for the binary log.
+func newMySQL(t testing.TB) *server.MySQL {
+	t.Helper()
+	mysql, err := server.NewMySQL(t.Context(), testdb.At("mysql", "").NewServer(t, "log-bin", "sync-binlog = 1").DSN())
+	require.NoError(t, err)
+	t.Cleanup(mysql.Close)
+	return mysql
+}
+
 //go:embed go.mod
 var goMod string
 
@@ -170,6 +180,7 @@ func facts(e *scenario.Env) []report.Fact {
 		{Name: "machine", Value: report.Machine()},
 		{Name: "Go", Value: runtime.Version()},
 		{Name: "PostgreSQL", Value: e.Postgres.Version + ": " + e.Postgres.Settings},
+		{Name: "MySQL", Value: e.MySQL.Version + ": " + e.MySQL.Settings},
 	}
 	for _, store := range []contender.Store{contender.DurableRedis, contender.VolatileRedis} {
 		value := "not there: its contenders are left out"
@@ -194,7 +205,7 @@ func facts(e *scenario.Env) []report.Fact {
 		}
 	}
 	modules = append(modules, "github.com/jackc/pgx/v5", "github.com/lib/pq", "github.com/redis/go-redis/v9",
-		"github.com/mattn/go-sqlite3", "gorm.io/gorm")
+		"github.com/mattn/go-sqlite3", "github.com/go-sql-driver/mysql", "gorm.io/gorm")
 	for i, module := range modules {
 		version := regexp.MustCompile(`(?m)^\t` + regexp.QuoteMeta(module) + ` (\S+)`).FindString(goMod)
 		modules[i] = strings.TrimSpace(version)
@@ -203,10 +214,10 @@ func facts(e *scenario.Env) []report.Fact {
 }
 
 func notes() (notes []report.Fact) {
-	for _, c := range slices.Concat(contender.All(), contender.OnSQLite()) {
+	for _, c := range slices.Concat(contender.All(), contender.OnSQLite(), contender.OnMySQL()) {
 		name := c.Name
-		if c.Store == contender.SQLite {
-			name += " (SQLite)"
+		if c.Store == contender.SQLite || c.Store == contender.MySQL {
+			name += " (" + string(c.Store) + ")"
 		}
 		notes = append(notes, report.Fact{Name: name, Value: c.Note})
 	}

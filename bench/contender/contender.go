@@ -7,6 +7,8 @@ import (
 	"context"
 	"errors"
 	"time"
+
+	"gorm.io/driver/postgres"
 )
 
 const (
@@ -27,11 +29,12 @@ const (
 	DurableRedis  Store = "Redis, appendfsync always"
 	VolatileRedis Store = "Redis, in memory"
 	SQLite        Store = "SQLite"
+	MySQL         Store = "MySQL" // or MariaDB
 )
 
-// Where is what a contender opens: a schema, a database of Redis or a file of its own.
+// Where is what a contender opens: a schema, a database or a file of its own.
 type Where struct {
-	DSN     string // of PostgreSQL, with a search_path, or of SQLite
+	DSN     string // of PostgreSQL, with a search_path, of MySQL, or of SQLite
 	Redis   string // host:port
 	RedisDB int
 }
@@ -74,21 +77,21 @@ var (
 	errLost       = errors.New("the lock was lost")
 )
 
-// All are those on servers. The first is the measure of all.
+// All are those on servers, but for MySQL. The first is the measure of all.
 func All() []Contender {
 	all := append(bares(), dbmutexes()...)
 	all = append(all, pglocks()...)
-	all = append(all, gocronGormLock(), goPglock(), advisoryLock())
+	all = append(all, gocronGormLock(Postgres, postgres.Open), goPglock(), advisoryLock())
 	for _, store := range []Store{DurableRedis, VolatileRedis} {
 		all = append(all, redisLock(store), redsyncLock(store))
 	}
 	return all
 }
 
-// ByName is one of All.
-func ByName(name string) (Contender, bool) {
-	for _, c := range All() {
-		if c.Name == name {
+// ByName is one of All, or of OnMySQL.
+func ByName(store Store, name string) (Contender, bool) {
+	for _, c := range append(All(), OnMySQL()...) {
+		if c.Store == store && c.Name == name {
 			return c, true
 		}
 	}

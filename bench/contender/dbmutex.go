@@ -58,7 +58,7 @@ type ours struct {
 	db   *dbmutex.DB
 }
 
-func openDBMutex(dialector gorm.Dialector, config gorm.Config) (Instance, error) {
+func openDBMutex(dialector gorm.Dialector, config gorm.Config) (*ours, error) {
 	db, pool, err := openGORM(dialector, config)
 	if err != nil {
 		return nil, err

@@ -8,18 +8,17 @@ import (
 
 	gormlock "github.com/go-co-op/gocron-gorm-lock/v2"
 	"github.com/jackc/pgx/v5/pgconn"
-	"gorm.io/driver/postgres"
 	"gorm.io/gorm"
 )
 
-func gocronGormLock() Contender {
+func gocronGormLock(store Store, dialector func(dsn string) gorm.Dialector) Contender {
 	return Contender{
-		Name: "gocron-gorm-lock", Module: "github.com/go-co-op/gocron-gorm-lock/v2", Store: Postgres,
+		Name: "gocron-gorm-lock", Module: "github.com/go-co-op/gocron-gorm-lock/v2", Store: store,
 		Crash: "all of it",
 		Note: "plain gorm.Open; one cycle is one tick of a job, as a tick cannot be locked twice; does not wait; " +
 			"deletes old ticks every 5 s, as by default",
 		Open: func(_ context.Context, where Where) (Instance, error) {
-			db, pool, err := openGORM(postgres.Open(where.DSN), gorm.Config{})
+			db, pool, err := openGORM(dialector(where.DSN), gorm.Config{})
 			if err == nil {
 				err = db.AutoMigrate(&gormlock.CronJobLock{})
 			}
@@ -55,13 +54,10 @@ func (g *gocron) Cycle(ctx context.Context, id string) error {
 
 func (g *gocron) Try(ctx context.Context, id string) error {
 	_, err := g.Acquire(ctx, id)
-	if err == nil {
-		return errNotRefused
-	}
 	if refused := (*pgconn.PgError)(nil); errors.As(err, &refused) && refused.Code == "23505" { // unique_violation
 		return nil
 	}
-	return err
+	return mustBe(errDuplicate, err)
 }
 
 // Acquire does not wait.
@@ -74,6 +70,9 @@ func (g *gocron) Acquire(ctx context.Context, id string) (func() error, error) {
 }
 
 func (g *gocron) Fill(ctx context.Context, n int) error {
+	if g.db.Name() != "postgres" {
+		return errors.ErrUnsupported
+	}
 	return g.db.WithContext(ctx).Exec(`
 INSERT INTO cron_job_locks (created_at, updated_at, job_name, job_identifier, worker, status)
 SELECT now(), now(), 'held ' || n, 'held', 'other', ? FROM generate_series(1, ?::int) n`, gormlock.StatusRunning, n).Error

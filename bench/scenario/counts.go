@@ -69,15 +69,16 @@ func (e *Env) costs(ctx context.Context, en *entrant, operation func(contender.I
 // through is an entrant's place by way of a proxy, with a delay each way.
 func (e *Env) through(en *entrant, delay time.Duration) (*server.Proxy, contender.Where, error) {
 	where, address := en.where, en.where.Redis
-	if en.Store == contender.Postgres {
-		address = e.Postgres.Address()
+	database := e.database(en.Store)
+	if database != nil {
+		address = database.Address()
 	}
 	proxy, err := server.NewProxy(address, delay)
 	if err != nil {
 		return nil, where, err
 	}
-	if en.Store == contender.Postgres {
-		where.DSN = e.Postgres.Through(where.DSN, proxy)
+	if database != nil {
+		where.DSN = database.Through(where.DSN, proxy)
 	} else {
 		where.Redis = proxy.Addr()
 	}
@@ -86,8 +87,8 @@ func (e *Env) through(en *entrant, delay time.Duration) (*server.Proxy, contende
 
 // statements is how many the contenders have sent to a server so far.
 func (e *Env) statements(ctx context.Context, store contender.Store) (int64, error) {
-	if store == contender.Postgres {
-		return e.Postgres.Statements(ctx)
+	if database := e.database(store); database != nil {
+		return database.Statements(ctx)
 	}
 	return e.Redis[store].Commands(ctx)
 }

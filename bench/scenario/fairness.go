@@ -91,7 +91,7 @@ func (e *Env) beside(ctx context.Context, en *entrant, n int, lone, rivals time.
 	jobs := []job{{Waiters: 1, Think: loneThink}, {First: 1, Waiters: n}}
 	for i, each := range []time.Duration{lone, rivals} {
 		j := &jobs[i]
-		j.Contender, j.Where, j.Hold, j.Length = en.Name, en.where, loneHold, e.Size.Lone
+		j.Where, j.Hold, j.Length = en.where, loneHold, e.Size.Lone
 		if each == 0 {
 			continue
 		}
@@ -102,7 +102,7 @@ func (e *Env) beside(ctx context.Context, en *entrant, n int, lone, rivals time.
 		defer proxy.Close()
 		j.Where = where
 	}
-	spans, _, err := e.compete(ctx, en.Store, jobs)
+	spans, _, err := e.compete(ctx, en, jobs)
 	return spans, err
 }
 

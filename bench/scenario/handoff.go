@@ -3,6 +3,7 @@ package scenario
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/gorm-dbmutex/dbmutex/bench/contender"
@@ -15,20 +16,15 @@ const (
 	hotHold    = 20 * time.Millisecond
 )
 
-// waiting are the contenders that can wait.
-func waiting() (contenders []contender.Contender) {
-	for _, c := range contender.All() {
-		if c.Waits {
-			contenders = append(contenders, c)
-		}
-	}
-	return contenders
+// waiting are those of the contenders that can wait.
+func waiting(contenders []contender.Contender) []contender.Contender {
+	return slices.DeleteFunc(slices.Clone(contenders), func(c contender.Contender) bool { return !c.Waits })
 }
 
 func (e *Env) handOff(ctx context.Context) ([]report.Table, error) {
 	var tables []report.Table
 	for _, processes := range []int{1, 2} {
-		table, err := e.handOffBetween(ctx, processes)
+		table, err := e.handOffBetween(ctx, onServers(), processes)
 		if err != nil {
 			return nil, err
 		}
@@ -37,8 +33,8 @@ func (e *Env) handOff(ctx context.Context) ([]report.Table, error) {
 	return tables, nil
 }
 
-func (e *Env) handOffBetween(ctx context.Context, processes int) (table report.Table, err error) {
-	entrants, leave, err := e.enter(ctx, waiting())
+func (e *Env) handOffBetween(ctx context.Context, f field, processes int) (table report.Table, err error) {
+	entrants, leave, err := e.enter(ctx, waiting(f.contenders))
 	if err != nil {
 		return table, err
 	}
@@ -53,10 +49,10 @@ func (e *Env) handOffBetween(ctx context.Context, processes int) (table report.T
 		for i := range jobs {
 			waiters := hotWaiters / processes
 			jobs[i] = job{
-				Contender: en.Name, Where: en.where, First: i * waiters, Waiters: waiters, Hold: hotHold, Length: e.Size.HandOff,
+				Where: en.where, First: i * waiters, Waiters: waiters, Hold: hotHold, Length: e.Size.HandOff,
 			}
 		}
-		spans, statements, err := e.compete(ctx, en.Store, jobs)
+		spans, statements, err := e.compete(ctx, en, jobs)
 		if totals[en] == nil {
 			totals[en] = &total{}
 		}
@@ -76,6 +72,7 @@ func (e *Env) handOffBetween(ctx context.Context, processes int) (table report.T
 	if processes > 1 {
 		in = fmt.Sprintf("in %d processes", processes)
 	}
+	in += f.on
 	table = report.Table{
 		Title: fmt.Sprintf("Hot lock, %d waiters %s", hotWaiters, in),
 		Text: fmt.Sprintf("Each holds the one lock for %v and wants it again at once. A hand-off is from the call of a release "+

@@ -15,21 +15,45 @@ import (
 // baseName is the measure of all, and the first of them.
 const baseName = "bare pair"
 
+// field is who is measured together, and what their tables say of them.
+type field struct {
+	contenders []contender.Contender
+	on         string // the end of a title
+	try        string // of the bare pair
+	counts     string // which statements are
+}
+
+func onServers() field {
+	return field{
+		contenders: contender.All(),
+		try: "The bare pair's try is its upsert, which locks the row and commits, as an upsert with a WHERE does; a SELECT " +
+			"would be cheaper, but could not acquire.",
+		counts: "PostgreSQL does not count those that fail, Redis counts commands, those of scripts too.",
+	}
+}
+
 func (e *Env) uncontended(ctx context.Context) ([]report.Table, error) {
-	entrants, leave, err := e.enter(ctx, contender.All())
+	return e.uncontendedBy(ctx, onServers())
+}
+
+func (e *Env) uncontendedBy(ctx context.Context, f field) ([]report.Table, error) {
+	entrants, leave, err := e.enter(ctx, f.contenders)
 	if err != nil {
 		return nil, err
 	}
 	defer leave()
 	return e.operations(ctx, report.Table{
-		Title: "Uncontended cycle",
-		Text:  "One goroutine acquires and releases a free lock.",
-		Chart: &report.Chart{Title: "Uncontended cycle: median and p99, ms"},
+		Title: "Uncontended cycle" + f.on,
+		Text:  "One goroutine acquires and releases a free lock. " + f.costs(),
 	}, entrants, func(instance contender.Instance) error { return instance.Cycle(ctx, "one") })
 }
 
 func (e *Env) failingTry(ctx context.Context) ([]report.Table, error) {
-	entrants, leave, err := e.enter(ctx, contender.All())
+	return e.failingTryBy(ctx, onServers())
+}
+
+func (e *Env) failingTryBy(ctx context.Context, f field) ([]report.Table, error) {
+	entrants, leave, err := e.enter(ctx, f.contenders)
 	if err != nil {
 		return nil, err
 	}
@@ -47,11 +71,14 @@ func (e *Env) failingTry(ctx context.Context) ([]report.Table, error) {
 		}
 	}
 	return e.operations(ctx, report.Table{
-		Title: "Failing try",
-		Text: "One goroutine is refused a lock that somebody else holds. The bare pair's try is its upsert, which locks the row " +
-			"and commits, as an upsert with a WHERE does; a SELECT would be cheaper, but could not acquire.",
-		Chart: &report.Chart{Title: "Failing try: median and p99, ms"},
+		Title: "Failing try" + f.on,
+		Text:  "One goroutine is refused a lock that somebody else holds. " + f.try + " " + f.costs(),
 	}, entrants, func(instance contender.Instance) error { return instance.Try(ctx, "held 1") })
+}
+
+// costs says what operations counts.
+func (f field) costs() string {
+	return "Statements and round trips are those of one operation; " + f.counts
 }
 
 // operations measures one operation after the other.
@@ -69,8 +96,6 @@ func (e *Env) operations(
 		return nil, err
 	}
 	base := results[0]
-	table.Text += " Statements and round trips are those of one operation; PostgreSQL does not count those that fail, Redis " +
-		"counts commands, those of scripts too."
 	table.Columns = []string{
 		"", "median", "p99", "to the bare pair", "statements", "round trips", "allocations", "server", "its crash leaves",
 	}
@@ -84,7 +109,7 @@ func (e *Env) operations(
 			showCount(c.statements), showCount(c.roundTrips), fmt.Sprintf("%.0f", c.allocations), string(en.Store), en.Crash,
 		})
 	}
-	table.Chart = chart(table.Chart.Title, entrants, results)
+	table.Chart = chart(table.Title+": median and p99, ms", entrants, results)
 	return []report.Table{table}, nil
 }
 
@@ -92,7 +117,11 @@ func (e *Env) operations(
 const goroutines = contender.Pool
 
 func (e *Env) sixteenIDs(ctx context.Context) ([]report.Table, error) {
-	entrants, leave, err := e.enter(ctx, contender.All())
+	return e.sixteenIDsBy(ctx, onServers())
+}
+
+func (e *Env) sixteenIDsBy(ctx context.Context, f field) ([]report.Table, error) {
+	entrants, leave, err := e.enter(ctx, f.contenders)
 	if err != nil {
 		return nil, err
 	}
@@ -123,12 +152,12 @@ func (e *Env) sixteenIDs(ctx context.Context) ([]report.Table, error) {
 	}
 	base := results[0]
 	table := report.Table{
-		Title:   fmt.Sprintf("%d goroutines on %d ids", goroutines, goroutines),
+		Title:   fmt.Sprintf("%d goroutines on %d ids", goroutines, goroutines) + f.on,
 		Text:    "Each goroutine acquires and releases a lock of its own. More cycles per second are better.",
 		Columns: []string{"", "median", "p99", "cycles per second", "cycles per second to the bare pair"},
 	}
-	title := fmt.Sprintf("A cycle while %d goroutines use %d ids: median and p99, ms", goroutines, goroutines)
-	table.Chart = chart(title, entrants, results)
+	title := fmt.Sprintf("A cycle while %d goroutines use %d ids", goroutines, goroutines)
+	table.Chart = chart(title+f.on+": median and p99, ms", entrants, results)
 	for i, en := range entrants {
 		took := stats.Quantile(results[i].blocks, 0.5)
 		table.Rows = append(table.Rows, []string{

@@ -22,6 +22,7 @@ const jobVariable = "DBMUTEX_BENCH_JOB"
 
 // job is what a process of waiters does.
 type job struct {
+	Store          contender.Store
 	Contender      string
 	Where          contender.Where
 	First, Waiters int           // numbers of its waiters
@@ -34,7 +35,7 @@ const ready = "ready\n"
 // compete runs the waiters of a hot lock, each job in a process of its own, and counts the statements from when all are
 // ready.
 func (e *Env) compete(
-	ctx context.Context, store contender.Store, jobs []job,
+	ctx context.Context, en *entrant, jobs []job,
 ) (spans []stats.Span, statements int, err error) {
 	ctx, cancel := context.WithTimeout(ctx, jobs[0].Length+time.Minute)
 	defer cancel() // ends those that are left
@@ -50,6 +51,7 @@ func (e *Env) compete(
 	}
 	children := make([]*child, len(jobs))
 	for i, j := range jobs {
+		j.Store, j.Contender = en.Store, en.Name
 		text, err := json.Marshal(j)
 		if err != nil {
 			return nil, 0, err
@@ -75,7 +77,7 @@ func (e *Env) compete(
 			return nil, 0, errors.Join(err, c.cmd.Wait(), errors.New(c.stderr.String()))
 		}
 	}
-	before, err := e.statements(ctx, store)
+	before, err := e.statements(ctx, en.Store)
 	if err != nil {
 		return nil, 0, err
 	}
@@ -90,7 +92,7 @@ func (e *Env) compete(
 		}
 		spans = append(spans, own...)
 	}
-	after, err := e.statements(ctx, store)
+	after, err := e.statements(ctx, en.Store)
 	return spans, int(after - before), err
 }
 
@@ -112,7 +114,7 @@ func runJob(text string) error {
 	if err := json.Unmarshal([]byte(text), &j); err != nil {
 		return err
 	}
-	c, ok := contender.ByName(j.Contender)
+	c, ok := contender.ByName(j.Store, j.Contender)
 	if !ok {
 		return fmt.Errorf("no contender is called %q", j.Contender)
 	}

@@ -8,6 +8,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"runtime"
+	"slices"
 	"time"
 
 	"golang.org/x/text/language"
@@ -38,6 +39,7 @@ type Size struct {
 // Env is what scenarios run on.
 type Env struct {
 	Postgres *server.Postgres
+	MySQL    *server.MySQL                     // nil: its scenario is not run
 	Redis    map[contender.Store]*server.Redis // without those that could not be started
 	Folder   string                            // for SQLite's files
 	Size     Size
@@ -63,6 +65,27 @@ var All = []Scenario{
 	{"long", (*Env).long},
 	{"snapshot", (*Env).oldSnapshot},
 	{"sqlite", (*Env).sqlite},
+	{"mysql", (*Env).mysql},
+}
+
+// database is a server of contenders that use SQL.
+type database interface {
+	Address() string
+	Place(ctx context.Context) (dsn string, err error)
+	Remove(ctx context.Context, dsn string) error
+	Statements(ctx context.Context) (int64, error)
+	Through(dsn string, proxy *server.Proxy) string
+}
+
+// database is the server of a store, nil if that is a Redis.
+func (e *Env) database(store contender.Store) database {
+	switch store {
+	case contender.Postgres:
+		return e.Postgres
+	case contender.MySQL:
+		return e.MySQL
+	}
+	return nil
 }
 
 // entrant is a contender with a schema, or the like, of its own.
@@ -76,7 +99,7 @@ type entrant struct {
 func (e *Env) enter(ctx context.Context, contenders []contender.Contender) (entrants []*entrant, leave func(), err error) {
 	leave = func() { e.leave(entrants) }
 	for _, c := range contenders {
-		if c.Store != contender.Postgres && e.Redis[c.Store] == nil {
+		if e.database(c.Store) == nil && e.Redis[c.Store] == nil {
 			continue
 		}
 		en := &entrant{Contender: c}
@@ -92,18 +115,19 @@ func (e *Env) enter(ctx context.Context, contenders []contender.Contender) (entr
 	return entrants, leave, nil
 }
 
-// named are the contenders with these names.
+// named are those of all contenders with these names.
 func named(names ...string) (contenders []contender.Contender) {
 	for _, name := range names {
-		c, _ := contender.ByName(name)
-		contenders = append(contenders, c)
+		all := contender.All()
+		i := slices.IndexFunc(all, func(c contender.Contender) bool { return c.Name == name })
+		contenders = append(contenders, all[i])
 	}
 	return contenders
 }
 
 func (e *Env) place(ctx context.Context, store contender.Store) (where contender.Where, err error) {
-	if store == contender.Postgres {
-		where.DSN, err = e.Postgres.Schema(ctx)
+	if database := e.database(store); database != nil {
+		where.DSN, err = database.Place(ctx)
 		return where, err
 	}
 	where = contender.Where{Redis: e.Redis[store].Addr(), RedisDB: e.redisDBs}
@@ -117,8 +141,8 @@ func (e *Env) leave(entrants []*entrant) {
 	defer cancel()
 	for _, en := range entrants {
 		en.Close()
-		if en.Store == contender.Postgres {
-			_ = e.Postgres.DropSchema(ctx, en.where.DSN)
+		if database := e.database(en.Store); database != nil {
+			_ = database.Remove(ctx, en.where.DSN)
 		}
 	}
 	for _, redis := range e.Redis {

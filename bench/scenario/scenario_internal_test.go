@@ -100,14 +100,17 @@ func TestTheBoundOfAWait(t *testing.T) {
 }
 
 func TestContendersHaveNames(t *testing.T) {
-	assert.Equal(t, baseName, contender.All()[0].Name)
-	seen := map[string]bool{}
-	for _, c := range contender.All() {
-		assert.False(t, seen[c.Name], c.Name)
-		seen[c.Name] = true
+	for _, all := range [][]contender.Contender{contender.All(), contender.OnMySQL()} {
+		assert.Equal(t, baseName, all[0].Name)
+		seen := map[string]bool{}
+		for _, c := range all {
+			assert.False(t, seen[c.Name], c.Name)
+			seen[c.Name] = true
+			found, ok := contender.ByName(c.Store, c.Name)
+			assert.True(t, ok)
+			assert.Equal(t, c.Note, found.Note)
+		}
 	}
-	_, ok := contender.ByName("dbmutex")
-	assert.True(t, ok)
 	for _, c := range fair() {
 		assert.True(t, c.Waits, c.Name)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"sync"
 
+	"github.com/gorm-dbmutex/dbmutex/bench/contender"
 	"github.com/gorm-dbmutex/dbmutex/bench/report"
 )
 
@@ -17,7 +18,7 @@ func (e *Env) waiters(ctx context.Context) ([]report.Table, error) {
 			"those that the server got meanwhile.", e.Size.Waiting),
 		Columns: []string{"", "1 waiter: statements", thousands(many) + " waiters: statements"},
 	}
-	entrants, leave, err := e.enter(ctx, waiting())
+	entrants, leave, err := e.enter(ctx, waiting(contender.All()))
 	if err != nil {
 		return nil, err
 	}

@@ -50,15 +50,15 @@ func NewPostgres(ctx context.Context, dsn string) (*Postgres, error) {
 // Address is where clients find it.
 func (p *Postgres) Address() string { return p.address }
 
-// Schema makes a fresh schema and returns its DSN.
-func (p *Postgres) Schema(ctx context.Context) (string, error) {
+// Place makes a fresh schema and returns its DSN.
+func (p *Postgres) Place(ctx context.Context) (string, error) {
 	p.schemas++
 	name := fmt.Sprintf("bench_%d", p.schemas)
 	return p.dsn + " search_path=" + name, p.run(ctx, p.dsn, `CREATE SCHEMA `+name)
 }
 
-// DropSchema removes the schema of a DSN.
-func (p *Postgres) DropSchema(ctx context.Context, dsn string) error {
+// Remove drops the schema of a DSN.
+func (p *Postgres) Remove(ctx context.Context, dsn string) error {
 	_, name, _ := strings.Cut(dsn, " search_path=")
 	return p.run(ctx, p.dsn, `DROP SCHEMA `+name+` CASCADE`)
 }
