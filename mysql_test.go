@@ -22,7 +22,9 @@ import (
 // The tests of this file are about what MySQL and MariaDB alone have.
 
 // with is a database whose sessions have settings, as the DSN of go-sql-driver gives them.
-func with(d *testdb.Database, settings string) *testdb.Database { return testdb.MySQLAt(d.DSN + "&" + settings) }
+func with(d *testdb.Database, settings string) *testdb.Database {
+	return testdb.MySQLAt(d.DSN + "&" + settings)
+}
 
 func TestIDsAreExactWhateverTheCharset(t *testing.T) {
 	for _, charset := range []string{"latin1", "utf8mb4", "utf8mb3 COLLATE utf8mb3_general_ci", "ucs2"} {
