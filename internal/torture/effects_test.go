@@ -45,8 +45,9 @@ func (u *usage) count(tx *gorm.DB, attempt string) error {
 }
 
 func (u *usage) isolation() []*sql.TxOptions {
-	if u.Isolates && u.maybe(0.2) {
-		return []*sql.TxOptions{{Isolation: sql.LevelRepeatableRead}}
+	if u.Isolates && u.maybe(0.3) {
+		levels := []sql.IsolationLevel{sql.LevelReadCommitted, sql.LevelRepeatableRead}
+		return []*sql.TxOptions{{Isolation: levels[u.rand.IntN(len(levels))]}}
 	}
 	return nil
 }

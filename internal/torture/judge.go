@@ -58,7 +58,8 @@ type doubt struct {
 	from, to int64
 }
 
-func newRecord(history []*operation, crashes []interval) *record {
+// newRecord is the record of one mutex. A crash may have undone what was released undone before it, or later.
+func newRecord(history []*operation, crashes []interval, undone int64) *record {
 	r := &record{history: history, crashes: crashes, leases: map[string]*lease{}, numbers: []*lease{nil}, anyTime: never}
 	for _, o := range history {
 		switch o.Verb {
@@ -94,7 +95,7 @@ func newRecord(history []*operation, crashes []interval) *record {
 			}
 			l.releases = append(l.releases, interval{o.Call, end})
 			for _, crash := range crashes {
-				if o.Call <= crash.to && end >= crash.from-undoWindow {
+				if o.Call <= crash.to && end >= crash.from-undone {
 					l.back = min(l.back, crash.from)
 				}
 			}

@@ -203,7 +203,7 @@ func TestJudgeOrder(t *testing.T) {
 			gets(0, 2, "a", 1), at(10, 11, holder, "", free)}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			verdict, why := newRecord(c.history, c.crashes).judgeOrder(time.Minute)
+			verdict, why := newRecord(c.history, c.crashes, undoWindow).judgeOrder(time.Minute)
 			if assert.Equal(t, c.verdict, verdict) && why != nil {
 				assert.Contains(t, why.excerpt(), "?", "the excerpt shows what is not explained")
 			}

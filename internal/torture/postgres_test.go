@@ -5,9 +5,7 @@ package torture
 import (
 	"context"
 	"errors"
-	"math/rand/v2"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -21,7 +19,6 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
-	"github.com/gorm-dbmutex/dbmutex/internal/proxy"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
@@ -41,10 +38,9 @@ func init() {
 
 // postgresArena is a server, and a network to it for each worker.
 type postgresArena struct {
+	*network
 	cluster *testdb.Cluster
-	proxies []*proxy.Proxy
 	db      *dbmutex.DB
-	healers sync.WaitGroup // what ends faults that last
 }
 
 // ourselves is the application_name of the parent's sessions.
@@ -55,15 +51,14 @@ func newPostgres(t *testing.T) *postgresArena {
 	db, err := gorm.Open(postgres.Open(a.cluster.DSN()+" application_name="+ourselves), &gorm.Config{Logger: logger.Discard})
 	require.NoError(t, err)
 	a.db = migrate(t, db)
-	for range workers {
-		a.proxies = append(a.proxies, proxy.New(t, testdb.PostgresAt(a.cluster.DSN())))
-	}
+	a.network = newNetwork(t, a.cluster.Database())
 	return a
 }
 
 func (a *postgresArena) begin(t *testing.T, r *round) {
 	r.db = a.db
 	r.job.Driver, r.job.Notifies, r.job.Isolates = pgxDriver, true, true
+	r.undone = undoWindow // a release never waits for the disk
 	r.async = r.maybe(0.5)
 	if r.async {
 		r.setting = "synchronous_commit=off"
@@ -105,7 +100,7 @@ func (a *postgresArena) begin(t *testing.T, r *round) {
 		})
 	}
 	if r.maybe(0.7) {
-		a.breakNetwork(r)
+		a.breakIn(r, 5)
 	}
 }
 
@@ -118,72 +113,6 @@ func (a *postgresArena) stopBackends(r *round) {
 		_ = syscall.Kill(id, syscall.SIGSTOP)
 		time.Sleep(r.upTo(30 * time.Millisecond))
 		_ = syscall.Kill(id, syscall.SIGCONT)
-	}
-}
-
-// breakNetwork makes the network one that breaks.
-func (a *postgresArena) breakNetwork(r *round) {
-	one := func() *proxy.Proxy { return a.proxies[r.rand.IntN(len(a.proxies))] }
-	heal := func(d time.Duration, how func()) {
-		a.healers.Add(1)
-		time.AfterFunc(d, func() { defer a.healers.Done(); how() })
-	}
-	if r.maybe(0.7) {
-		chance, late := 0.03*r.rand.Float64(), 0.0
-		if r.maybe(0.4) {
-			late = 0.04 * r.rand.Float64()
-		}
-		for _, p := range a.proxies {
-			dice := rand.New(rand.NewPCG(r.rand.Uint64(), 0))
-			p.Choose(func(string) *proxy.Fault {
-				switch roll := dice.Float64(); {
-				case roll < chance/4:
-					r.total.add("fault: request lost", 1)
-					return &proxy.Fault{Unsent: true}
-				case roll < chance:
-					r.total.add("fault: answer lost", 1)
-					return &proxy.Fault{After: dice.IntN(5)}
-				case roll < chance+late:
-					r.total.add("fault: request late", 1)
-					const least = 200 * time.Millisecond
-					return &proxy.Fault{Late: least + time.Duration(dice.Int64N(int64(latest-least)))}
-				}
-				return nil
-			})
-		}
-	}
-	if r.maybe(0.4) {
-		r.suffer("network reset", func(*testing.T) { one().Reset() })
-	}
-	if r.maybe(0.15) {
-		r.sufferOnce("network refuses for long", func(*testing.T) {
-			p := one()
-			p.Refuse()
-			time.Sleep(r.absence())
-			p.Admit()
-		})
-	}
-	if r.maybe(0.4) {
-		r.suffer("network frozen", func(*testing.T) {
-			p := one()
-			p.Freeze()
-			heal(100*time.Millisecond+r.upTo(700*time.Millisecond), p.Thaw)
-		})
-	}
-	if r.maybe(0.3) {
-		r.suffer("network slow", func(*testing.T) {
-			p := one()
-			p.Drag(r.upTo(8 * time.Millisecond))
-			heal(r.upTo(500*time.Millisecond), func() { p.Drag(0) })
-		})
-	}
-}
-
-func (a *postgresArena) calm() {
-	a.healers.Wait()
-	for _, p := range a.proxies {
-		p.Choose(nil)
-		p.Deliver()
 	}
 }
 

@@ -84,6 +84,7 @@ type round struct {
 	gap     time.Duration // between faults, on average
 	setting string        // of the database
 	async   bool          // commits do not wait for the disk
+	undone  int64         // for how long before a crash a release may have been undone
 
 	workers []*worker
 	started int // workers
@@ -161,7 +162,7 @@ func (r *round) judge(t *testing.T) {
 	}
 	for _, id := range r.mutexes {
 		history := byMutex[id]
-		record := newRecord(history, r.crashes)
+		record := newRecord(history, r.crashes, r.undone)
 		result, why := record.judgeOrder(judgeLimit)
 		r.total.add("histories "+string(result), 1)
 		switch {

@@ -31,7 +31,7 @@ const jobVariable = "DBMUTEX_TORTURE_JOB"
 type job struct {
 	Driver, DSN string // of drivers
 	Notifies    bool   // releases can be heard of in other processes
-	Isolates    bool   // transactions may have a higher isolation level
+	Isolates    bool   // transactions may have an isolation level of their own
 	Seed        uint64
 	Mutexes     []string
 	First       int // the number of its first client
@@ -122,7 +122,9 @@ const removal = 70 * time.Second
 func awaitRemoval(db *dbmutex.DB, holders []string) error {
 	for wait := time.Now().Add(removal); len(holders) > 0; time.Sleep(50 * time.Millisecond) {
 		var left []string
-		err := db.Model(&dbmutex.DBMutex{}).Where("expires_at IS NULL AND holder IN ?", holders).Pluck("holder", &left).Error
+		err := db.Gorm.Transaction(func(tx *gorm.DB) error { // the session may begin one itself, and not end it
+			return tx.Model(&dbmutex.DBMutex{}).Where("expires_at IS NULL AND holder IN ?", holders).Pluck("holder", &left).Error
+		})
 		if err == nil && len(left) == 0 {
 			return nil
 		}
