@@ -3,6 +3,7 @@ package locktable
 import (
 	"context"
 	"database/sql"
+	"database/sql/driver"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -311,7 +312,13 @@ func (m *mysql) clean(on executor) (left bool, restore func(), err error) {
 	}
 	if !autocommit {
 		_, err = conn.ExecContext(on.ctx, `SET autocommit = 1`)
-		restore = func() { _, _ = conn.ExecContext(context.WithoutCancel(on.ctx), `SET autocommit = 0`) }
+		restore = func() {
+			limited, cancel := context.WithTimeout(context.WithoutCancel(on.ctx), Limit)
+			defer cancel()
+			if _, err := conn.ExecContext(limited, `SET autocommit = 0`); err != nil {
+				_ = conn.Raw(func(any) error { return driver.ErrBadConn }) // the pool then drops it
+			}
+		}
 	}
 	return left, restore, err
 }
