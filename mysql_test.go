@@ -284,15 +284,15 @@ func TestLocksOfTheLockDoNotDeadlock(t *testing.T) {
 		"neighbours":  func(worker, i int) string { return fmt.Sprintf("job %d %d", i, worker) },
 		"one of many": func(worker, i int) string { return fmt.Sprint("job ", (worker+i)%4) },
 	}
-	for _, level := range []string{"READ-UNCOMMITTED", "READ-COMMITTED", "REPEATABLE-READ", "SERIALIZABLE"} {
-		db := open(t, with(d, "tx_isolation='"+level+"'")).WithContext(limited(t))
+	for _, level := range []string{"READ UNCOMMITTED", "READ COMMITTED", "REPEATABLE READ", "SERIALIZABLE"} {
+		require.NoError(t, d.Open(t).Exec(`SET GLOBAL TRANSACTION ISOLATION LEVEL `+level).Error)
+		db := open(t, d).WithContext(limited(t)) // a new pool
 		for name, id := range ids {
 			var wg sync.WaitGroup
 			for worker := range 16 {
 				wg.Go(func() {
 					for i := range 20 {
-						err := errors.Join(cycle(db, id(worker, i), i))
-						if err != nil {
+						if err := cycle(db, id(worker, i), i); err != nil {
 							t.Errorf("%s, %s: %v", level, name, err)
 							return
 						}

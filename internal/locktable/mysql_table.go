@@ -59,9 +59,9 @@ type mysqlIndex struct {
 }
 
 type mysqlTable struct {
-	version, engine, of string
-	columns             []mysqlColumn
-	indexes             []*mysqlIndex
+	version, mode, engine, of string
+	columns                   []mysqlColumn
+	indexes                   []*mysqlIndex
 }
 
 func (m *mysql) inspect(on executor) error {
@@ -94,9 +94,11 @@ func (m *mysql) describe(on executor) (t mysqlTable, err error) {
 	if !qualified {
 		database, name = "", m.name
 	}
-	_, err = on.queryOne(`SELECT VERSION(), COALESCE(MAX(engine), ''), COALESCE(MAX(table_type), '')
-FROM information_schema.tables WHERE table_schema = COALESCE(NULLIF(?, ''), DATABASE()) AND table_name = ?`,
-		[]any{database, name}, &t.version, &t.engine, &t.of)
+	var engine, of sql.NullString
+	_, err = on.queryOne(`SELECT VERSION(), @@sql_mode, MAX(engine), MAX(table_type)
+FROM information_schema.tables WHERE table_schema = CASE ? WHEN 0 THEN DATABASE() ELSE ? END AND table_name = ?`,
+		[]any{len(database), database, name}, &t.version, &t.mode, &engine, &of)
+	t.engine, t.of = engine.String, of.String
 	if err != nil {
 		return t, err
 	}
@@ -164,6 +166,8 @@ func (t *mysqlTable) problem() string {
 	switch {
 	case t.tooOld():
 		return "the server is " + t.version + ": dbmutex needs SKIP LOCKED, which MySQL has from 8.0 on and MariaDB from 10.6 on"
+	case strings.Contains(t.mode, "EMPTY_STRING_IS_NULL"):
+		return "the session's sql_mode has EMPTY_STRING_IS_NULL, under which no row can be free: leave that out"
 	case t.of == "":
 		return "it is temporary, so that every connection has its own: make one that is not"
 	case !strings.Contains(t.of, "BASE TABLE"):

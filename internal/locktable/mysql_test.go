@@ -15,3 +15,8 @@ func TestServersThatAreTooOld(t *testing.T) {
 		require.Equal(t, old, (&mysqlTable{version: version}).tooOld(), version)
 	}
 }
+
+// MariaDB has it, MySQL does not.
+func TestASessionWhoseEmptyTextsAreNullIsRefused(t *testing.T) {
+	require.Contains(t, (&mysqlTable{mode: "ANSI_QUOTES,EMPTY_STRING_IS_NULL"}).problem(), "leave that out")
+}
