@@ -56,8 +56,8 @@ func init() {
 		},
 		taken:   "Bind on TCP/IP port",
 		install: installMySQL,
-		start: func(data, port string) string {
-			return strings.NewReplacer("DATA", data, "PORT", port).Replace(startMySQL)
+		start: func(env, data, port string) string {
+			return strings.NewReplacer("ENV", env, "DATA", data, "PORT", port).Replace(startMySQL)
 		},
 		stop: func(data, mode string) string {
 			signal := map[string]string{"fast": "TERM", "immediate": "KILL"}[mode]
@@ -79,7 +79,8 @@ const (
 esac`
 
 	// It waits until the server is ready, or has ended.
-	startMySQL = `"$bin" --defaults-file="$folder/DATA/my.cnf" --datadir="$folder/DATA" --port=PORT >DATA.log 2>&1 &
+	startMySQL = `: >DATA.log;
+ENV "$bin" --defaults-file="$folder/DATA/my.cnf" --datadir="$folder/DATA" --port=PORT >>DATA.log 2>&1 &
 echo $! >DATA.pid;
 until grep 'ready for connections' DATA.log; do
 	kill -0 "$(cat DATA.pid)" || { cat DATA.log; rm DATA.pid; break; };

@@ -36,7 +36,7 @@ func TestMySQLOfItsOwn(t *testing.T) {
 	}
 	db := testdb.MySQL(t).Open(t)
 	for setting, want := range map[string]string{
-		"bind_address": "127.0.0.1", "max_connections": "500", "innodb_flush_log_at_trx_commit": "1", "innodb_doublewrite": "1",
+		"bind_address": "127.0.0.1", "max_connections": "500", "innodb_flush_log_at_trx_commit": "1",
 	} {
 		var is string
 		require.NoError(t, db.Raw(`SELECT @@`+setting).Scan(&is).Error)

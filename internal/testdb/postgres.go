@@ -57,8 +57,8 @@ func init() {
 		settings: []string{"listen_addresses = '127.0.0.1'", "max_connections = 200"},
 		taken:    "could not create any TCP/IP sockets",
 		install:  `"$bin/initdb" -D data -U postgres --auth=trust --encoding=UTF8 --locale=C --no-sync`,
-		start: func(data, port string) string {
-			return fmt.Sprintf(`"$bin/pg_ctl" start -w -t 120 -D %s -l log -o "-p %s -k '$folder'"`, data, port)
+		start: func(env, data, port string) string {
+			return fmt.Sprintf(`%s "$bin/pg_ctl" start -w -t 120 -D %s -l log -o "-p %s -k '$folder'"`, env, data, port)
 		},
 		stop:    func(data, mode string) string { return fmt.Sprintf(`"$bin/pg_ctl" stop -D %s -m %s`, data, mode) },
 		prepare: func(*Server) error { return nil },

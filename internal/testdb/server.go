@@ -25,9 +25,8 @@ type engine struct {
 	taken    string                   // what a server says whose port another process has
 
 	// What makes a server's data in the folder data, and starts and stops a server: commands for the supervisor's shell.
-	// That of start begins with a program.
 	install string
-	start   func(data, port string) string
+	start   func(env, data, port string) string
 	stop    func(data, mode string) string
 	// prepare makes the database, on a server that was started for the first time.
 	prepare func(s *Server) error

@@ -197,7 +197,7 @@ func (s *Server) start() error {
 				return err
 			}
 		}
-		err := s.run(s.env + " " + s.engine.start(s.data, port))
+		err := s.run(s.engine.start(s.env, s.data, port))
 		if err == nil {
 			s.port = port
 			return nil
