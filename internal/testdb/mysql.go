@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -63,7 +64,7 @@ func init() {
 			signal := map[string]string{"fast": "TERM", "immediate": "KILL"}[mode]
 			return strings.NewReplacer("DATA", data, "SIGNAL", signal).Replace(stopMySQL)
 		},
-		prepare: func(s *Server) error { return runMySQL(mysqlDSN(s.port, ""), "CREATE DATABASE dbmutex") },
+		started: startedMySQL,
 		apply: func(s *Server, settings []string) error {
 			return runMySQL(s.DSN(), "SET GLOBAL "+strings.Join(settings, ", "))
 		},
@@ -82,7 +83,7 @@ esac`
 	startMySQL = `: >DATA.log;
 ENV "$bin" --defaults-file="$folder/DATA/my.cnf" --datadir="$folder/DATA" --port=PORT >>DATA.log 2>&1 &
 echo $! >DATA.pid;
-until grep 'ready for connections' DATA.log; do
+until grep 'd: ready for connections' DATA.log; do
 	kill -0 "$(cat DATA.pid)" || { cat DATA.log; rm DATA.pid; break; };
 	sleep 0.05;
 done;
@@ -90,6 +91,17 @@ done;
 
 	stopMySQL = `pid=$(cat DATA.pid) && kill -s SIGNAL "$pid" && { wait "$pid"; rm DATA.pid; }`
 )
+
+// startedMySQL makes the database. A node of Galera's may have to join its peer before.
+func startedMySQL(s *Server) error {
+	for giveUp := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
+		err := runMySQL(mysqlDSN(s.port, ""), "CREATE DATABASE IF NOT EXISTS dbmutex")
+		var refused *driver.MySQLError
+		if !errors.As(err, &refused) || refused.Number != 1047 || time.Now().After(giveUp) { // ER_UNKNOWN_COM_ERROR
+			return err
+		}
+	}
+}
 
 func mysqlDSN(port, database string) string {
 	return "root@tcp(127.0.0.1:" + port + ")/" + database + "?parseTime=true"

@@ -61,7 +61,7 @@ func init() {
 			return fmt.Sprintf(`%s "$bin/pg_ctl" start -w -t 120 -D %s -l log -o "-p %s -k '$folder'"`, env, data, port)
 		},
 		stop:    func(data, mode string) string { return fmt.Sprintf(`"$bin/pg_ctl" stop -D %s -m %s`, data, mode) },
-		prepare: func(*Server) error { return nil },
+		started: func(*Server) error { return nil },
 		apply:   func(s *Server, _ []string) error { return s.run(`"$bin/pg_ctl" reload -D ` + s.data) },
 	}
 }

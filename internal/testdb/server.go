@@ -28,8 +28,8 @@ type engine struct {
 	install string
 	start   func(env, data, port string) string
 	stop    func(data, mode string) string
-	// prepare makes the database, on a server that was started for the first time.
-	prepare func(s *Server) error
+	// started returns when a server that was started can be used, and has its database.
+	started func(s *Server) error
 	// apply makes a running server heed what was added to its configuration.
 	apply func(s *Server, settings []string) error
 

@@ -148,10 +148,7 @@ func (e *engine) launch(settings []string) (*Server, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err = s.start(); err == nil {
-		err = e.prepare(s)
-	}
-	if err != nil {
+	if err := s.start(); err != nil {
 		s.close()
 		return nil, err
 	}
@@ -200,7 +197,7 @@ func (s *Server) start() error {
 		err := s.run(s.engine.start(s.env, s.data, port))
 		if err == nil {
 			s.port = port
-			return nil
+			return s.engine.started(s)
 		}
 		// Another process may have taken the port between its choice and its use.
 		if try == 5 || !strings.Contains(err.Error(), s.engine.taken) {
