@@ -3,6 +3,7 @@ package faults_test
 import (
 	"context"
 	"crypto/rand"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	mathrand "math/rand/v2"
@@ -229,7 +230,9 @@ func cutting(t *testing.T, direct, proxied *dbmutex.DB, cut func() error) {
 					})
 					return errors.Join(err, direct.Exec(`UPDATE counters SET n = ?`, n+1).Error)
 				})
-				if err != nil && !strings.HasPrefix(err.Error(), `dbmutex: acquire "job": failed to connect`) {
+				unconnected := errors.Is(err, driver.ErrBadConn) ||
+					err != nil && strings.HasPrefix(err.Error(), `dbmutex: acquire "job": failed to connect`)
+				if err != nil && !unconnected {
 					t.Error(err)
 					return
 				}
@@ -254,11 +257,8 @@ func TestConnectionsThatAreReset(t *testing.T) {
 func TestConnectionsThatAreTerminated(t *testing.T) {
 	t.Parallel()
 	faults.OnNetwork(t, func(t *testing.T, direct, _ *dbmutex.DB, network *proxy.Proxy) {
-		name := currentSchema(t, direct) + "_victim"
-		victim := openDSN(t, withSetting(network.Database.DSN, "application_name", name))
-		cutting(t, direct, victim, func() error {
-			return direct.Exec(`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = ?`, name).Error
-		})
+		victims, kill := network.Database.Victims(t)
+		cutting(t, direct, victims.Registered(t, dbmutex.DefaultSettings()), kill)
 	})
 }
 
@@ -349,50 +349,47 @@ func TestAContextEndsAnAcquireOnAFrozenNetwork(t *testing.T) {
 // The server's own limits, if somebody locks the whole table for a while.
 func TestTheServersTimeLimits(t *testing.T) {
 	t.Parallel()
-	for _, limit := range []string{"statement_timeout", "lock_timeout"} {
-		t.Run(limit, func(t *testing.T) {
-			d := testdb.Postgres(t)
-			direct := open(t, d)
-			hasty := openDSN(t, withSetting(d.DSN, limit, "500ms"))
-			lock := func() (unlock func()) {
-				tx := direct.Begin()
-				require.NoError(t, tx.Exec(`LOCK TABLE db_mutexes IN ACCESS EXCLUSIVE MODE`).Error)
-				return func() { require.NoError(t, tx.Rollback().Error) }
-			}
-			renewed, released := acquire(t, hasty, "renewed"), acquire(t, hasty, "released")
+	testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) {
+		for _, limit := range d.StatementLimits(t) {
+			t.Run(limit.Name, func(t *testing.T) {
+				direct := open(t, d)
+				hasty := d.With(limit.Name, limit.Value).Registered(t, dbmutex.DefaultSettings())
+				renewed, released := acquire(t, hasty, "renewed"), acquire(t, hasty, "released")
 
-			unlock := lock()
-			err := hasty.Mutex("job").Do(func(context.Context) error { panic("ran") })
-			require.NotErrorIs(t, err, dbmutex.ErrNotAcquired)
-			require.ErrorContains(t, err, map[string]string{"statement_timeout": "57014", "lock_timeout": "55P03"}[limit])
-			outcomes := make(chan error, 2)
-			go func() { outcomes <- renewed.Renew() }()
-			go func() { outcomes <- released.Release() }()
-			time.Sleep(1500 * time.Millisecond)
-			unlock()
-			require.NoError(t, <-outcomes, "a holder goes on trying")
-			require.NoError(t, <-outcomes)
-			require.Nil(t, row(t, direct, "job"))
-			require.Nil(t, row(t, direct, "released"))
-		})
-	}
-	t.Run("idle_in_transaction_session_timeout", func(t *testing.T) {
-		d := testdb.Postgres(t)
-		direct := open(t, d)
-		require.NoError(t, direct.Exec(`CREATE TABLE made (id integer)`).Error)
-		hasty := openDSN(t, withSetting(d.DSN, "idle_in_transaction_session_timeout", "500ms"))
-		err := hasty.Mutex("job").Transaction(func(tx *gorm.DB) error {
-			require.NoError(t, tx.Exec(`INSERT INTO made VALUES (1)`).Error)
-			time.Sleep(1500 * time.Millisecond)
-			return nil
-		})
-		require.Error(t, err)
-		require.NotErrorIs(t, err, dbmutex.ErrTimeout)
-		require.NotContains(t, err.Error(), "unknown")
-		require.Nil(t, row(t, direct, "job"))
-		var n int
-		require.NoError(t, direct.Raw(`SELECT count(*) FROM made`).Scan(&n).Error)
-		require.Zero(t, n)
+				unlock := d.Hang(t)
+				err := hasty.Mutex("job").Do(func(context.Context) error { panic("ran") })
+				require.NotErrorIs(t, err, dbmutex.ErrNotAcquired)
+				require.ErrorContains(t, err, limit.Error)
+				outcomes := make(chan error, 2)
+				go func() { outcomes <- renewed.Renew() }()
+				go func() { outcomes <- released.Release() }()
+				time.Sleep(1500 * time.Millisecond)
+				unlock()
+				require.NoError(t, <-outcomes, "a holder goes on trying")
+				require.NoError(t, <-outcomes)
+				require.Nil(t, row(t, direct, "job"))
+				require.Nil(t, row(t, direct, "released"))
+			})
+		}
+		for _, limit := range d.IdleLimits(t) {
+			t.Run(limit.Name, func(t *testing.T) {
+				direct := open(t, d)
+				require.NoError(t, direct.Exec(`CREATE TABLE made (id integer)`).Error)
+				hasty := d.With(limit.Name, limit.Value).Registered(t, dbmutex.DefaultSettings())
+				err := hasty.Mutex("job").Transaction(func(tx *gorm.DB) error {
+					require.NoError(t, tx.Exec(`INSERT INTO made VALUES (1)`).Error)
+					time.Sleep(1500 * time.Millisecond)
+					return nil
+				})
+				require.Error(t, err)
+				require.NotErrorIs(t, err, dbmutex.ErrTimeout)
+				require.NotContains(t, err.Error(), "unknown")
+				require.Nil(t, row(t, direct, "job"))
+				var n int
+				require.NoError(t, direct.Raw(`SELECT count(*) FROM made`).Scan(&n).Error)
+				require.Zero(t, n)
+			})
+		}
 	})
 }
 

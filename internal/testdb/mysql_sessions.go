@@ -1,0 +1,60 @@
+package testdb
+
+import (
+	"crypto/rand"
+	"fmt"
+	"slices"
+	"testing"
+
+	driver "github.com/go-sql-driver/mysql"
+)
+
+func init() {
+	_ = driver.SetLogger(&driver.NopLogger{}) // each connection that is cut
+	mysqlKind.with = func(dsn, name, value string) string {
+		return changed(dsn, func(c *driver.Config) { c.Params[name] = value })
+	}
+	mysqlKind.limits = func(t testing.TB, d *Database, idle bool) []Limit {
+		limits := []Limit{{"lock_wait_timeout", "1", "1205"}, {"max_statement_time", "0.5", "1969"}}
+		if idle {
+			limits = []Limit{{"idle_transaction_timeout", "1", ""}}
+		}
+		return slices.DeleteFunc(limits, func(limit Limit) bool { // MySQL has few
+			var name, value string
+			_ = d.Open(t).Raw(`SHOW VARIABLES LIKE '`+limit.Name+`'`).Row().Scan(&name, &value)
+			return name == ""
+		})
+	}
+	mysqlKind.victims = func(t testing.TB, d *Database) (*Database, func() error) {
+		name := "victim_" + rand.Text()[:16]
+		killer := d.Open(t)
+		if err := killer.Exec(`CREATE USER ` + name).Error; err != nil {
+			t.Fatalf("testdb: %v", err)
+		}
+		t.Cleanup(func() { _ = runMySQL(d.DSN, `DROP USER `+name) })
+		if err := killer.Exec(`GRANT ALL ON *.* TO ` + name).Error; err != nil {
+			t.Fatalf("testdb: %v", err)
+		}
+		return MySQLAt(changed(d.DSN, func(c *driver.Config) { c.User = name })), func() error {
+			var sessions []int64
+			err := killer.Raw(`SELECT id FROM information_schema.processlist WHERE user = ?`, name).Scan(&sessions).Error
+			for _, id := range sessions {
+				_ = killer.Exec(fmt.Sprintf(`KILL %d`, id)).Error // it may be gone by now
+			}
+			return err
+		}
+	}
+}
+
+// changed is a DSN with another configuration.
+func changed(dsn string, change func(c *driver.Config)) string {
+	config, err := driver.ParseDSN(dsn)
+	if err != nil {
+		panic(err)
+	}
+	if config.Params == nil {
+		config.Params = map[string]string{}
+	}
+	change(config)
+	return config.FormatDSN()
+}
