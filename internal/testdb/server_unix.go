@@ -21,11 +21,13 @@ import (
 // supervisor is the /bin/sh script which makes a folder for servers and runs the
 // commands that it is sent. When file descriptor 3 comes to its end it stops the
 // servers and removes the folder. That is a pipe only the test process writes to,
-// so that it ends with that process even at SIGKILL.
+// so that it ends with that process even at SIGKILL. Temporary files are in the folder,
+// too: MariaDB names them by its process id, which is not unique among containers.
 const supervisor = `
 trap '' PIPE
 bin=$1 folder=$2
 mkdir -m 700 "$folder" && cd "$folder" || exit 1
+export TMPDIR="$folder"
 exec 2>>log
 while IFS= read -r command <&3; do
 	eval "$command" >>log </dev/null 3<&-
