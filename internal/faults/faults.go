@@ -67,6 +67,15 @@ func Positions(t *testing.T, test func(t *testing.T, direct, proxied *dbmutex.DB
 	})
 }
 
+// OnServer runs a test on a server of its own of every kind, which it may break.
+func OnServer(t *testing.T, test func(t *testing.T, s *testdb.Server, db *dbmutex.DB)) {
+	t.Helper()
+	testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) {
+		s := d.NewServer(t)
+		test(t, s, s.Database().Mutexes(t, dbmutex.DefaultSettings()))
+	})
+}
+
 // OnCluster runs a test on a PostgreSQL server of its own, which it may break.
 func OnCluster(t *testing.T, test func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB), settings ...string) {
 	c := testdb.NewCluster(t, settings...)

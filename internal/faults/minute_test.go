@@ -74,8 +74,8 @@ func endAll(t *testing.T, db *dbmutex.DB, breaks, mend func()) {
 
 func TestReleasesOutlastAServerThatIsAwayForAMinute(t *testing.T) {
 	t.Parallel()
-	faults.OnCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
-		endAll(t, db, func() { c.Stop(t, "fast") }, func() { c.Start(t) })
+	faults.OnServer(t, func(t *testing.T, s *testdb.Server, db *dbmutex.DB) {
+		endAll(t, db, func() { s.Stop(t, "fast") }, func() { s.Start(t) })
 	})
 }
 

@@ -24,74 +24,80 @@ import (
 
 func TestItSurvivesACrashOfTheServer(t *testing.T) {
 	t.Parallel()
-	// The background writers are slow, so that what is not waited for is lost.
-	faults.OnCluster(t, func(t *testing.T, c *testdb.Cluster, _ *dbmutex.DB) {
-		for _, setting := range []string{"off", "on"} {
-			t.Run(setting, func(t *testing.T) {
-				db := openDSN(t, withSetting(c.DSN(), "synchronous_commit", setting)).WithContext(limited(t))
-				require.NoError(t, db.Exec(`CREATE TABLE IF NOT EXISTS lost (id integer)`).Error)
-				require.NoError(t, db.Exec(`CHECKPOINT`).Error)
-				crash := func() {
-					c.Stop(t, "immediate")
-					c.Start(t)
-				}
-				// Each is the last that the server does before its crash. Any commit that waits would save earlier ones, too.
-				last := map[string]func() (lease *dbmutex.Lease){
-					"acquire": func() *dbmutex.Lease { return acquire(t, db, "acquire") },
-					"take-over": func() *dbmutex.Lease {
-						acquire(t, db, "take-over")
-						testdb.Expire(t, db, "take-over")
-						return acquire(t, db, "take-over")
-					},
-					"renew": func() *dbmutex.Lease {
-						lease := acquire(t, db, "renew")
-						require.NoError(t, db.Exec(`UPDATE db_mutexes SET expires_at = now() + interval '1 minute'
-							WHERE lock_id = 'renew'`).Error) // so that a renewal which is lost shows
-						require.NoError(t, lease.Renew())
-						return lease
-					},
-				}
-				var leases []*dbmutex.Lease
-				for name, do := range last {
-					leases = append(leases, do())
-					crash()
-					requireHeldAfterRestart(t, db, name)
-					expires := row(t, db, name).ExpiresAt
-					require.Greater(t, time.Until(*expires), dbmutex.DefaultTTL/2, name)
-				}
-				for _, lease := range leases {
-					requireHeld(t, db, lease.LockID())
-					require.NoError(t, lease.Context().Err(), "the crash was no loss")
-					require.NoError(t, lease.Renew())
-					require.NoError(t, lease.Release())
-				}
-
-				lease := acquire(t, db, "never expires", dbmutex.WithoutTTL())
-				require.NoError(t, lease.Release())
-				crash()
-				require.Nil(t, rowAfterRestart(t, db, "never expires"), "nobody could take it over")
-
-				require.NoError(t, db.Mutex("released").ForceRelease())
-				lease = acquire(t, db, "released", dbmutex.WithTTL(5*time.Second))
-				require.NoError(t, lease.Release())
-				crash()
-				require.NotNil(t, rowAfterRestart(t, db, "released"), "the release was lost")
-				next, err := db.Mutex("released", dbmutex.WithWait(dbmutex.Forever)).Acquire()
-				require.NoError(t, err, "which costs a TTL at the most")
-				require.Greater(t, next.Token(), lease.Token())
-				require.NoError(t, next.Release())
-
-				if setting == "off" { // the test can tell what is lost
-					require.NoError(t, db.Exec(`INSERT INTO lost VALUES (1)`).Error)
-					crash()
-					var n int
-					reconnect(t, db)
-					require.NoError(t, db.Raw(`SELECT count(*) FROM lost`).Scan(&n).Error)
-					require.Zero(t, n)
-				}
-			})
+	testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) {
+		s := d.NewServer(t, d.Unhurried...)
+		d = s.Database()
+		require.NoError(t, open(t, d).Exec(`CREATE TABLE lost (id integer)`).Error)
+		if d.AsyncCommit[0] == "" {
+			survives(t, s, d)
+			return
 		}
-	}, "wal_writer_delay = 10s", "bgwriter_delay = 10s", "autovacuum = off")
+		for _, setting := range d.AsyncCommit[1:] {
+			t.Run(setting, func(t *testing.T) { survives(t, s, d.With(d.AsyncCommit[0], setting)) })
+		}
+		db := openDSN(t, d.With(d.AsyncCommit[0], d.AsyncCommit[1]).DSN)
+		require.NoError(t, db.Exec(`INSERT INTO lost VALUES (1)`).Error)
+		crash(t, s)
+		var n int
+		reconnect(t, db)
+		require.NoError(t, db.Raw(`SELECT count(*) FROM lost`).Scan(&n).Error)
+		require.Zero(t, n, "the test can tell what is lost")
+	})
+}
+
+func crash(t *testing.T, s *testdb.Server) {
+	t.Helper()
+	s.Stop(t, "immediate")
+	s.Start(t)
+}
+
+func survives(t *testing.T, s *testdb.Server, d *testdb.Database) {
+	db := d.Registered(t, dbmutex.DefaultSettings()).WithContext(limited(t))
+	// Each is the last that the server does before its crash. Any commit that waits would save earlier ones, too.
+	last := map[string]func() (lease *dbmutex.Lease){
+		"acquire": func() *dbmutex.Lease { return acquire(t, db, "acquire") },
+		"take-over": func() *dbmutex.Lease {
+			acquire(t, db, "take-over")
+			testdb.Expire(t, db, "take-over")
+			return acquire(t, db, "take-over")
+		},
+		"renew": func() *dbmutex.Lease {
+			lease := acquire(t, db, "renew")
+			require.NoError(t, testdb.Taken(db.Gorm).Where("lock_id = ?", "renew").
+				Update("expires_at", time.Now().Add(time.Minute)).Error) // so that a renewal which is lost shows
+			require.NoError(t, lease.Renew())
+			return lease
+		},
+	}
+	var leases []*dbmutex.Lease
+	for name, do := range last {
+		leases = append(leases, do())
+		crash(t, s)
+		requireHeldAfterRestart(t, db, name)
+		expires := row(t, db, name).ExpiresAt
+		require.Greater(t, time.Until(*expires), dbmutex.DefaultTTL/2, name)
+	}
+	for _, lease := range leases {
+		requireHeld(t, db, lease.LockID())
+		require.NoError(t, lease.Context().Err(), "the crash was no loss")
+		require.NoError(t, lease.Renew())
+		require.NoError(t, lease.Release())
+	}
+
+	lease := acquire(t, db, "never expires", dbmutex.WithoutTTL())
+	require.NoError(t, lease.Release())
+	crash(t, s)
+	require.Nil(t, rowAfterRestart(t, db, "never expires"), "nobody could take it over")
+
+	require.NoError(t, db.Mutex("released").ForceRelease())
+	lease = acquire(t, db, "released", dbmutex.WithTTL(5*time.Second))
+	require.NoError(t, lease.Release())
+	crash(t, s)
+	require.Equal(t, d.AsyncRelease, rowAfterRestart(t, db, "released") != nil, "the release was lost")
+	next, err := db.Mutex("released", dbmutex.WithWait(dbmutex.Forever)).Acquire()
+	require.NoError(t, err, "which costs a TTL at the most")
+	require.Greater(t, next.Token(), lease.Token())
+	require.NoError(t, next.Release())
 }
 
 // reconnect lets the pool find out that its connections are gone.
@@ -114,7 +120,7 @@ func requireHeldAfterRestart(t *testing.T, db *dbmutex.DB, id string) {
 
 func TestACrashWhileHeldRenewedAndWaitedFor(t *testing.T) {
 	t.Parallel()
-	faults.OnCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
+	faults.OnServer(t, func(t *testing.T, s *testdb.Server, db *dbmutex.DB) {
 		ctx := limited(t)
 		waited := make(chan error, 1)
 		asked := questions(t, db)
@@ -130,9 +136,9 @@ func TestACrashWhileHeldRenewedAndWaitedFor(t *testing.T) {
 					waited <- db.WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(nothing)
 				}()
 				require.Eventually(t, func() bool { return asked.Load() > before }, time.Minute, time.Millisecond)
-				c.Stop(t, "immediate")
+				s.Stop(t, "immediate")
 				require.Error(t, lease.Renew(), "the server is away")
-				c.Start(t)
+				s.Start(t)
 				require.Eventually(
 					t, func() bool { now, _ := lease.ExpiresAt(); return now.After(first) }, time.Minute, time.Millisecond,
 				)
@@ -231,15 +237,12 @@ func TestAFailoverToAnAsynchronousStandbyLosesLeases(t *testing.T) {
 
 func TestStepsOfTheServersClock(t *testing.T) {
 	t.Parallel()
-	faults.OnCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
-		clock := c.Clock(t)
+	faults.OnServer(t, func(t *testing.T, s *testdb.Server, db *dbmutex.DB) {
+		clock := s.Clock(t)
 		reconnect(t, db)
 		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
 		db = db.WithContext(limited(t))
-		dbNow := func() (now time.Time) {
-			require.NoError(t, db.Raw(`SELECT clock_timestamp()`).Scan(&now).Error)
-			return now
-		}
+		dbNow := func() time.Time { return row(t, db, acquire(t, db, rand.Text()).LockID()).CreationTime }
 
 		// Forward: leases end early, and somebody else may come in. The holder is told, and Transaction is not fooled.
 		held := acquire(t, db, "forward")
@@ -308,31 +311,32 @@ func TestStepsOfSQLitesClock(t *testing.T) {
 
 func TestReadOnlyAfterAFailover(t *testing.T) {
 	t.Parallel()
-	faults.OnCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
+	faults.OnServer(t, func(t *testing.T, s *testdb.Server, _ *dbmutex.DB) {
+		d := s.Database().Ordinary(t)
+		setting, refusal := d.ReadOnly[0], d.ReadOnly[1]
+		db := d.Registered(t, dbmutex.DefaultSettings())
 		lease := acquire(t, db, "held", dbmutex.WithTTL(time.Minute))
 		before, _ := lease.ExpiresAt()
-		readOnly := func(on string) {
-			c.Set(t, "default_transaction_read_only = "+on)
+		readOnly := func(on bool) {
+			s.Set(t, setting+" = "+map[bool]string{false: "off", true: "on"}[on])
 			require.Eventually(t, func() bool {
-				var now string
-				require.NoError(t, db.Raw(`SHOW default_transaction_read_only`).Scan(&now).Error)
-				return now == on
+				return on == (db.Exec(`UPDATE db_mutexes SET holder = holder WHERE false`).Error != nil)
 			}, time.Minute, time.Millisecond)
 		}
-		readOnly("on")
+		readOnly(true)
 		for _, err := range []error{
 			db.Mutex("job").Do(func(context.Context) error { panic("ran") }),
 			lease.Renew(),
 			lease.Release(),
 			db.Mutex("held").ForceRelease(),
 		} {
-			require.ErrorContains(t, err, "25006")
+			require.ErrorContains(t, err, refusal)
 			require.NotErrorIs(t, err, dbmutex.ErrNotAcquired)
 			require.NotErrorIs(t, err, dbmutex.ErrTimeout)
 		}
 		after, _ := lease.ExpiresAt()
 		require.Equal(t, before, after)
-		readOnly("off")
+		readOnly(false)
 		require.NoError(t, lease.Release(), "it may be called again")
 		requireFree(t, db, "held")
 	})

@@ -27,6 +27,7 @@ var mysqlKind = &Kind{
 	on:         func(pool gorm.ConnPool) gorm.Dialector { return mysql.New(mysql.Config{Conn: pool}) },
 	past:       `UTC_TIMESTAMP(6) - INTERVAL 1 SECOND`,
 	hang:       `LOCK TABLES db_mutexes WRITE`,
+	ReadOnly:   [2]string{"read_only", "1290"},
 	DDLCommits: true,
 	verbs: map[string]*regexp.Regexp{
 		"acquire": regexp.MustCompile(`^INSERT INTO \S+ \(lock_id|^UPDATE \S+ SET token = `),

@@ -25,19 +25,12 @@ func init() {
 			return name == ""
 		})
 	}
+	mysqlKind.ordinary = ordinaryOfMySQL
 	mysqlKind.victims = func(t testing.TB, d *Database) (*Database, func() error) {
-		name := "victim_" + rand.Text()[:16]
-		killer := d.Open(t)
-		if err := killer.Exec(`CREATE USER ` + name).Error; err != nil {
-			t.Fatalf("testdb: %v", err)
-		}
-		t.Cleanup(func() { _ = runMySQL(d.DSN, `DROP USER `+name) })
-		if err := killer.Exec(`GRANT ALL ON *.* TO ` + name).Error; err != nil {
-			t.Fatalf("testdb: %v", err)
-		}
-		return MySQLAt(changed(d.DSN, func(c *driver.Config) { c.User = name })), func() error {
+		victims, killer := ordinaryOfMySQL(t, d), d.Open(t)
+		return victims, func() error {
 			var sessions []int64
-			err := killer.Raw(`SELECT id FROM information_schema.processlist WHERE user = ?`, name).Scan(&sessions).Error
+			err := killer.Raw(`SELECT id FROM information_schema.processlist WHERE user = ?`, userOf(victims)).Scan(&sessions).Error
 			for _, id := range sessions {
 				_ = killer.Exec(fmt.Sprintf(`KILL %d`, id)).Error // it may be gone by now
 			}
@@ -46,12 +39,31 @@ func init() {
 	}
 }
 
-// changed is a DSN with another configuration.
-func changed(dsn string, change func(c *driver.Config)) string {
+// ordinaryOfMySQL makes a user, who has no rights but on the database.
+func ordinaryOfMySQL(t testing.TB, d *Database) *Database {
+	t.Helper()
+	own := MySQLAt(changed(d.DSN, func(c *driver.Config) { c.User = "u" + rand.Text() }))
+	grant := `GRANT ALL ON ` + configOf(d.DSN).DBName + `.* TO ` + userOf(own)
+	if err := runMySQL(d.DSN, `CREATE USER `+userOf(own), grant); err != nil {
+		t.Fatalf("testdb: %v", err)
+	}
+	t.Cleanup(func() { _ = runMySQL(d.DSN, `DROP USER `+userOf(own)) }) // of a server that may be gone
+	return own
+}
+
+func userOf(d *Database) string { return configOf(d.DSN).User }
+
+func configOf(dsn string) *driver.Config {
 	config, err := driver.ParseDSN(dsn)
 	if err != nil {
 		panic(err)
 	}
+	return config
+}
+
+// changed is a DSN with another configuration.
+func changed(dsn string, change func(c *driver.Config)) string {
+	config := configOf(dsn)
 	if config.Params == nil {
 		config.Params = map[string]string{}
 	}

@@ -27,6 +27,10 @@ var postgresKind = &Kind{
 	DropsLeftOpen: true, // pgx does
 	dialector:     postgres.Open,
 	on:            func(pool gorm.ConnPool) gorm.Dialector { return postgres.New(postgres.Config{Conn: pool}) },
+	Unhurried:     []string{"wal_writer_delay = 10s", "bgwriter_delay = 10s", "autovacuum = off"},
+	AsyncCommit:   [3]string{"synchronous_commit", "off", "on"},
+	AsyncRelease:  true,
+	ReadOnly:      [2]string{"default_transaction_read_only", "25006"},
 	past:          `clock_timestamp() - interval '1 second'`,
 	Migrating:     `SELECT pg_advisory_xact_lock(x'64626d75746578'::bigint)`,
 	verbs: map[string]*regexp.Regexp{

@@ -13,6 +13,7 @@ func init() {
 		}
 		return []Limit{{"statement_timeout", "500ms", "57014"}, {"lock_timeout", "500ms", "55P03"}}
 	}
+	postgresKind.ordinary = func(_ testing.TB, d *Database) *Database { return d } // even a superuser is bound
 	postgresKind.victims = func(t testing.TB, d *Database) (*Database, func() error) {
 		name := rand.Text()
 		killer := d.Open(t)

@@ -25,6 +25,12 @@ func (d *Database) IdleLimits(t testing.TB) []Limit {
 	return d.limits(t, d, true)
 }
 
+// Ordinary is the same database for sessions of a user whom the server's settings bind.
+func (d *Database) Ordinary(t testing.TB) *Database {
+	t.Helper()
+	return d.ordinary(t, d)
+}
+
 // Victims is the same database for sessions that kill ends, all that there are.
 func (d *Database) Victims(t testing.TB) (_ *Database, kill func() error) {
 	t.Helper()

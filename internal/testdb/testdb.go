@@ -54,6 +54,15 @@ type Kind struct {
 	// Migrating is a statement in a transaction that makes Migrate wait until the transaction ends; "" if none does.
 	Migrating string
 
+	// Unhurried are settings of a server that writes to its disk late what nobody waits for.
+	Unhurried []string
+	// AsyncCommit is a setting of a session, with its values under which a crash may undo a commit, or not; "" if there is none.
+	AsyncCommit [3]string
+	// AsyncRelease: a crash of the server may undo a release.
+	AsyncRelease bool
+	// ReadOnly is a setting of a server, on or off, that makes it refuse changes, with what the error says then.
+	ReadOnly [2]string
+
 	// HandMade are statements that make a table which can be used, by what is unusual in it.
 	HandMade map[string][]string
 	// Unusable are a statement that makes a table which cannot be used, and what the error says, by what is wrong with it.
@@ -70,10 +79,11 @@ type Kind struct {
 	// hang is a statement in a transaction that makes the writes of others wait until the transaction ends, and letGo one that
 	// undoes it where that end doesn't.
 	hang, letGo string
-	// with, limits and victims are for sessions.go.
-	with    func(dsn, name, value string) string
-	limits  func(t testing.TB, d *Database, idle bool) []Limit
-	victims func(t testing.TB, d *Database) (_ *Database, kill func() error)
+	// with, limits, ordinary and victims are for sessions.go.
+	with     func(dsn, name, value string) string
+	limits   func(t testing.TB, d *Database, idle bool) []Limit
+	ordinary func(t testing.TB, d *Database) *Database
+	victims  func(t testing.TB, d *Database) (_ *Database, kill func() error)
 }
 
 // kinds are all that Each runs a test on.
