@@ -295,7 +295,8 @@ func (m *mysql) clean(on executor) (left bool, restore func(), err error) {
 		return false, restore, err
 	}
 	if left = known && status&statusInTransaction != 0; left || !known {
-		if _, err = conn.ExecContext(on.ctx, `ROLLBACK`); err != nil {
+		// A session's completion_type may be to begin the next transaction, or to end the connection.
+		if _, err = conn.ExecContext(on.ctx, `ROLLBACK AND NO CHAIN NO RELEASE`); err != nil {
 			return left, restore, err
 		}
 	}
