@@ -74,7 +74,9 @@ type remote interface {
 
 // fragile is a dialect whose transactions a statement within them can end.
 type fragile interface {
-	// unbroken is an error if a transaction of begin has ended.
+	// mark marks a transaction, as begin does. unbroken removes the mark, and is an error if the transaction has ended since,
+	// or was none.
+	mark(tx executor) error
 	unbroken(tx executor) error
 }
 

@@ -3,6 +3,7 @@ package locktable
 import (
 	"database/sql"
 	"fmt"
+	"math/rand/v2"
 	"regexp"
 	"slices"
 	"strconv"
@@ -246,5 +247,32 @@ func (m *mysql) migrate(on executor, model any) error {
 		default:
 			return err
 		}
+	}
+}
+
+const (
+	// One of sweepEvery new rows has sweepRows others looked at, from anywhere on. So the table does not grow for ever.
+	sweepEvery = 8
+	sweepRows  = 64
+)
+
+// sweep removes rows that have been free for an hour, now that there is a new one. It waits for nobody.
+func (m *mysql) sweep(on executor, newest int64) {
+	if rand.IntN(sweepEvery) != 0 {
+		return
+	}
+	on = on.hushing(failures)
+	var old []string
+	err := on.queryAll(m.oldSQL, []any{rand.Int64N(newest)}, func(row *sql.Rows) error {
+		var id string
+		var isOld bool
+		err := row.Scan(&id, &isOld)
+		if isOld {
+			old = append(old, id)
+		}
+		return err
+	})
+	if err == nil && len(old) > 0 {
+		_, _ = on.exec(fmt.Sprintf(m.sweepSQL, strings.Join(old, ",")), nil)
 	}
 }

@@ -284,25 +284,27 @@ func (t Table) Withdraw(ctx context.Context, k Key, message string) {
 
 // ForceRelease ends the lease whose row is there, whosever it is, and spares a successor.
 func (t Table) ForceRelease(ctx context.Context, limit time.Time, lockID string) error {
-	var ending string // the lease that a try is about to end: if its answer is lost, a successor may be in already
+	var ending bool // a try is about to end key's lease: if its answer is lost, a successor may be in already
+	var key Key
 	_, err := t.settle(ctx, limit, func(on executor) error {
 		if err := t.look(on); err != nil {
 			return err
 		}
 		for {
-			again := ending != ""
+			again := ending
 			if !again {
 				row, _, err := t.row(on, lockID)
 				if err != nil || row == nil {
 					return err
 				}
-				ending = row.LeaseID
+				key, ending = NewKey(lockID, row.LeaseID), true
+				key.RowID = row.ID
 			}
-			ended, err := t.release(on, Release{Key: NewKey(lockID, ending)})
+			ended, err := t.release(on, Release{Key: key})
 			if err != nil || ended || again {
 				return err
 			}
-			ending = "" // it changed hands in between
+			ending = false // it changed hands in between
 		}
 	})
 	return err
@@ -316,23 +318,47 @@ func (t Table) Prepare(tx *gorm.DB, k Key, w Work) (o Outcome, renewable bool) {
 
 // Finish is ReleaseIn for a transaction of Prepare. It is refused if the transaction has ended before.
 func (t Table) Finish(ctx context.Context, tx *gorm.DB, k Key, minHold time.Duration) (o Outcome, transaction string) {
+	on := in(ctx, tx)
 	if t.fragile != nil {
-		if err := t.unbroken(in(ctx, tx)); err != nil {
+		if err := t.unbroken(on); err != nil {
 			return Outcome{Err: err}, ""
 		}
 	}
-	return t.ReleaseIn(ctx, tx, k, minHold)
+	found, transaction, err := t.releaseIn(on, k, minHold)
+	return t.outcome(found, false, err), transaction
 }
 
 // Guard pins a lease's row until the end of a caller's transaction.
 func (t Table) Guard(tx *gorm.DB, k Key) Outcome {
-	found, err := t.guard(in(tx.Statement.Context, tx), k)
-	return t.outcome(found, false, err)
+	o, _ := t.within(in(tx.Statement.Context, tx), func(on executor) (found bool, transaction string, err error) {
+		found, err = t.guard(on, k)
+		return found, "", err
+	})
+	return o
 }
 
 // ReleaseIn is Release as a part of a caller's transaction, which it names for Fate.
 func (t Table) ReleaseIn(ctx context.Context, tx *gorm.DB, k Key, minHold time.Duration) (o Outcome, transaction string) {
-	found, transaction, err := t.releaseIn(in(ctx, tx), k, minHold)
+	return t.within(in(ctx, tx), func(on executor) (found bool, transaction string, err error) {
+		return t.releaseIn(on, k, minHold)
+	})
+}
+
+// within runs a statement that is a part of a caller's transaction.
+func (t Table) within(
+	tx executor, statement func(on executor) (found bool, transaction string, err error),
+) (o Outcome, transaction string) {
+	if t.fragile == nil {
+		found, transaction, err := statement(tx)
+		return t.outcome(found, false, err), transaction
+	}
+	if err := t.mark(tx); err != nil {
+		return Outcome{Err: err}, ""
+	}
+	found, transaction, err := statement(tx)
+	if err == nil {
+		err = t.unbroken(tx)
+	}
 	return t.outcome(found, false, err), transaction
 }
 

@@ -1,0 +1,130 @@
+package locktable
+
+import (
+	"context"
+	"database/sql"
+	"database/sql/driver"
+	"errors"
+	"fmt"
+	"reflect"
+
+	"gorm.io/gorm"
+)
+
+// The flags of a connection's status. https://dev.mysql.com/doc/dev/mysql-server/latest/mysql__com_8h.html
+const (
+	statusInTransaction = 1
+	statusAutocommit    = 2
+)
+
+// clean reads the status that the last answer of the server carried. Another driver, or one that is wrapped, hides it: then
+// it costs two round trips. Without autocommit nobody else would see the lease, so the connection has it until restore.
+func (m *mysql) clean(on executor) (left bool, restore func(), err error) {
+	restore = func() {}
+	conn, bound := on.pool.(*sql.Conn)
+	if !bound {
+		return false, restore, nil
+	}
+	status, known, err := mysqlStatus(conn)
+	if err != nil {
+		return false, restore, err
+	}
+	autocommit := known && status&statusAutocommit != 0
+	left = known && status&statusInTransaction != 0
+	if left || !autocommit {
+		// A session's completion_type may be to begin the next transaction, or to end the connection.
+		if _, err = conn.ExecContext(on.ctx, `ROLLBACK AND NO CHAIN NO RELEASE`); err != nil {
+			return left, restore, err
+		}
+	}
+	if !known {
+		if autocommit, err = hasAutocommit(on.ctx, conn); err != nil {
+			return left, restore, err
+		}
+	}
+	if !autocommit {
+		_, err = conn.ExecContext(on.ctx, `SET autocommit = 1`)
+		restore = func() {
+			limited, cancel := context.WithTimeout(context.WithoutCancel(on.ctx), Limit)
+			defer cancel()
+			if _, err := conn.ExecContext(limited, `SET autocommit = 0`); err != nil {
+				_ = conn.Raw(func(any) error { return driver.ErrBadConn }) // the pool then drops it
+			}
+		}
+	}
+	return left, restore, err
+}
+
+func hasAutocommit(ctx context.Context, conn *sql.Conn) (autocommit bool, err error) {
+	rows, err := conn.QueryContext(ctx, `SELECT @@autocommit`)
+	if err != nil {
+		return false, err
+	}
+	rows.Next()
+	return autocommit, errors.Join(rows.Scan(&autocommit), rows.Err(), rows.Close())
+}
+
+// mysqlStatus is what github.com/go-sql-driver/mysql keeps of a connection.
+func mysqlStatus(conn *sql.Conn) (status uint64, known bool, err error) {
+	err = conn.Raw(func(c any) error {
+		v := reflect.ValueOf(c)
+		if v.Kind() != reflect.Pointer || v.Elem().Kind() != reflect.Struct ||
+			v.Type().Elem().PkgPath() != "github.com/go-sql-driver/mysql" {
+			return nil
+		}
+		f := v.Elem().FieldByName("status")
+		if known = f.IsValid() && f.CanUint(); known {
+			status = f.Uint()
+		}
+		return nil
+	})
+	return status, known, err
+}
+
+// outside runs statements again if their answers show that they ran in a transaction, so that they had no effect. The status
+// that clean reads does not: an error carries none, nor does a connection know what a server's init_connect has done.
+func (m *mysql) outside(on executor, fn func() error) error {
+	err := fn()
+	conn, bound := on.pool.(*sql.Conn)
+	if !bound {
+		return err
+	}
+	status, known, broken := mysqlStatus(conn)
+	if broken != nil || !known || status&(statusInTransaction|statusAutocommit) == statusAutocommit {
+		return err
+	}
+	_, restore, err := m.clean(on)
+	defer func() { restore() }()
+	if err != nil {
+		return &unsentError{err, true}
+	}
+	return fn()
+}
+
+// savepoint is there at the end of a transaction's part unless the transaction has ended within.
+const savepoint = `SAVEPOINT dbmutex`
+
+var errEndedWithin = fmt.Errorf("%w: a statement within it had ended it, either by an implicit commit, as every DDL statement "+
+	"does, or as the database rolled it back, as after a deadlock; what ran before or after that may be committed",
+	gorm.ErrInvalidTransaction)
+
+func (m *mysql) mark(tx executor) error {
+	_, err := unprepared(tx).exec(savepoint, nil)
+	return err
+}
+
+func (m *mysql) unbroken(tx executor) error {
+	_, err := unprepared(tx).exec(`RELEASE `+savepoint, nil)
+	if mysqlNumber(err) == 1305 { // it does not exist
+		return errEndedWithin
+	}
+	return err
+}
+
+// unprepared is the executor of a transaction that prepares no statements, as a savepoint can be none.
+func unprepared(tx executor) executor {
+	if prepared, ok := tx.pool.(*gorm.PreparedStmtTX); ok {
+		tx.pool = prepared.Tx
+	}
+	return tx
+}
