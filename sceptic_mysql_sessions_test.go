@@ -1,0 +1,257 @@
+package dbmutex_test
+
+import (
+	"context"
+	"database/sql"
+	"strings"
+	"testing"
+	"time"
+
+	driver "github.com/go-sql-driver/mysql"
+	"github.com/stretchr/testify/require"
+	"gorm.io/gorm"
+	"gorm.io/gorm/schema"
+
+	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+)
+
+// What a failed procedure wrote without autocommit is rolled back as other transactions are, not committed.
+func TestWhatAFailedProcedureWroteWithoutAutocommitIsNotCommitted(t *testing.T) {
+	d := testdb.MySQL(t)
+	other := open(t, d)
+	require.NoError(t, other.Exec(`CREATE TABLE made (id integer)`).Error)
+	require.NoError(t, other.Exec(`CREATE PROCEDURE breaks() BEGIN INSERT INTO made VALUES (1); SIGNAL SQLSTATE '45000'; END`).Error)
+	db := withParam(t, d.DSN, "autocommit", "0").Registered(t, dbmutex.DefaultSettings())
+	one(t, db)
+	require.NoError(t, db.Exec(`ROLLBACK`).Error)
+	require.Error(t, db.Exec(`CALL breaks()`).Error)
+	acquire(t, db, "job")
+	var n int
+	require.NoError(t, other.Raw(`SELECT count(*) FROM made`).Scan(&n).Error)
+	require.Zero(t, n)
+}
+
+// unknownPool hides the pool that it is, as one for tracing does.
+type unknownPool struct{ gorm.ConnPool }
+
+func TestALeaseOfAHiddenPoolWithoutAutocommitIsSeenByOthers(t *testing.T) {
+	d := testdb.MySQL(t)
+	other := open(t, d)
+	db := withParam(t, d.DSN, "autocommit", "0").Registered(t, dbmutex.DefaultSettings())
+	pool := one(t, db)
+	hidden := testdb.MySQL(t).MutexesOn(t, unknownPool{pool}, dbmutex.DefaultSettings())
+	_, err := hidden.Mutex("job").Acquire()
+	if err != nil {
+		return // it may be refused
+	}
+	requireHeld(t, other, "job")
+}
+
+// Sessions with settings that people have.
+func TestSessionsWithSettingsThatPeopleHave(t *testing.T) {
+	for name, value := range map[string]string{
+		"sql_safe_updates":         "1",
+		"sql_mode":                 "'ANSI,NO_AUTO_VALUE_ON_ZERO,NO_BACKSLASH_ESCAPES,HIGH_NOT_PRECEDENCE'",
+		"sql_mode ":                "''",
+		"sql_mode  ":               "'PAD_CHAR_TO_FULL_LENGTH'",
+		"time_zone":                "'-11:30'",
+		"div_precision_increment":  "0",
+		"group_concat_max_len":     "4",
+		"foreign_key_checks":       "0",
+		"unique_checks":            "0",
+		"sql_auto_is_null":         "1",
+		"insert_id":                "1",
+		"last_insert_id":           "77",
+		"character_set_connection": "latin1",
+		"character_set_results":    "latin1",
+		"character_set_client":     "latin1",
+		"collation_connection":     "ascii_bin",
+		"innodb_lock_wait_timeout": "1",
+		"lock_wait_timeout":        "1",
+		"max_sort_length":          "8",
+		"sql_select_limit":         "1",
+		"sql_notes":                "0",
+		"low_priority_updates":     "1",
+	} {
+		t.Run(strings.TrimSpace(name)+"="+value, func(t *testing.T) {
+			d := testdb.MySQL(t)
+			open(t, d)
+			with := withParam(t, d.DSN, strings.TrimSpace(name), value)
+			for _, more := range []string{"", "&interpolateParams=true&clientFoundRows=true"} {
+				dsn := with.DSN
+				if more != "" {
+					dsn += more
+				}
+				db := testdb.MySQLAt(dsn).Registered(t, dbmutex.DefaultSettings())
+				exercise(t, db)
+				plain := d.Registered(t, dbmutex.DefaultSettings())
+				for _, id := range []string{"job", "Straße", "日本語 🔒", "a\\'\"`b%_?"} {
+					lease := acquire(t, db, id, dbmutex.WithHolder("Zoë 🔒"))
+					requireHeld(t, plain, id)
+					holder, err := plain.Mutex(id).Holder()
+					require.NoError(t, err)
+					require.Equal(t, id, holder.LockID)
+					require.Equal(t, "Zoë 🔒", holder.Holder)
+					holder, err = db.Mutex(id).Holder()
+					require.NoError(t, err)
+					require.Equal(t, id, holder.LockID)
+					require.Equal(t, "Zoë 🔒", holder.Holder)
+					require.NoError(t, lease.Release())
+				}
+			}
+		})
+	}
+}
+
+func TestCharsetsOfTheDSN(t *testing.T) {
+	for _, charset := range []string{"utf8", "latin1", "ascii", "binary", "gbk", "sjis", "big5", "cp1251"} {
+		t.Run(charset, func(t *testing.T) {
+			d := testdb.MySQL(t)
+			open(t, d)
+			config, err := driver.ParseDSN(d.DSN)
+			require.NoError(t, err)
+			dsn := config.FormatDSN() + "&charset=" + charset
+			db := testdb.MySQLAt(dsn).Registered(t, dbmutex.DefaultSettings())
+			exercise(t, db)
+			plain := d.Registered(t, dbmutex.DefaultSettings())
+			for _, id := range []string{"job", "Straße", "日本語 🔒", "\\'\"`b%_?", "ソ能\\"} {
+				lease := acquire(t, db, id, dbmutex.WithHolder("Zoë 🔒 ソ能"))
+				requireHeld(t, plain, id)
+				holder, err := plain.Mutex(id).Holder()
+				require.NoError(t, err)
+				require.Equal(t, id, holder.LockID)
+				require.Equal(t, "Zoë 🔒 ソ能", holder.Holder)
+				holder, err = db.Mutex(id).Holder()
+				require.NoError(t, err)
+				require.Equal(t, id, holder.LockID)
+				require.Equal(t, "Zoë 🔒 ソ能", holder.Holder)
+				require.NoError(t, lease.Release())
+			}
+		})
+	}
+}
+
+// The token grows whatever an administrator does to a table whose rows were removed.
+func TestTokensGrowWhateverRebuildsTheTable(t *testing.T) {
+	for _, what := range []string{
+		`OPTIMIZE TABLE db_mutexes`, `ALTER TABLE db_mutexes FORCE`, `ALTER TABLE db_mutexes ENGINE = InnoDB`,
+		`ALTER TABLE db_mutexes MODIFY holder varchar(300) CHARACTER SET utf8mb4 NOT NULL`,
+		`ALTER TABLE db_mutexes ADD more integer, ALGORITHM = COPY`, `ANALYZE TABLE db_mutexes`, `ALTER TABLE db_mutexes AUTO_INCREMENT = 1`,
+		`RENAME TABLE db_mutexes TO other, other TO db_mutexes`,
+	} {
+		t.Run(what, func(t *testing.T) {
+			db := open(t, testdb.MySQL(t))
+			for _, id := range []string{"a", "b", "c", "d"} {
+				requireFree(t, db, id)
+			}
+			before := acquire(t, db, "job")
+			require.NoError(t, before.Release())
+			require.NoError(t, db.Exec(`DELETE FROM db_mutexes`).Error)
+			require.NoError(t, db.Exec(what).Error)
+			require.Greater(t, acquire(t, db, "job").Token(), before.Token())
+		})
+	}
+}
+
+func TestTokensGrowAcrossRestarts(t *testing.T) {
+	server := testdb.MySQL(t).NewServer(t)
+	root := testdb.MySQLAt(server.DSN()).Open(t)
+	require.NoError(t, root.Exec(`CREATE DATABASE locks`).Error)
+	config, err := driver.ParseDSN(server.DSN())
+	require.NoError(t, err)
+	config.DBName = "locks"
+	db := testdb.MySQLAt(config.FormatDSN()).Mutexes(t, dbmutex.DefaultSettings())
+	for _, mode := range []string{"fast", "immediate"} {
+		before := acquire(t, db, "job")
+		require.NoError(t, before.Release())
+		require.NoError(t, db.Exec(`DELETE FROM db_mutexes`).Error)
+		server.Stop(t, mode)
+		server.Start(t)
+		require.Eventually(t, func() bool {
+			lease, err := db.Mutex("job").Acquire()
+			if err != nil {
+				return false
+			}
+			require.Greater(t, lease.Token(), before.Token(), mode)
+			return true
+		}, time.Minute, 10*time.Millisecond)
+		require.NoError(t, db.Exec(`DELETE FROM db_mutexes`).Error)
+	}
+}
+
+func TestAnIDOfTheTableThatIsTooLargeIsRefused(t *testing.T) {
+	for _, next := range []string{"549755813888", "1099511627776", "1099511627777"} { // 2^39, 2^40, 2^40 + 1
+		t.Run(next, func(t *testing.T) {
+			db := open(t, testdb.MySQL(t))
+			require.NoError(t, db.Exec(`ALTER TABLE db_mutexes AUTO_INCREMENT = `+next).Error)
+			var tokens []int64
+			for range 3 {
+				lease, err := db.Mutex("job").Acquire()
+				if err != nil {
+					t.Log(err)
+					return
+				}
+				tokens = append(tokens, lease.Token())
+				require.NoError(t, lease.Release())
+			}
+			require.IsIncreasing(t, tokens)
+			require.Positive(t, tokens[0])
+		})
+	}
+}
+
+func TestATableInAnotherDatabase(t *testing.T) {
+	d, e := testdb.MySQL(t), testdb.MySQL(t)
+	config, err := driver.ParseDSN(e.DSN)
+	require.NoError(t, err)
+	naming := &gorm.Config{NamingStrategy: schema.NamingStrategy{TablePrefix: config.DBName + "."}}
+	db := open(t, d, naming)
+	exercise(t, db)
+	other := e.Registered(t, dbmutex.DefaultSettings())
+	acquire(t, db, "job")
+	requireHeld(t, other, "job")
+	require.NoError(t, db.Gorm.AutoMigrate(&dbmutex.DBMutex{}))
+	requireHeld(t, other, "job")
+}
+
+// Tables that inspect lets pass must work.
+func TestTablesThatAreLetPassWork(t *testing.T) {
+	for _, alter := range []string{
+		`MODIFY lease_id binary(64) NOT NULL`, `MODIFY lease_id char(64) NOT NULL`, `MODIFY lease_id varbinary(64) NOT NULL`,
+		`MODIFY holder varchar(20) CHARACTER SET utf8mb4 NOT NULL`, `MODIFY holder varbinary(10) NOT NULL`,
+		`MODIFY holder tinytext CHARACTER SET utf8mb4 NOT NULL`, `MODIFY holder blob NOT NULL`,
+		`MODIFY id bigint unsigned AUTO_INCREMENT`, `MODIFY id int AUTO_INCREMENT`, `MODIFY token bigint unsigned NOT NULL DEFAULT 0`,
+		`MODIFY lock_id varbinary(3000) NOT NULL`, `MODIFY token bigint NULL`, `MODIFY lease_id varchar(64) NULL`,
+		`MODIFY lease_id varchar(64) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL`,
+	} {
+		t.Run(alter, func(t *testing.T) {
+			d := testdb.MySQL(t)
+			require.NoError(t, open(t, d).Exec(`ALTER TABLE db_mutexes `+alter).Error)
+			db := d.Registered(t, dbmutex.DefaultSettings())
+			if err := db.Mutex("job").Do(nothing); err != nil {
+				require.ErrorContains(t, err, "cannot be used")
+				return
+			}
+			exercise(t, db)
+			lease := acquire(t, db, "job")
+			require.NoError(t, db.Gorm.Transaction(lease.ReleaseIn))
+			require.NoError(t, lease.Release())
+			requireFree(t, db, "job")
+		})
+	}
+}
+
+func TestAnInvisibleIndexIsNone(t *testing.T) {
+	d := testdb.MySQL(t)
+	db := open(t, d)
+	if db.Exec(`ALTER TABLE db_mutexes ALTER INDEX idx_db_mutexes_lock_id INVISIBLE`).Error != nil {
+		require.NoError(t, db.Exec(`ALTER TABLE db_mutexes ALTER INDEX idx_db_mutexes_lock_id IGNORED`).Error)
+	}
+	require.Error(t, d.Registered(t, dbmutex.DefaultSettings()).Mutex("job").Do(nothing))
+}
+
+var (
+	_ context.Context
+	_ sql.IsolationLevel
+)
