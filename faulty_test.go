@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -16,6 +17,7 @@ import (
 // faultyPool runs statements on a real pool, unless refuse gives an error, and then, if lose says so, loses the answer.
 type faultyPool struct {
 	*sql.DB
+	*testdb.Database
 	mu     sync.Mutex
 	refuse func(statement string) error // to be set before the pool is used
 	lose   func(statement string) error
@@ -98,11 +100,41 @@ func (tx *faultyTx) Commit() error {
 	return err
 }
 
+// loseFirst loses the answer to the first statement that does a verb, or is "COMMIT" or "ROLLBACK". It counts them all.
+func (p *faultyPool) loseFirst(verb string, lost error) *atomic.Int32 {
+	return p.after(verb, func() error { return lost })
+}
+
+// after does something once the first statement that does a verb, or is "COMMIT" or "ROLLBACK", has run, and loses its answer
+// if that gives an error. It counts them all.
+func (p *faultyPool) after(verb string, do func() error) *atomic.Int32 {
+	var n atomic.Int32
+	p.setLose(func(statement string) error {
+		if (statement != verb && p.Verb(statement) != verb) || n.Add(1) > 1 {
+			return nil
+		}
+		p.mu.Unlock()
+		defer p.mu.Lock()
+		return do()
+	})
+	return &n
+}
+
+// eachFaulty runs a test on every database whose answers can get lost, through a faultyPool.
+func eachFaulty(t *testing.T, test func(t *testing.T, db *dbmutex.DB, pool *faultyPool)) {
+	t.Helper()
+	testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) {
+		t.Parallel()
+		db, pool := openFaulty(t, d)
+		test(t, db, pool)
+	})
+}
+
 // openFaulty opens a database through a faultyPool.
 func openFaulty(t *testing.T, d *testdb.Database) (*dbmutex.DB, *faultyPool) {
 	t.Helper()
 	sqlDB, err := d.Open(t).DB()
 	require.NoError(t, err)
-	pool := &faultyPool{DB: sqlDB}
+	pool := &faultyPool{DB: sqlDB, Database: d}
 	return d.MutexesOn(t, pool, dbmutex.DefaultSettings()), pool
 }

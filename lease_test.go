@@ -3,7 +3,6 @@ package dbmutex_test
 import (
 	"context"
 	"errors"
-	"strings"
 	"testing"
 	"time"
 
@@ -178,18 +177,20 @@ func TestReleaseIn(t *testing.T) {
 }
 
 func TestALossAfterARollbackOfReleaseIn(t *testing.T) {
-	db := open(t, testdb.Postgres(t)) // SQLite keeps no record of transactions
-	err := db.Mutex("job").Do(func(ctx context.Context) error {
-		lease, _ := dbmutex.LeaseFrom(ctx)
-		require.Equal(t, errWork, db.Gorm.Transaction(func(tx *gorm.DB) error {
-			require.NoError(t, lease.ReleaseIn(tx))
-			return errWork
-		}))
-		testdb.Expire(t, db, "job")
-		acquire(t, db, "job")
-		return nil
+	testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) { // SQLite keeps no record of transactions
+		db := open(t, d)
+		err := db.Mutex("job").Do(func(ctx context.Context) error {
+			lease, _ := dbmutex.LeaseFrom(ctx)
+			require.Equal(t, errWork, db.Gorm.Transaction(func(tx *gorm.DB) error {
+				require.NoError(t, lease.ReleaseIn(tx))
+				return errWork
+			}))
+			testdb.Expire(t, db, "job")
+			acquire(t, db, "job")
+			return nil
+		})
+		require.ErrorIs(t, err, dbmutex.ErrTimeout)
 	})
-	require.ErrorIs(t, err, dbmutex.ErrTimeout)
 }
 
 func TestGuardAndReleaseInWantATransaction(t *testing.T) {
@@ -232,20 +233,17 @@ func TestAFailedTransactionIsNoLoss(t *testing.T) {
 }
 
 func TestARenewalDoesNotForgetReleaseIn(t *testing.T) {
-	db, pool := openFaulty(t, testdb.Postgres(t))
-	require.NoError(t, db.Mutex("job").Do(func(ctx context.Context) error {
-		lease, _ := dbmutex.LeaseFrom(ctx)
-		pool.setLose(func(statement string) error { // runs before the renewal's answer arrives
-			if strings.HasPrefix(statement, "UPDATE") {
-				pool.lose = nil
-				tx := db.Gorm.Begin()
-				require.NoError(t, lease.ReleaseIn(tx))
-				require.NoError(t, tx.Statement.ConnPool.(*faultyTx).Tx.Commit())
-			}
-			return nil
-		})
-		return lease.Renew()
-	}))
+	eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
+		require.NoError(t, db.Mutex("job").Do(func(ctx context.Context) error {
+			lease, _ := dbmutex.LeaseFrom(ctx)
+			renewals := pool.after("renew", func() error { // before its answer arrives
+				return db.Gorm.Transaction(lease.ReleaseIn)
+			})
+			err := lease.Renew()
+			require.EqualValues(t, 1, renewals.Load())
+			return err
+		}))
+	})
 }
 
 func TestAnIgnoredGuardCommitsNothing(t *testing.T) {
@@ -300,32 +298,28 @@ func TestNoLease(t *testing.T) {
 }
 
 func TestARenewalCountsFromWhenItWasAskedFor(t *testing.T) {
-	db, pool := openFaulty(t, testdb.Postgres(t))
-	lease := acquire(t, db, "job", dbmutex.WithTTL(time.Hour))
-	var done time.Time
-	pool.setLose(func(statement string) error {
-		if strings.HasPrefix(statement, "UPDATE") { // it has run, but its answer takes a while
+	eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
+		lease := acquire(t, db, "job", dbmutex.WithTTL(time.Hour))
+		var done time.Time
+		pool.after("renew", func() error { // its answer takes a while
 			done = time.Now()
 			time.Sleep(50 * time.Millisecond)
-		}
-		return nil
+			return nil
+		})
+		require.NoError(t, lease.Renew())
+		require.NotZero(t, done)
+		deadline, _ := lease.ExpiresAt()
+		require.False(t, deadline.After(done.Add(time.Hour)))
 	})
-	require.NoError(t, lease.Renew())
-	deadline, _ := lease.ExpiresAt()
-	require.False(t, deadline.After(done.Add(time.Hour)))
 }
 
 func TestALateAnswerBringsAnEndedContext(t *testing.T) {
-	db, pool := openFaulty(t, testdb.Postgres(t))
-	requireFree(t, db, "warm")
-	pool.setLose(func(statement string) error {
-		if strings.HasPrefix(statement, "WITH other") {
-			time.Sleep(20 * time.Millisecond)
-		}
-		return nil
+	eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
+		requireFree(t, db, "warm")
+		pool.after("acquire", func() error { time.Sleep(20 * time.Millisecond); return nil })
+		lease := acquire(t, db, "job", dbmutex.WithTTL(10*time.Millisecond))
+		require.ErrorIs(t, context.Cause(lease.Context()), dbmutex.ErrTimeout)
 	})
-	lease := acquire(t, db, "job", dbmutex.WithTTL(10*time.Millisecond))
-	require.ErrorIs(t, context.Cause(lease.Context()), dbmutex.ErrTimeout)
 }
 
 func TestDoUnderALeaseThatIsThere(t *testing.T) {

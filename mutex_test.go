@@ -261,38 +261,36 @@ func TestHolder(t *testing.T) {
 }
 
 func TestForceReleaseSparesASuccessor(t *testing.T) {
-	db, pool := openFaulty(t, testdb.Postgres(t))
-	acquire(t, db, "job")
-	var successor *dbmutex.Lease
-	pool.setLose(func(statement string) error {
-		if !strings.HasPrefix(statement, "DELETE") {
-			return nil
-		}
-		pool.lose = nil
-		pool.mu.Unlock()
-		defer pool.mu.Lock()
-		successor = acquire(t, db, "job")
-		return io.ErrUnexpectedEOF
+	eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
+		acquire(t, db, "job")
+		var successor *dbmutex.Lease
+		pool.after("release", func() error {
+			successor = acquire(t, db, "job")
+			return io.ErrUnexpectedEOF
+		})
+		require.NoError(t, db.Mutex("job").ForceRelease())
+		require.NoError(t, successor.Renew())
+		requireHeld(t, db, "job")
 	})
-	require.NoError(t, db.Mutex("job").ForceRelease())
-	require.NoError(t, successor.Renew())
-	requireHeld(t, db, "job")
 }
 
 func TestForceReleaseFollowsALeaseThatChangesHands(t *testing.T) {
-	db, pool := openFaulty(t, testdb.Postgres(t))
-	lease := acquire(t, db, "job", dbmutex.WithMinHold(time.Minute))
-	pool.setLose(func(statement string) error {
-		if strings.HasPrefix(statement, "SELECT lease_id") { // it has been read
-			pool.lose = nil
-			pool.mu.Unlock()
-			defer pool.mu.Lock()
-			require.NoError(t, lease.Release()) // and leaves the row, with another lease_id
-		}
-		return nil
+	eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
+		lease := acquire(t, db, "job", dbmutex.WithMinHold(time.Minute))
+		released := false
+		pool.setLose(func(statement string) error {
+			if strings.HasPrefix(statement, "SELECT") && !released { // it has been read
+				released = true
+				pool.mu.Unlock()
+				defer pool.mu.Lock()
+				require.NoError(t, lease.Release()) // and leaves the row, with another lease_id
+			}
+			return nil
+		})
+		require.NoError(t, db.Mutex("job").ForceRelease())
+		require.True(t, released)
+		require.Nil(t, row(t, db, "job"))
 	})
-	require.NoError(t, db.Mutex("job").ForceRelease())
-	require.Nil(t, row(t, db, "job"))
 }
 
 func TestForceRelease(t *testing.T) {

@@ -4,16 +4,15 @@ import (
 	"context"
 	"database/sql"
 	"database/sql/driver"
+	"errors"
 	"io"
 	"math/rand/v2"
-	"strings"
+	"reflect"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/require"
 	"gorm.io/gorm"
 
@@ -29,154 +28,168 @@ func (e *sqlError) SQLState() string { return e.code }
 
 func TestAnUnknownOutcomeIsSettled(t *testing.T) {
 	t.Parallel()
-	// once loses the answer to the first statement that begins so.
-	once := func(pool *faultyPool, begins string, lost error) *atomic.Int32 {
-		var n atomic.Int32
-		pool.setLose(func(statement string) error {
-			if strings.HasPrefix(statement, begins) && n.Add(1) == 1 {
-				return lost
-			}
-			return nil
-		})
-		return &n
-	}
-	for name, lost := range map[string]error{
-		"the connection died":    io.ErrUnexpectedEOF,
-		"database/sql gave up":   driver.ErrBadConn,
-		"it was terminated":      &sqlError{"57P01"},
-		"the transaction failed": &sqlError{"40001"},
+	for name, of := range map[string]func(testdb.Errors) error{
+		"the connection died":    func(testdb.Errors) error { return io.ErrUnexpectedEOF },
+		"database/sql gave up":   func(testdb.Errors) error { return driver.ErrBadConn },
+		"it was terminated":      func(e testdb.Errors) error { return e.Killed },
+		"the transaction failed": func(e testdb.Errors) error { return e.Conflict },
 	} {
 		t.Run(name, func(t *testing.T) {
-			db, pool := openFaulty(t, testdb.Postgres(t))
-			for _, opts := range [][]dbmutex.Option{nil, {dbmutex.WithoutTTL()}} {
-				calls := once(pool, "WITH other", lost)
-				lease, err := db.Mutex("job", opts...).Acquire()
-				require.NoError(t, err)
-				require.EqualValues(t, 2, calls.Load())
-				require.Equal(t, row(t, db, "job").ID, lease.Token(), "a fresh token, by a take-over of its own row")
-				requireHeld(t, db, "job")
-
-				testdb.Expire(t, db, "job")
-				calls = once(pool, "WITH stale", lost)
-				successor, err := db.Mutex("job", opts...).Acquire()
-				require.NoError(t, err)
-				require.EqualValues(t, 2, calls.Load())
-				require.Greater(t, successor.Token(), lease.Token())
-				require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout)
-				lease = successor
-
-				calls = once(pool, "UPDATE", lost)
-				require.NoError(t, lease.Renew())
-				require.EqualValues(t, 2, calls.Load())
-
-				calls = once(pool, "DELETE", lost)
-				if strings.HasPrefix(lost.Error(), "SQLSTATE 40") { // it has had its effect here, against what it says
-					require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout)
-				} else {
-					require.NoError(t, lease.Release())
+			eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
+				lost := of(pool.Errors)
+				direct := open(t, pool.Database)
+				loseEffect := func() { // of the acquire that takes the row
+					before := row(t, direct, "job")
+					pool.setLose(func(statement string) error {
+						if pool.Verb(statement) != "acquire" || reflect.DeepEqual(row(t, direct, "job"), before) {
+							return nil
+						}
+						pool.lose = nil
+						return lost
+					})
 				}
-				require.EqualValues(t, 2, calls.Load())
-				require.Nil(t, row(t, db, "job"))
-			}
+				for _, opts := range [][]dbmutex.Option{nil, {dbmutex.WithoutTTL()}} {
+					loseEffect()
+					lease, err := db.Mutex("job", opts...).Acquire()
+					require.NoError(t, err)
+					require.Nil(t, pool.lose)
+					stored := row(t, db, "job")
+					require.Equal(t, max(stored.ID, stored.Token), lease.Token(), "a fresh token, by a take-over of its own row")
+					requireHeld(t, db, "job")
+
+					testdb.Expire(t, db, "job")
+					loseEffect()
+					successor, err := db.Mutex("job", opts...).Acquire()
+					require.NoError(t, err)
+					require.Nil(t, pool.lose)
+					require.Greater(t, successor.Token(), lease.Token())
+					require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout)
+					lease = successor
+
+					calls := pool.loseFirst("renew", lost)
+					require.NoError(t, lease.Renew())
+					require.EqualValues(t, 2, calls.Load())
+
+					calls = pool.loseFirst("release", lost)
+					if errors.Is(lost, pool.Errors.Conflict) { // it has had its effect here, against what it says
+						require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout)
+					} else {
+						require.NoError(t, lease.Release())
+					}
+					require.EqualValues(t, 2, calls.Load())
+					require.Nil(t, row(t, db, "job"))
+				}
+			})
 		})
 	}
 	t.Run("a statement that database/sql would repeat", func(t *testing.T) {
-		config, err := pgx.ParseConfig(testdb.Postgres(t).DSN)
-		require.NoError(t, err)
-		var lose atomic.Bool
-		pool := sql.OpenDB(losingConnector{stdlib.GetConnector(*config), &lose})
-		defer func() { require.NoError(t, pool.Close()) }()
-		db := testdb.PostgresAt("").MutexesOn(t, pool, dbmutex.DefaultSettings())
-		require.NoError(t, db.Mutex("job").Do(func(context.Context) error { lose.Store(true); return nil }))
-		require.False(t, lose.Load())
-		require.Nil(t, row(t, db, "job"))
+		testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) {
+			var lose atomic.Bool
+			pool := sql.OpenDB(losingConnector{d.Connector(t), d, &lose})
+			defer func() { require.NoError(t, pool.Close()) }()
+			db := d.MutexesOn(t, pool, dbmutex.DefaultSettings())
+			require.NoError(t, db.Mutex("job").Do(func(context.Context) error { lose.Store(true); return nil }))
+			require.False(t, lose.Load())
+			require.Nil(t, row(t, db, "job"))
+		})
 	})
 	t.Run("a release that is called again", func(t *testing.T) {
-		db, pool := openFaulty(t, testdb.Postgres(t))
-		lease := acquire(t, db, "job")
-		pool.setLose(func(statement string) error {
-			if strings.HasPrefix(statement, "DELETE") {
-				return io.ErrUnexpectedEOF
-			}
-			return nil
+		eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
+			lease := acquire(t, db, "job")
+			pool.setLose(func(statement string) error {
+				if pool.Verb(statement) == "release" {
+					return io.ErrUnexpectedEOF
+				}
+				return nil
+			})
+			require.ErrorIs(t, lease.Release(), io.ErrUnexpectedEOF)
+			pool.setLose(nil)
+			require.NoError(t, lease.Release(), "nobody overlapped")
 		})
-		require.ErrorIs(t, lease.Release(), io.ErrUnexpectedEOF)
-		pool.setLose(nil)
-		require.NoError(t, lease.Release(), "nobody overlapped")
 	})
 	t.Run("a late answer", func(t *testing.T) {
-		db, pool := openFaulty(t, testdb.Postgres(t))
-		lease := acquire(t, db, "job", dbmutex.WithTTL(20*time.Millisecond))
-		requireEnds(t, lease.Context())
-		once(pool, "DELETE", io.ErrUnexpectedEOF)
-		require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout, "past the deadline it may have been another's work")
+		eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
+			lease := acquire(t, db, "job", dbmutex.WithTTL(20*time.Millisecond))
+			requireEnds(t, lease.Context())
+			calls := pool.loseFirst("release", io.ErrUnexpectedEOF)
+			require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout, "past the deadline it may have been another's work")
+			require.EqualValues(t, 2, calls.Load())
+		})
 	})
 	t.Run("cancelled in the middle", func(t *testing.T) {
-		db, pool := openFaulty(t, testdb.Postgres(t))
-		ctx, cancel := context.WithCancel(context.Background())
-		pool.setLose(func(statement string) error {
-			if strings.HasPrefix(statement, "WITH other") {
-				cancel()
-				return context.Canceled
-			}
-			return nil
+		eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
+			ctx, cancel := context.WithCancel(context.Background())
+			pool.setLose(func(statement string) error {
+				if pool.Verb(statement) == "acquire" {
+					cancel()
+					return context.Canceled
+				}
+				return nil
+			})
+			_, err := db.WithContext(ctx).Mutex("job", dbmutex.WithoutTTL()).Acquire()
+			require.ErrorIs(t, err, context.Canceled)
+			pool.setLose(nil)
+			require.Nil(t, row(t, db, "job"), "nothing is left behind")
 		})
-		_, err := db.WithContext(ctx).Mutex("job", dbmutex.WithoutTTL()).Acquire()
-		require.ErrorIs(t, err, context.Canceled)
-		pool.setLose(nil)
-		require.Nil(t, row(t, db, "job"), "nothing is left behind")
 	})
 	t.Run("COMMIT", func(t *testing.T) {
-		db, pool := openFaulty(t, testdb.Postgres(t))
-		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
-		once(pool, "COMMIT", io.ErrUnexpectedEOF)
-		require.NoError(t, db.Mutex("job").Transaction(func(tx *gorm.DB) error {
-			return tx.Exec(`INSERT INTO made VALUES (1)`).Error
-		}), "it had committed")
-		require.Nil(t, row(t, db, "job"))
+		eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
+			require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
+			commits := pool.loseFirst("COMMIT", io.ErrUnexpectedEOF)
+			require.NoError(t, db.Mutex("job").Transaction(func(tx *gorm.DB) error {
+				return tx.Exec(`INSERT INTO made VALUES (1)`).Error
+			}), "it had committed")
+			require.EqualValues(t, 1, commits.Load())
+			require.Nil(t, row(t, db, "job"))
+		})
 	})
 	t.Run("COMMIT that did not happen", func(t *testing.T) {
-		db, pool := openFaulty(t, testdb.Postgres(t))
-		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
-		once(pool, "ROLLBACK", io.ErrUnexpectedEOF)
-		err := db.Mutex("job").Transaction(func(tx *gorm.DB) error {
-			return tx.Exec(`INSERT INTO made VALUES (1)`).Error
+		eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
+			require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
+			pool.loseFirst("ROLLBACK", io.ErrUnexpectedEOF)
+			err := db.Mutex("job").Transaction(func(tx *gorm.DB) error {
+				return tx.Exec(`INSERT INTO made VALUES (1)`).Error
+			})
+			require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+			require.NotErrorIs(t, err, dbmutex.ErrTimeout)
+			require.NotContains(t, err.Error(), "unknown")
+			var n int
+			require.NoError(t, db.Raw(`SELECT count(*) FROM made`).Scan(&n).Error)
+			require.Zero(t, n)
+			require.Nil(t, row(t, db, "job"))
 		})
-		require.ErrorIs(t, err, io.ErrUnexpectedEOF)
-		require.NotErrorIs(t, err, dbmutex.ErrTimeout)
-		require.NotContains(t, err.Error(), "unknown")
-		var n int
-		require.NoError(t, db.Raw(`SELECT count(*) FROM made`).Scan(&n).Error)
-		require.Zero(t, n)
-		require.Nil(t, row(t, db, "job"))
 	})
 	t.Run("COMMIT, and nobody to ask", func(t *testing.T) {
-		db, pool := openFaulty(t, testdb.Postgres(t))
-		pool.setLose(func(statement string) error {
-			if statement == "COMMIT" || strings.Contains(statement, "pg_xact_status") {
-				return io.ErrUnexpectedEOF
-			}
-			return nil
+		eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
+			committed := false
+			pool.setLose(func(statement string) error {
+				if committed = committed || statement == "COMMIT"; committed {
+					return io.ErrUnexpectedEOF
+				}
+				return nil
+			})
+			err := db.Mutex("job").Transaction(func(tx *gorm.DB) error { return nil })
+			require.ErrorContains(t, err, "whether it committed is unknown")
+			require.NotErrorIs(t, err, dbmutex.ErrTimeout)
 		})
-		err := db.Mutex("job").Transaction(func(tx *gorm.DB) error { return nil })
-		require.ErrorContains(t, err, "whether it committed is unknown")
-		require.NotErrorIs(t, err, dbmutex.ErrTimeout)
 	})
 	t.Run("ReleaseIn's COMMIT", func(t *testing.T) {
-		db, pool := openFaulty(t, testdb.Postgres(t))
-		err := db.Mutex("job").Do(func(ctx context.Context) error {
-			lease, _ := dbmutex.LeaseFrom(ctx)
-			once(pool, "COMMIT", io.ErrUnexpectedEOF)
-			return db.Gorm.Transaction(func(tx *gorm.DB) error { return lease.ReleaseIn(tx) })
+		eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
+			err := db.Mutex("job").Do(func(ctx context.Context) error {
+				lease, _ := dbmutex.LeaseFrom(ctx)
+				pool.loseFirst("COMMIT", io.ErrUnexpectedEOF)
+				return db.Gorm.Transaction(func(tx *gorm.DB) error { return lease.ReleaseIn(tx) })
+			})
+			require.ErrorIs(t, err, io.ErrUnexpectedEOF)
+			require.NotErrorIs(t, err, dbmutex.ErrTimeout)
 		})
-		require.ErrorIs(t, err, io.ErrUnexpectedEOF)
-		require.NotErrorIs(t, err, dbmutex.ErrTimeout)
 	})
 }
 
-// losingConnector makes connections that lose the answer to a DELETE once, with an error that makes database/sql repeat it.
+// losingConnector makes connections that lose the answer to a release once, with an error that makes database/sql repeat it.
 type losingConnector struct {
 	driver.Connector
+	d    *testdb.Database
 	lose *atomic.Bool
 }
 
@@ -185,17 +198,17 @@ func (c losingConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &losingConn{conn.(*stdlib.Conn), c.lose}, nil
+	return &losingConn{conn.(testdb.SQLConn), c}, nil
 }
 
 type losingConn struct {
-	*stdlib.Conn
-	lose *atomic.Bool
+	testdb.SQLConn
+	losingConnector
 }
 
 func (c *losingConn) ExecContext(ctx context.Context, query string, args []driver.NamedValue) (driver.Result, error) {
-	res, err := c.Conn.ExecContext(ctx, query, args)
-	if strings.HasPrefix(query, "DELETE") && c.lose.CompareAndSwap(true, false) {
+	res, err := c.SQLConn.ExecContext(ctx, query, args)
+	if c.d.Verb(query) == "release" && c.lose.CompareAndSwap(true, false) {
 		return nil, driver.ErrBadConn
 	}
 	return res, err

@@ -110,9 +110,9 @@ func WithSetting(dsn, name, value string) string {
 	return dsn + " " + name + "='" + value + "'"
 }
 
-// CurrentSchema is the schema of the test's own.
+// CurrentSchema is the schema, or MySQL's database, of the test's own.
 func CurrentSchema(t testing.TB, db *dbmutex.DB) (schema string) {
-	require.NoError(t, db.Raw(`SELECT current_schema()`).Scan(&schema).Error)
+	require.NoError(t, db.Raw(At(db.Name(), "").schema).Scan(&schema).Error)
 	return schema
 }
 

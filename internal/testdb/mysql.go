@@ -4,8 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
+	sqldriver "database/sql/driver"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -36,10 +38,41 @@ var mysqlKind = &Kind{
 		"guard":   regexp.MustCompile(`^UPDATE \S+ SET creation_time = creation_time`),
 	},
 	letGo: `UNLOCK TABLES`, // a rollback keeps the lock
+	Errors: Errors{
+		Killed:    driver.ErrInvalidConn,
+		Conflict:  &driver.MySQLError{Number: 1213, Message: "Deadlock found"},
+		Forbidden: &driver.MySQLError{Number: 1142, Message: "command denied"},
+	},
+	Session: `SELECT CONNECTION_ID()`,
+	Waits: `SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT' AND trx_mysql_thread_id = ?`,
+	Written: `SHOW GLOBAL STATUS WHERE Variable_name IN
+		('Innodb_lsn_current', 'Innodb_redo_log_current_lsn', 'Handler_write', 'Handler_update', 'Handler_delete')`,
+	Refuse: []string{`CREATE TRIGGER refuse BEFORE UPDATE ON db_mutexes FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'never'`},
+	Delay:  []string{`CREATE TRIGGER delay BEFORE UPDATE ON db_mutexes FOR EACH ROW DO SLEEP(0.2)`},
+	// The server does not tell a transaction's level.
+	RenewedAt: []sql.IsolationLevel{sql.LevelReadUncommitted, sql.LevelReadCommitted},
+	schema:    `SELECT DATABASE()`,
 }
 
 func init() {
 	mysqlKind.fresh = MySQL
+	mysqlKind.connector = func(dsn string) (sqldriver.Connector, error) {
+		config, err := driver.ParseDSN(dsn)
+		if err != nil {
+			return nil, err
+		}
+		config.InterpolateParams = true // else connections run no statements that have arguments
+		return driver.NewConnector(config)
+	}
+	mysqlKind.atLevel = func(t testing.TB, d *Database, level string) string {
+		var variable string // the name is older on MariaDB up to 11.0
+		err := d.Open(t).Raw(`SHOW VARIABLES WHERE Variable_name IN ('tx_isolation', 'transaction_isolation')`).Row().
+			Scan(&variable, new(string))
+		if err != nil {
+			t.Fatalf("testdb: %v", err)
+		}
+		return d.DSN + "&" + variable + "=" + url.QueryEscape("'"+strings.ToUpper(strings.ReplaceAll(level, " ", "-"))+"'")
+	}
 	mysqlKind.engine = &engine{
 		kind:      mysqlKind,
 		name:      "MariaDB",

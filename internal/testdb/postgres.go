@@ -3,6 +3,8 @@ package testdb
 import (
 	"context"
 	"crypto/rand"
+	"database/sql"
+	"database/sql/driver"
 	"errors"
 	"fmt"
 	"net/url"
@@ -16,6 +18,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/stdlib"
 	"gorm.io/driver/postgres"
 	"gorm.io/gorm"
 )
@@ -40,10 +44,38 @@ var postgresKind = &Kind{
 		"guard":   regexp.MustCompile(`^SELECT 1 FROM \S+ .* FOR KEY SHARE`),
 	},
 	hang: `LOCK TABLE db_mutexes IN ACCESS EXCLUSIVE MODE`,
+	Errors: Errors{
+		Killed:    &pgconn.PgError{Code: "57P01", Message: "terminating connection"},
+		Conflict:  &pgconn.PgError{Code: "40001", Message: "could not serialize access"},
+		Forbidden: &pgconn.PgError{Code: "42501", Message: "permission denied"},
+	},
+	Session: `SELECT pg_backend_pid()`,
+	Waits:   `SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pid = ?`,
+	Written: `SELECT pg_snapshot_xmax(pg_current_snapshot()) AS xid, pg_current_wal_insert_lsn() AS lsn`,
+	Refuse: []string{
+		`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'never' USING ERRCODE = '0A000'; END$$`,
+		`CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON db_mutexes EXECUTE FUNCTION refuse()`,
+	},
+	Delay: []string{
+		`CREATE FUNCTION delay() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(0.2); RETURN NEW; END$$`,
+		`CREATE TRIGGER delay BEFORE INSERT OR UPDATE ON db_mutexes FOR EACH ROW EXECUTE FUNCTION delay()`,
+	},
+	RenewedAt: []sql.IsolationLevel{sql.LevelDefault, sql.LevelReadUncommitted, sql.LevelReadCommitted},
+	schema:    `SELECT current_schema()`,
 }
 
 func init() {
 	postgresKind.fresh = Postgres
+	postgresKind.connector = func(dsn string) (driver.Connector, error) {
+		config, err := pgx.ParseConfig(dsn)
+		if err != nil {
+			return nil, err
+		}
+		return stdlib.GetConnector(*config), nil
+	}
+	postgresKind.atLevel = func(_ testing.TB, d *Database, level string) string {
+		return WithSetting(d.DSN, "default_transaction_isolation", level)
+	}
 	postgresKind.engine = &engine{
 		kind:      postgresKind,
 		name:      "PostgreSQL",

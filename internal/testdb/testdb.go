@@ -25,6 +25,8 @@
 package testdb
 
 import (
+	"database/sql"
+	"database/sql/driver"
 	"regexp"
 	"strings"
 	"testing"
@@ -48,6 +50,23 @@ type Kind struct {
 	OneWriter bool
 	// DropsLeftOpen: the usual driver closes a connection that comes back to the pool within a transaction.
 	DropsLeftOpen bool
+
+	// Errors are the usual driver's, by what they mean, if the database is Remote.
+	Errors Errors
+
+	// Session is a query for the number of the session that it runs in.
+	Session string
+	// Waits is a query for how many sessions of a number wait for a lock.
+	Waits string
+	// Written is a query, in a session that stays the same, whose answer changes when another session has written.
+	Written string
+
+	// Refuse are statements that make a table with one row refuse that the row's mutex is acquired, with the error "never".
+	Refuse []string
+	// Delay are statements that make that take 0.2 seconds.
+	Delay []string
+	// RenewedAt are the isolation levels of transactions during which a lease is renewed.
+	RenewedAt []sql.IsolationLevel
 
 	// DDLCommits: a statement such as CREATE TABLE commits the transaction that it runs in.
 	DDLCommits bool
@@ -84,10 +103,21 @@ type Kind struct {
 	limits   func(t testing.TB, d *Database, idle bool) []Limit
 	ordinary func(t testing.TB, d *Database) *Database
 	victims  func(t testing.TB, d *Database) (_ *Database, kill func() error)
+
+	schema    string // a query for the name of CurrentSchema
+	connector func(dsn string) (driver.Connector, error)
+	atLevel   func(t testing.TB, d *Database, level string) (dsn string)
 }
 
 // kinds are all that Each runs a test on.
 var kinds = []*Kind{sqliteKind, postgresKind, mysqlKind}
+
+// Errors are errors of a database's.
+type Errors struct {
+	Killed    error // the session was ended from outside: the statement may have had its effect
+	Conflict  error // the transaction failed, as others were in the way
+	Forbidden error // the statement was refused
+}
 
 // Database is one database of a test's own.
 type Database struct {
@@ -130,6 +160,9 @@ func Notifies(k *Kind) bool { return k.Notifies }
 // Remote is for EachOf.
 func Remote(k *Kind) bool { return k.Remote }
 
+// ManyWriters is for EachOf.
+func ManyWriters(k *Kind) bool { return !k.OneWriter }
+
 // EachOf is Each for the kinds that are wanted.
 func EachOf(t *testing.T, wanted func(*Kind) bool, fn func(t *testing.T, d *Database)) {
 	t.Helper()
@@ -159,6 +192,33 @@ func (d *Database) Another(t testing.TB) *Database {
 
 // Dialector returns a new dialector, for a new pool on the same schema or file.
 func (d *Database) Dialector() gorm.Dialector { return d.dialector(d.DSN) }
+
+// Connector makes connections without a pool, for a test that wraps them. Each is a SQLConn.
+func (d *Database) Connector(t testing.TB) driver.Connector {
+	t.Helper()
+	connector, err := d.connector(d.DSN)
+	if err != nil {
+		t.Fatalf("testdb: %v", err)
+	}
+	return connector
+}
+
+// SQLConn is what database/sql asks of a connection.
+type SQLConn interface {
+	driver.Conn
+	driver.ConnBeginTx
+	driver.ConnPrepareContext
+	driver.ExecerContext
+	driver.QueryerContext
+	driver.NamedValueChecker
+	driver.SessionResetter
+}
+
+// AtLevel is the same database, for sessions of an isolation level such as "repeatable read".
+func (d *Database) AtLevel(t testing.TB, level string) *Database {
+	t.Helper()
+	return &Database{d.Kind, d.atLevel(t, d, level)}
+}
 
 // Open opens a new pool with these options and closes it when the test ends.
 // It logs nothing unless a *gorm.Config among the options has a Logger.
@@ -193,13 +253,19 @@ func (d *Database) Mutexes(t testing.TB, settings dbmutex.Settings, opts ...gorm
 // MutexesOn is Mutexes on a pool that is there, and may do with its statements what it likes. Closing it is the caller's.
 func (d *Database) MutexesOn(t testing.TB, pool gorm.ConnPool, settings dbmutex.Settings, opts ...gorm.Option) *dbmutex.DB {
 	t.Helper()
-	gdb, err := gorm.Open(d.on(pool), append([]gorm.Option{quiet{}}, opts...)...)
-	if err != nil {
-		t.Fatalf("testdb: open %s: %v", d.Name, err)
-	}
-	db := Register(t, gdb, settings)
+	db := Register(t, d.OpenOn(t, pool, opts...), settings)
 	if err := db.Migrate(); err != nil {
 		t.Fatalf("testdb: make the table in %s: %v", d.Name, err)
+	}
+	return db
+}
+
+// OpenOn is Open on a pool that is there.
+func (d *Database) OpenOn(t testing.TB, pool gorm.ConnPool, opts ...gorm.Option) *gorm.DB {
+	t.Helper()
+	db, err := gorm.Open(d.on(pool), append([]gorm.Option{quiet{}}, opts...)...)
+	if err != nil {
+		t.Fatalf("testdb: open %s: %v", d.Name, err)
 	}
 	return db
 }
