@@ -233,7 +233,7 @@ func TestALostLeaseStaysLostWhateverIsKeptForItsWaiter(t *testing.T) {
 
 func TestAReservationIsMadeWhereverItBreaks(t *testing.T) {
 	t.Parallel()
-	faults.Positions(t, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
+	faults.PositionsOf(t, testdb.Notifies, func(t *testing.T, direct, proxied *dbmutex.DB, arm func(func())) {
 		lease := acquire(t, proxied, "job")
 		arm(func() {})
 		_, err := dbmutex.Reserve(lease, "the waiter's")

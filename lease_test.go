@@ -177,7 +177,8 @@ func TestReleaseIn(t *testing.T) {
 }
 
 func TestALossAfterARollbackOfReleaseIn(t *testing.T) {
-	testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) { // SQLite keeps no record of transactions
+	remembers := func(k *testdb.Kind) bool { return k.Remembers }
+	testdb.EachOf(t, remembers, func(t *testing.T, d *testdb.Database) {
 		db := open(t, d)
 		err := db.Mutex("job").Do(func(ctx context.Context) error {
 			lease, _ := dbmutex.LeaseFrom(ctx)

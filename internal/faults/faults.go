@@ -16,7 +16,15 @@ import (
 // that can be broken.
 func OnNetwork(t *testing.T, test func(t *testing.T, direct, proxied *dbmutex.DB, network *proxy.Proxy)) {
 	t.Helper()
-	testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) {
+	onNetworkOf(t, testdb.Remote, test)
+}
+
+func onNetworkOf(
+	t *testing.T, wanted func(*testdb.Kind) bool,
+	test func(t *testing.T, direct, proxied *dbmutex.DB, network *proxy.Proxy),
+) {
+	t.Helper()
+	testdb.EachOf(t, wanted, func(t *testing.T, d *testdb.Database) {
 		network := proxy.New(t, d)
 		test(
 			t, d.Mutexes(t, dbmutex.DefaultSettings()), network.Database.Registered(t, dbmutex.DefaultSettings()), network,
@@ -31,7 +39,16 @@ const longest = 20
 // before the server gets it, and after each message of the answer.
 func Positions(t *testing.T, test func(t *testing.T, direct, proxied *dbmutex.DB, arm func(onBreak func()))) {
 	t.Helper()
-	OnNetwork(t, func(t *testing.T, direct, _ *dbmutex.DB, network *proxy.Proxy) {
+	PositionsOf(t, testdb.Remote, test)
+}
+
+// PositionsOf is Positions for the kinds of database that are wanted.
+func PositionsOf(
+	t *testing.T, wanted func(*testdb.Kind) bool,
+	test func(t *testing.T, direct, proxied *dbmutex.DB, arm func(onBreak func())),
+) {
+	t.Helper()
+	onNetworkOf(t, wanted, func(t *testing.T, direct, _ *dbmutex.DB, network *proxy.Proxy) {
 		for request := 1; ; request++ {
 			requests := 0
 			for after := -1; after <= longest; after++ {

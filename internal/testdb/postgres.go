@@ -29,6 +29,7 @@ var postgresKind = &Kind{
 	Notifies:      true,
 	Remote:        true,
 	DropsLeftOpen: true, // pgx does
+	Remembers:     true,
 	dialector:     postgres.Open,
 	on:            func(pool gorm.ConnPool) gorm.Dialector { return postgres.New(postgres.Config{Conn: pool}) },
 	Unhurried:     []string{"wal_writer_delay = 10s", "bgwriter_delay = 10s", "autovacuum = off"},

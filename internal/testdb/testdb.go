@@ -68,6 +68,8 @@ type Kind struct {
 	// RenewedAt are the isolation levels of transactions during which a lease is renewed.
 	RenewedAt []sql.IsolationLevel
 
+	// Remembers: it can be asked how a transaction ended, whatever happened since.
+	Remembers bool
 	// DDLCommits: a statement such as CREATE TABLE commits the transaction that it runs in.
 	DDLCommits bool
 	// Migrating is a statement in a transaction that makes Migrate wait until the transaction ends; "" if none does.
