@@ -4,10 +4,8 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
-	sqldriver "database/sql/driver"
 	"errors"
 	"fmt"
-	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -44,7 +42,7 @@ var mysqlKind = &Kind{
 		Forbidden: &driver.MySQLError{Number: 1142, Message: "command denied"},
 	},
 	Session: `SELECT CONNECTION_ID()`,
-	Waits: `SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT' AND trx_mysql_thread_id = ?`,
+	Waits:   `SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT' AND trx_mysql_thread_id = ?`,
 	Written: `SHOW GLOBAL STATUS WHERE Variable_name IN
 		('Innodb_lsn_current', 'Innodb_redo_log_current_lsn', 'Handler_write', 'Handler_update', 'Handler_delete')`,
 	Refuse: []string{`CREATE TRIGGER refuse BEFORE UPDATE ON db_mutexes FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'never'`},
@@ -56,23 +54,6 @@ var mysqlKind = &Kind{
 
 func init() {
 	mysqlKind.fresh = MySQL
-	mysqlKind.connector = func(dsn string) (sqldriver.Connector, error) {
-		config, err := driver.ParseDSN(dsn)
-		if err != nil {
-			return nil, err
-		}
-		config.InterpolateParams = true // else connections run no statements that have arguments
-		return driver.NewConnector(config)
-	}
-	mysqlKind.atLevel = func(t testing.TB, d *Database, level string) string {
-		var variable string // the name is older on MariaDB up to 11.0
-		err := d.Open(t).Raw(`SHOW VARIABLES WHERE Variable_name IN ('tx_isolation', 'transaction_isolation')`).Row().
-			Scan(&variable, new(string))
-		if err != nil {
-			t.Fatalf("testdb: %v", err)
-		}
-		return d.DSN + "&" + variable + "=" + url.QueryEscape("'"+strings.ToUpper(strings.ReplaceAll(level, " ", "-"))+"'")
-	}
 	mysqlKind.engine = &engine{
 		kind:      mysqlKind,
 		name:      "MariaDB",

@@ -2,8 +2,10 @@ package testdb
 
 import (
 	"crypto/rand"
+	sqldriver "database/sql/driver"
 	"fmt"
 	"slices"
+	"strings"
 	"testing"
 
 	driver "github.com/go-sql-driver/mysql"
@@ -24,6 +26,20 @@ func init() {
 			_ = d.Open(t).Raw(`SHOW VARIABLES LIKE '`+limit.Name+`'`).Row().Scan(&name, &value)
 			return name == ""
 		})
+	}
+	mysqlKind.connector = func(dsn string) (sqldriver.Connector, error) {
+		config := configOf(dsn)
+		config.InterpolateParams = true // else connections run no statements that have arguments
+		return driver.NewConnector(config)
+	}
+	mysqlKind.atLevel = func(t testing.TB, d *Database, level string) *Database {
+		var variable string // MariaDB up to 11.0 has another name for it than MySQL
+		err := d.Open(t).Raw(`SHOW VARIABLES WHERE Variable_name IN ('tx_isolation', 'transaction_isolation')`).Row().
+			Scan(&variable, new(string))
+		if err != nil {
+			t.Fatalf("testdb: %v", err)
+		}
+		return d.With(variable, "'"+strings.ToUpper(strings.ReplaceAll(level, " ", "-"))+"'")
 	}
 	mysqlKind.ordinary = ordinaryOfMySQL
 	mysqlKind.victims = func(t testing.TB, d *Database) (*Database, func() error) {

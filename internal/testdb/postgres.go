@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"database/sql"
-	"database/sql/driver"
 	"errors"
 	"fmt"
 	"net/url"
@@ -19,7 +18,6 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
-	"github.com/jackc/pgx/v5/stdlib"
 	"gorm.io/driver/postgres"
 	"gorm.io/gorm"
 )
@@ -67,16 +65,6 @@ var postgresKind = &Kind{
 
 func init() {
 	postgresKind.fresh = Postgres
-	postgresKind.connector = func(dsn string) (driver.Connector, error) {
-		config, err := pgx.ParseConfig(dsn)
-		if err != nil {
-			return nil, err
-		}
-		return stdlib.GetConnector(*config), nil
-	}
-	postgresKind.atLevel = func(_ testing.TB, d *Database, level string) string {
-		return WithSetting(d.DSN, "default_transaction_isolation", level)
-	}
 	postgresKind.engine = &engine{
 		kind:      postgresKind,
 		name:      "PostgreSQL",

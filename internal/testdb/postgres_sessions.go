@@ -2,7 +2,11 @@ package testdb
 
 import (
 	"crypto/rand"
+	"database/sql/driver"
 	"testing"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/stdlib"
 )
 
 func init() {
@@ -12,6 +16,16 @@ func init() {
 			return []Limit{{"idle_in_transaction_session_timeout", "500ms", ""}}
 		}
 		return []Limit{{"statement_timeout", "500ms", "57014"}, {"lock_timeout", "500ms", "55P03"}}
+	}
+	postgresKind.connector = func(dsn string) (driver.Connector, error) {
+		config, err := pgx.ParseConfig(dsn)
+		if err != nil {
+			return nil, err
+		}
+		return stdlib.GetConnector(*config), nil
+	}
+	postgresKind.atLevel = func(_ testing.TB, d *Database, level string) *Database {
+		return d.With("default_transaction_isolation", level)
 	}
 	postgresKind.ordinary = func(_ testing.TB, d *Database) *Database { return d } // even a superuser is bound
 	postgresKind.victims = func(t testing.TB, d *Database) (*Database, func() error) {

@@ -1,6 +1,9 @@
 package testdb
 
-import "testing"
+import (
+	"database/sql/driver"
+	"testing"
+)
 
 // Limit is a setting of a session's that limits how long it may do something.
 type Limit struct {
@@ -35,4 +38,31 @@ func (d *Database) Ordinary(t testing.TB) *Database {
 func (d *Database) Victims(t testing.TB) (_ *Database, kill func() error) {
 	t.Helper()
 	return d.victims(t, d)
+}
+
+// Connector makes connections without a pool, for a test that wraps them. Each is a SQLConn.
+func (d *Database) Connector(t testing.TB) driver.Connector {
+	t.Helper()
+	connector, err := d.connector(d.DSN)
+	if err != nil {
+		t.Fatalf("testdb: %v", err)
+	}
+	return connector
+}
+
+// SQLConn is what database/sql asks of a connection.
+type SQLConn interface {
+	driver.Conn
+	driver.ConnBeginTx
+	driver.ConnPrepareContext
+	driver.ExecerContext
+	driver.QueryerContext
+	driver.NamedValueChecker
+	driver.SessionResetter
+}
+
+// AtLevel is the same database, for sessions of an isolation level such as "repeatable read".
+func (d *Database) AtLevel(t testing.TB, level string) *Database {
+	t.Helper()
+	return d.atLevel(t, d, level)
 }

@@ -27,7 +27,7 @@ var sqliteKind = &Kind{
 		"release": regexp.MustCompile(`^DELETE FROM|^UPDATE \S+ SET lease_id = \?`),
 		"guard":   regexp.MustCompile(`^UPDATE \S+ SET lease_id = lease_id`),
 	},
-	hang: `DELETE FROM db_mutexes WHERE false`, // it takes the write lock
+	hang:    `DELETE FROM db_mutexes WHERE false`, // it takes the write lock
 	Written: `PRAGMA data_version`,
 	Refuse:  []string{`CREATE TRIGGER refuse BEFORE INSERT ON db_mutexes BEGIN SELECT RAISE(ABORT, 'never'); END`},
 }

@@ -100,15 +100,14 @@ type Kind struct {
 	// hang is a statement in a transaction that makes the writes of others wait until the transaction ends, and letGo one that
 	// undoes it where that end doesn't.
 	hang, letGo string
-	// with, limits, ordinary and victims are for sessions.go.
-	with     func(dsn, name, value string) string
-	limits   func(t testing.TB, d *Database, idle bool) []Limit
-	ordinary func(t testing.TB, d *Database) *Database
-	victims  func(t testing.TB, d *Database) (_ *Database, kill func() error)
-
-	schema    string // a query for the name of CurrentSchema
+	// with, limits, ordinary, victims, connector and atLevel are for sessions.go.
+	with      func(dsn, name, value string) string
+	limits    func(t testing.TB, d *Database, idle bool) []Limit
+	ordinary  func(t testing.TB, d *Database) *Database
+	victims   func(t testing.TB, d *Database) (_ *Database, kill func() error)
 	connector func(dsn string) (driver.Connector, error)
-	atLevel   func(t testing.TB, d *Database, level string) (dsn string)
+	atLevel   func(t testing.TB, d *Database, level string) *Database
+	schema    string // a query for the name of CurrentSchema
 }
 
 // kinds are all that Each runs a test on.
@@ -194,33 +193,6 @@ func (d *Database) Another(t testing.TB) *Database {
 
 // Dialector returns a new dialector, for a new pool on the same schema or file.
 func (d *Database) Dialector() gorm.Dialector { return d.dialector(d.DSN) }
-
-// Connector makes connections without a pool, for a test that wraps them. Each is a SQLConn.
-func (d *Database) Connector(t testing.TB) driver.Connector {
-	t.Helper()
-	connector, err := d.connector(d.DSN)
-	if err != nil {
-		t.Fatalf("testdb: %v", err)
-	}
-	return connector
-}
-
-// SQLConn is what database/sql asks of a connection.
-type SQLConn interface {
-	driver.Conn
-	driver.ConnBeginTx
-	driver.ConnPrepareContext
-	driver.ExecerContext
-	driver.QueryerContext
-	driver.NamedValueChecker
-	driver.SessionResetter
-}
-
-// AtLevel is the same database, for sessions of an isolation level such as "repeatable read".
-func (d *Database) AtLevel(t testing.TB, level string) *Database {
-	t.Helper()
-	return &Database{d.Kind, d.atLevel(t, d, level)}
-}
 
 // Open opens a new pool with these options and closes it when the test ends.
 // It logs nothing unless a *gorm.Config among the options has a Logger.
