@@ -73,22 +73,25 @@ func TestQueryExecModes(t *testing.T) { // of pgx; poolers of connections want s
 
 func TestDefaultIsolationLevels(t *testing.T) {
 	t.Parallel()
-	for _, level := range []string{"repeatable read", "serializable"} {
-		d := testdb.Postgres(t)
-		db := openDSN(t, withSetting(d.DSN, "default_transaction_isolation", level))
-		require.NoError(t, db.Migrate(&customer{}))
-		exercise(t, db)
-		var wg sync.WaitGroup
-		for range 8 { // no error of the database's for anybody
-			wg.Go(func() {
-				for range 20 {
-					if err := db.Mutex("busy").Do(nothing); err != nil && !errors.Is(err, dbmutex.ErrNotAcquired) {
-						t.Error(err)
-					}
+	for _, level := range []string{"read uncommitted", "read committed", "repeatable read", "serializable"} {
+		t.Run(level, func(t *testing.T) {
+			testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) {
+				db := d.AtLevel(t, level).Registered(t, dbmutex.DefaultSettings())
+				require.NoError(t, db.Migrate(&customer{}))
+				exercise(t, db)
+				var wg sync.WaitGroup
+				for range 8 { // no error of the database's for anybody
+					wg.Go(func() {
+						for range 20 {
+							if err := db.Mutex("busy").Do(nothing); err != nil && !errors.Is(err, dbmutex.ErrNotAcquired) {
+								t.Error(err)
+							}
+						}
+					})
 				}
+				wg.Wait()
 			})
-		}
-		wg.Wait()
+		})
 	}
 }
 
@@ -133,18 +136,17 @@ func TestTableNames(t *testing.T) {
 }
 
 func TestASchemaInThePrefix(t *testing.T) {
-	d := testdb.Postgres(t)
-	plain := open(t, d)
-	locks := currentSchema(t, plain) + "_locks"
-	require.NoError(t, plain.Exec(`CREATE SCHEMA `+locks).Error)
-	t.Cleanup(func() { require.NoError(t, plain.Exec(`DROP SCHEMA `+locks+` CASCADE`).Error) })
-	db := open(t, d, &gorm.Config{NamingStrategy: schema.NamingStrategy{TablePrefix: locks + "."}, Logger: logger.Discard})
-	exercise(t, db)
-	acquire(t, db, "job")
-	var n int
-	require.NoError(t, plain.Raw(`SELECT count(*) FROM `+locks+`.db_mutexes`).Scan(&n).Error)
-	require.Equal(t, 1, n)
-	requireFree(t, plain, "job") // another table is another lock
+	testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) {
+		plain, another := open(t, d), d.Another(t).Registered(t, dbmutex.DefaultSettings())
+		locks := currentSchema(t, another)
+		require.NotEqual(t, currentSchema(t, plain), locks)
+		db := open(t, d, &gorm.Config{NamingStrategy: schema.NamingStrategy{TablePrefix: locks + "."}, Logger: logger.Discard})
+		exercise(t, db)
+		acquire(t, db, "job")
+		require.NotNil(t, row(t, another, "job"))
+		requireHeld(t, another, "job")
+		requireFree(t, plain, "job") // another table is another lock
+	})
 }
 
 func TestLeftOnTheHandle(t *testing.T) {

@@ -155,31 +155,30 @@ func TestALateRequestLeavesNoLease(t *testing.T) {
 		} {
 			t.Run(fmt.Sprint(name, " ", i), func(t *testing.T) {
 				t.Parallel()
-				d := testdb.Postgres(t)
-				db, pool := openFaulty(t, d)
-				requireFree(t, db, "job")
-				late := ""
-				pool.setLose(func(statement string) error { // the answer is lost, and the request comes again
-					if strings.Contains(statement, "made AS") {
-						late = statement
-						pool.lose = nil
-						return io.ErrUnexpectedEOF
+				eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
+					requireFree(t, db, "job")
+					direct := open(t, pool.Database)
+					leaseID := ""
+					pool.setLose(func(statement string) error { // the answer is lost, and the request comes again
+						if taken := row(t, direct, "job"); pool.Verb(statement) == "acquire" && taken != nil {
+							leaseID = taken.LeaseID
+							pool.lose = nil
+							return io.ErrUnexpectedEOF
+						}
+						return nil
+					})
+					require.NoError(t, use(t, db.Mutex("job", opts...)))
+					require.NotEmpty(t, leaseID)
+					require.Nil(t, row(t, direct, "job"))
+					arrived := direct.Exec(`UPDATE db_mutexes SET lease_id = ?, expires_at = NULL WHERE lock_id = 'job'`, leaseID)
+					require.NoError(t, arrived.Error)
+					if arrived.RowsAffected == 0 {
+						require.NoError(t, direct.Exec(`INSERT INTO db_mutexes (lock_id, creation_time, holder, lease_id)
+							VALUES ('job', now(), 'late', ?)`, leaseID).Error)
 					}
-					return nil
+					require.NotNil(t, row(t, direct, "job"))
+					requireReleasedLater(t, direct, "job")
 				})
-				var leaseID string
-				require.NoError(t, db.Callback().Row().After("gorm:row").Register("see", func(*gorm.DB) {
-					if r := row(t, open(t, d), "job"); r != nil && leaseID == "" {
-						leaseID = r.LeaseID
-					}
-				}))
-				require.NoError(t, use(t, db.Mutex("job", opts...)))
-				require.NotEmpty(t, late)
-				require.Nil(t, row(t, db, "job"))
-				require.NotEmpty(t, leaseID)
-				require.NoError(t, db.Exec(`INSERT INTO db_mutexes (lock_id, creation_time, holder, lease_id)
-					VALUES ('job', now(), 'late', ?)`, leaseID).Error)
-				requireReleasedLater(t, db, "job")
 			})
 		}
 	}
@@ -220,32 +219,36 @@ func TestAFreeMutexStaysFreeWhateverIsRenewed(t *testing.T) {
 
 func TestTheEndOfTheWorkCutsNoRenewalOff(t *testing.T) {
 	t.Parallel()
-	d := testdb.Postgres(t)
-	out := &logs{}
-	db, other, third := open(t, d, &gorm.Config{Logger: out.logger(logger.Warn)}), open(t, d), open(t, d)
-	pool, err := db.DB()
-	require.NoError(t, err)
-	pool.SetMaxOpenConns(1)
-	backend := func() (pid int) {
-		require.NoError(t, db.Raw(`SELECT pg_backend_pid()`).Scan(&pid).Error)
-		return pid
-	}
-	before := backend()
-	err = db.Mutex("job", dbmutex.WithTTL(9*time.Second), dbmutex.WithRenewal()).Do(func(context.Context) error {
-		tx := other.Begin() // it stands for a disk or a network that takes its time
-		require.NoError(t, tx.Exec(`SELECT 1 FROM db_mutexes FOR UPDATE`).Error)
-		waits := func() (n int) {
-			require.NoError(t, third.Raw(`SELECT count(*) FROM pg_stat_activity
-				WHERE wait_event_type = 'Lock' AND query LIKE 'UPDATE%' AND pid = ?`, before).Scan(&n).Error)
-			return n
-		}
-		require.Eventually(t, func() bool { return waits() > 0 }, time.Minute, time.Millisecond, "the renewal is under way")
-		time.AfterFunc(50*time.Millisecond, func() { tx.Rollback() })
-		return nil
+	testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) {
+		t.Parallel()
+		out := &logs{}
+		db, other, third := open(t, d, &gorm.Config{Logger: out.logger(logger.Warn)}), open(t, d), open(t, d)
+		pool, err := db.DB()
+		require.NoError(t, err)
+		pool.SetMaxOpenConns(1)
+		before := session(t, db)
+		err = db.Mutex("job", dbmutex.WithTTL(9*time.Second), dbmutex.WithRenewal()).Do(func(context.Context) error {
+			tx := other.Begin() // it stands for a disk or a network that takes its time
+			require.NoError(t, tx.Exec(`SELECT 1 FROM db_mutexes FOR UPDATE`).Error)
+			waits := func() (n int) {
+				require.NoError(t, third.Raw(d.Waits, before).Scan(&n).Error)
+				return n
+			}
+			require.Eventually(t, func() bool { return waits() > 0 }, time.Minute, 10*time.Millisecond, "the renewal is under way")
+			time.AfterFunc(50*time.Millisecond, func() { tx.Rollback() })
+			return nil
+		})
+		require.NoError(t, err)
+		require.Empty(t, out.String())
+		require.Equal(t, before, session(t, db), "the connection is still there")
 	})
-	require.NoError(t, err)
-	require.Empty(t, out.String())
-	require.Equal(t, before, backend(), "the connection is still there")
+}
+
+// session is the number of the session that a handle's pool of one has.
+func session(t *testing.T, db *dbmutex.DB) (number int64) {
+	t.Helper()
+	require.NoError(t, db.Raw(testdb.At(db.Name(), "").Session).Scan(&number).Error)
+	return number
 }
 
 func TestARenewalThatGetsNoConnectionIsToldOf(t *testing.T) {

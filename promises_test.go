@@ -3,6 +3,7 @@ package dbmutex_test
 import (
 	"context"
 	"errors"
+	"reflect"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -149,32 +150,31 @@ func TestATryIsCheapAndSilent(t *testing.T) {
 }
 
 func TestATryWritesNothing(t *testing.T) {
-	db := open(t, testdb.Postgres(t))
-	acquire(t, db, "job")
-	requireHeld(t, db, "job")
-	type state struct {
-		Xid string
-		Lsn string
-	}
-	look := func() (s state) {
-		require.NoError(
-			t,
-			db.Raw(`SELECT pg_snapshot_xmax(pg_current_snapshot())::text AS xid, pg_current_wal_insert_lsn()::text AS lsn`).
-				Scan(&s).
-				Error,
-		)
-		return s
-	}
-	for giveUp := time.Now().Add(time.Minute); time.Now().Before(giveUp); { // others write now and then
+	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
+		observer := d.Open(t)
+		pool, err := observer.DB()
+		require.NoError(t, err)
+		pool.SetMaxOpenConns(1) // it stays the same session
+		look := func() (seen []map[string]any) {
+			require.NoError(t, observer.Raw(d.Written).Scan(&seen).Error)
+			require.NotEmpty(t, seen)
+			return seen
+		}
 		before := look()
-		for range 10 {
-			requireHeld(t, db, "job")
+		acquire(t, db, "job")
+		require.NotEqual(t, before, look(), "an acquire writes")
+		requireHeld(t, db, "job")
+		for giveUp := time.Now().Add(time.Minute); time.Now().Before(giveUp); { // others write now and then
+			before := look()
+			for range 10 {
+				requireHeld(t, db, "job")
+			}
+			if reflect.DeepEqual(before, look()) {
+				return
+			}
 		}
-		if look() == before {
-			return
-		}
-	}
-	require.Fail(t, "failed tries wrote to the log, or took transaction ids")
+		require.Fail(t, "failed tries wrote")
+	})
 }
 
 func TestTheHolderKnowsInTime(t *testing.T) {
@@ -239,20 +239,21 @@ func TestNobodyTakesOverBeforeTheHolderKnows(t *testing.T) {
 }
 
 func TestOneFailedRenewalIsNoLoss(t *testing.T) {
-	db, pool := openFaulty(t, testdb.Postgres(t))
-	lease := acquire(t, db, "job", dbmutex.WithTTL(3*time.Second), dbmutex.WithRenewal())
-	first, _ := lease.ExpiresAt()
-	var failed atomic.Int32
-	pool.setLose(func(statement string) error {
-		if strings.HasPrefix(statement, "UPDATE") && failed.Add(1) <= 3 {
-			return &sqlError{"42501"} // permission denied, for a while
-		}
-		return nil
+	eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
+		lease := acquire(t, db, "job", dbmutex.WithTTL(3*time.Second), dbmutex.WithRenewal())
+		first, _ := lease.ExpiresAt()
+		var failed atomic.Int32
+		pool.setLose(func(statement string) error {
+			if pool.Verb(statement) == "renew" && failed.Add(1) <= 3 {
+				return pool.Errors.Forbidden // for a while
+			}
+			return nil
+		})
+		require.Eventually(t, func() bool { return failed.Load() > 3 }, time.Minute, 10*time.Millisecond)
+		require.Eventually(t, func() bool { now, _ := lease.ExpiresAt(); return now.After(first) }, time.Minute, time.Millisecond)
+		require.NoError(t, lease.Context().Err())
+		require.NoError(t, lease.Release())
 	})
-	require.Eventually(t, func() bool { return failed.Load() > 3 }, time.Minute, 10*time.Millisecond)
-	require.Eventually(t, func() bool { now, _ := lease.ExpiresAt(); return now.After(first) }, time.Minute, time.Millisecond)
-	require.NoError(t, lease.Context().Err())
-	require.NoError(t, lease.Release())
 }
 
 func TestDoTellsTheTruth(t *testing.T) {

@@ -10,9 +10,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
-	"gorm.io/driver/postgres"
 	"gorm.io/gorm"
-	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
@@ -92,29 +90,30 @@ type hiddenPool struct{ gorm.ConnPool }
 
 func TestPoolsThatHideTheirDatabaseAreKeptApart(t *testing.T) {
 	t.Parallel()
-	plugin := dbmutex.New(dbmutex.DefaultSettings())
-	hidden := func() *dbmutex.DB {
-		plain := open(t, testdb.Postgres(t))
-		db, err := gorm.Open(postgres.New(postgres.Config{Conn: hiddenPool{plain.ConnPool}}), &gorm.Config{Logger: logger.Discard})
-		require.NoError(t, err)
-		require.NoError(t, db.Use(plugin))
-		return dbmutex.Wrap(db)
-	}
-	a, b := hidden(), hidden()
-	inA, inB := acquire(t, a, "job"), acquire(t, b, "job")
-	ctx, cancel := context.WithCancel(limited(t))
-	waiting := make(chan error)
-	go func() {
-		_, err := a.WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
-		waiting <- err
-	}()
-	require.Eventually(t, func() bool { return dbmutex.Waiters(a.Mutex("job")) == 1 }, time.Minute, time.Millisecond)
-	require.Zero(t, dbmutex.Waiters(b.Mutex("job")))
-	require.NoError(t, inB.Release())
-	requireHeld(t, a, "job")
-	cancel()
-	require.ErrorIs(t, <-waiting, context.Canceled)
-	require.NoError(t, inA.Release())
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		plugin := dbmutex.New(dbmutex.DefaultSettings())
+		hidden := func() *dbmutex.DB {
+			d := d.Another(t)
+			db := d.OpenOn(t, hiddenPool{open(t, d).ConnPool})
+			require.NoError(t, db.Use(plugin))
+			return dbmutex.Wrap(db)
+		}
+		a, b := hidden(), hidden()
+		inA, inB := acquire(t, a, "job"), acquire(t, b, "job")
+		ctx, cancel := context.WithCancel(limited(t))
+		waiting := make(chan error)
+		go func() {
+			_, err := a.WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
+			waiting <- err
+		}()
+		require.Eventually(t, func() bool { return dbmutex.Waiters(a.Mutex("job")) == 1 }, time.Minute, time.Millisecond)
+		require.Zero(t, dbmutex.Waiters(b.Mutex("job")))
+		require.NoError(t, inB.Release())
+		requireHeld(t, a, "job")
+		cancel()
+		require.ErrorIs(t, <-waiting, context.Canceled)
+		require.NoError(t, inA.Release())
+	})
 }
 
 // handOn begins the statement by which a releaser hands the mutex to a waiter of its own process.

@@ -150,31 +150,32 @@ func TestOtherSettingsOfTheServerDoNotMatter(t *testing.T) {
 
 func TestSerializableWithManyIDsGivesNobodyAnError(t *testing.T) {
 	t.Parallel()
-	d := testdb.Postgres(t)
-	require.NoError(t, openDSN(t, d.DSN).Migrate())
-	db := openDSN(t, withSetting(d.DSN, "default_transaction_isolation", "serializable")).WithContext(limited(t))
-	const goroutines, rounds, ids = 16, 40, 12
-	var wg sync.WaitGroup
-	for g := range goroutines {
-		wg.Go(func() {
-			for round := range rounds {
-				id := fmt.Sprint("job ", (g+round)%ids)
-				err := db.Mutex(id, dbmutex.WithWait(dbmutex.Forever)).Do(func(ctx context.Context) error {
-					lease, _ := dbmutex.LeaseFrom(ctx)
-					return lease.Renew()
-				})
-				if err != nil {
-					t.Error(id, err)
+	testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) {
+		open(t, d)
+		db := d.AtLevel(t, "serializable").Registered(t, dbmutex.DefaultSettings()).WithContext(limited(t))
+		const goroutines, rounds, ids = 16, 40, 12
+		var wg sync.WaitGroup
+		for g := range goroutines {
+			wg.Go(func() {
+				for round := range rounds {
+					id := fmt.Sprint("job ", (g+round)%ids)
+					err := db.Mutex(id, dbmutex.WithWait(dbmutex.Forever)).Do(func(ctx context.Context) error {
+						lease, _ := dbmutex.LeaseFrom(ctx)
+						return lease.Renew()
+					})
+					if err != nil {
+						t.Error(id, err)
+					}
+					err = db.Mutex(id).Do(nothing)
+					if err != nil && !errors.Is(err, dbmutex.ErrNotAcquired) {
+						t.Error(id, err)
+					}
+					if _, err := db.Mutex(id).Holder(); err != nil {
+						t.Error(id, err)
+					}
 				}
-				err = db.Mutex(id).Do(nothing)
-				if err != nil && !errors.Is(err, dbmutex.ErrNotAcquired) {
-					t.Error(id, err)
-				}
-				if _, err := db.Mutex(id).Holder(); err != nil {
-					t.Error(id, err)
-				}
-			}
-		})
-	}
-	wg.Wait()
+			})
+		}
+		wg.Wait()
+	})
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -229,73 +230,63 @@ func TestALeaseThatEndedBeforeItsWorkBegan(t *testing.T) {
 func TestTheMomentThatCountsIsTheEndOfTheWork(t *testing.T) {
 	t.Parallel()
 	const ttl = 2 * time.Second
-	db, pool := openFaulty(t, testdb.Postgres(t))
-	slow := func(lose error) {
-		pool.setLose(func(statement string) error {
-			if !strings.HasPrefix(statement, "DELETE") && !strings.HasPrefix(statement, "UPDATE") {
+	eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
+		slow := func(verb string, lose error) *atomic.Int32 {
+			return pool.after(verb, func() error {
+				time.Sleep(ttl + time.Second)
+				return lose
+			})
+		}
+		for _, lose := range []error{nil, io.ErrUnexpectedEOF} { // then a second try finds no row
+			var releases *atomic.Int32
+			require.NoError(t, db.Mutex("job", dbmutex.WithTTL(ttl)).Do(func(context.Context) error {
+				releases = slow("release", lose)
 				return nil
-			}
-			pool.lose = nil
-			time.Sleep(ttl + time.Second)
-			return lose
-		})
-	}
-	for _, lose := range []error{nil, io.ErrUnexpectedEOF} { // then a second try finds no row
-		require.NoError(t, db.Mutex("job", dbmutex.WithTTL(ttl)).Do(func(context.Context) error {
-			slow(lose)
+			}))
+			require.NotZero(t, releases.Load())
+		}
+		var commits *atomic.Int32
+		require.NoError(t, db.Mutex("job", dbmutex.WithTTL(ttl)).Transaction(func(*gorm.DB) error {
+			commits = slow("COMMIT", nil)
 			return nil
 		}))
-	}
-	require.NoError(t, db.Mutex("job", dbmutex.WithTTL(ttl)).Transaction(func(*gorm.DB) error {
-		pool.setLose(func(statement string) error {
-			if statement == "COMMIT" {
-				pool.lose = nil
-				time.Sleep(ttl + time.Second)
-			}
-			return nil
-		})
-		return nil
-	}))
+		require.NotZero(t, commits.Load())
+	})
 }
 
 func TestATimeoutSaysWhatFailed(t *testing.T) {
 	t.Parallel()
 	t.Run("renewals that fail", func(t *testing.T) {
-		db, pool := openFaulty(t, testdb.Postgres(t))
-		broken := errors.New("the renewal's own")
-		var cause error
-		err := db.Mutex("job", dbmutex.WithTTL(2*time.Second), dbmutex.WithRenewal()).Do(func(ctx context.Context) error {
-			pool.setLose(func(statement string) error {
-				if strings.Contains(statement, "SET expires_at") {
-					return &sqlError{"42501"}
-				}
-				return nil
+		eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
+			broken := errors.New("the renewal's own")
+			var cause error
+			err := db.Mutex("job", dbmutex.WithTTL(2*time.Second), dbmutex.WithRenewal()).Do(func(ctx context.Context) error {
+				pool.setLose(func(statement string) error {
+					if pool.Verb(statement) == "renew" {
+						return pool.Errors.Forbidden
+					}
+					return nil
+				})
+				requireEnds(t, ctx)
+				cause = context.Cause(ctx)
+				return broken
 			})
-			requireEnds(t, ctx)
-			cause = context.Cause(ctx)
-			return broken
+			timeout := timeoutOf(t, err, "job", false)
+			require.ErrorIs(t, err, broken)
+			require.ErrorIs(t, timeout, pool.Errors.Forbidden)
+			require.ErrorContains(t, timeout, `renew "job"`)
+			require.ErrorIs(t, cause, pool.Errors.Forbidden)
 		})
-		timeout := timeoutOf(t, err, "job", false)
-		require.ErrorIs(t, err, broken)
-		var refused *sqlError
-		require.ErrorAs(t, timeout, &refused)
-		require.ErrorContains(t, timeout, `renew "job"`)
-		require.ErrorAs(t, cause, &refused)
 	})
 	t.Run("a renewal that recovered is no cause", func(t *testing.T) {
-		db, pool := openFaulty(t, testdb.Postgres(t))
-		lease := acquire(t, db, "job", dbmutex.WithTTL(3*time.Second))
-		pool.setLose(func(statement string) error {
-			if strings.Contains(statement, "SET expires_at") {
-				pool.lose = nil
-				return &sqlError{"42501"}
-			}
-			return nil
+		eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
+			lease := acquire(t, db, "job", dbmutex.WithTTL(3*time.Second))
+			pool.loseFirst("renew", pool.Errors.Forbidden)
+			require.ErrorIs(t, lease.Renew(), pool.Errors.Forbidden)
+			require.NoError(t, lease.Renew())
+			requireEnds(t, lease.Context())
+			require.NoError(t, timeoutOf(t, lease.Release(), "job", false).Err)
 		})
-		require.Error(t, lease.Renew())
-		require.NoError(t, lease.Renew())
-		requireEnds(t, lease.Context())
-		require.NoError(t, timeoutOf(t, lease.Release(), "job", false).Err)
 	})
 	t.Run("a release that fails", func(t *testing.T) {
 		faults.OnNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *proxy.Proxy) {

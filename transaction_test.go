@@ -5,14 +5,13 @@ import (
 	"database/sql"
 	"database/sql/driver"
 	"errors"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/stdlib"
 	"github.com/stretchr/testify/require"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
@@ -142,37 +141,41 @@ func TestATransactionOnSQLiteWritesFirst(t *testing.T) {
 
 func TestTransactionIsolationLevels(t *testing.T) {
 	t.Parallel()
-	db := open(t, testdb.Postgres(t))
-	for _, level := range []sql.IsolationLevel{
-		sql.LevelDefault, sql.LevelReadCommitted, sql.LevelRepeatableRead, sql.LevelSerializable,
-	} {
-		t.Run(level.String(), func(t *testing.T) {
-			ttl := 300 * time.Millisecond
-			if level <= sql.LevelReadCommitted {
-				ttl = 3 * time.Second // time enough for a renewal
-			}
-			mutex := db.Mutex("job", dbmutex.WithTTL(ttl), dbmutex.WithRenewal())
-			require.NoError(t, mutex.Transaction(func(tx *gorm.DB) error {
-				lease, _ := dbmutex.LeaseFrom(tx.Statement.Context)
-				first, _ := lease.ExpiresAt()
-				require.NoError(t, tx.Exec(`SELECT 1`).Error)
-				if level <= sql.LevelReadCommitted {
-					require.Eventually(
-						t, func() bool { now, _ := lease.ExpiresAt(); return now.After(first) }, time.Minute, time.Millisecond,
-					)
-				} else {
-					requireEnds(t, lease.Context())
+	testdb.EachOf(t, testdb.ManyWriters, func(t *testing.T, d *testdb.Database) {
+		t.Parallel()
+		db := open(t, d)
+		for _, level := range []sql.IsolationLevel{
+			sql.LevelDefault, sql.LevelReadUncommitted, sql.LevelReadCommitted, sql.LevelRepeatableRead, sql.LevelSerializable,
+		} {
+			t.Run(level.String(), func(t *testing.T) {
+				renewed := slices.Contains(d.RenewedAt, level)
+				ttl := 300 * time.Millisecond
+				if renewed {
+					ttl = 3 * time.Second // time enough for a renewal
 				}
-				return nil
-			}, &sql.TxOptions{Isolation: level}))
+				mutex := db.Mutex("job", dbmutex.WithTTL(ttl), dbmutex.WithRenewal())
+				require.NoError(t, mutex.Transaction(func(tx *gorm.DB) error {
+					lease, _ := dbmutex.LeaseFrom(tx.Statement.Context)
+					first, _ := lease.ExpiresAt()
+					require.NoError(t, tx.Exec(`SELECT 1`).Error)
+					if renewed {
+						require.Eventually(
+							t, func() bool { now, _ := lease.ExpiresAt(); return now.After(first) }, time.Minute, time.Millisecond,
+						)
+					} else {
+						requireEnds(t, lease.Context())
+					}
+					return nil
+				}, &sql.TxOptions{Isolation: level}))
 
-			err := mutex.Transaction(func(tx *gorm.DB) error {
-				require.NoError(t, tx.Exec(`SELECT 1`).Error)
-				return db.Mutex("job").ForceRelease()
-			}, &sql.TxOptions{Isolation: level})
-			require.ErrorIs(t, err, dbmutex.ErrTimeout)
-		})
-	}
+				err := mutex.Transaction(func(tx *gorm.DB) error {
+					require.NoError(t, tx.Exec(`SELECT count(*) FROM db_mutexes`).Error)
+					return db.Mutex("job").ForceRelease()
+				}, &sql.TxOptions{Isolation: level})
+				require.ErrorIs(t, err, dbmutex.ErrTimeout)
+			})
+		}
+	})
 }
 
 func TestTransactionRunsOnWhatGORMWouldBegin(t *testing.T) {
@@ -212,11 +215,11 @@ func (c staleConnector) Connect(ctx context.Context) (driver.Conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &staleConn{conn.(*stdlib.Conn), c.stale}, nil
+	return &staleConn{conn.(testdb.SQLConn), c.stale}, nil
 }
 
 type staleConn struct {
-	*stdlib.Conn
+	testdb.SQLConn
 	stale *atomic.Int32
 }
 
@@ -224,22 +227,21 @@ func (c *staleConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.
 	if c.stale.Add(-1) >= 0 {
 		return nil, driver.ErrBadConn
 	}
-	return c.Conn.BeginTx(ctx, opts)
+	return c.SQLConn.BeginTx(ctx, opts)
 }
 
 func TestTransactionBeginsOnAnotherConnection(t *testing.T) {
-	d := testdb.Postgres(t)
-	open(t, d)
-	config, err := pgx.ParseConfig(d.DSN)
-	require.NoError(t, err)
-	var stale atomic.Int32
-	pool := sql.OpenDB(staleConnector{stdlib.GetConnector(*config), &stale})
-	defer func() { require.NoError(t, pool.Close()) }()
-	pool.SetMaxOpenConns(1)
-	db := d.MutexesOn(t, pool, dbmutex.DefaultSettings())
-	stale.Store(2)
-	require.NoError(t, db.Mutex("job").Transaction(func(tx *gorm.DB) error { return tx.Exec(`SELECT 1`).Error }))
-	require.Negative(t, stale.Load())
+	testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) {
+		open(t, d)
+		var stale atomic.Int32
+		pool := sql.OpenDB(staleConnector{d.Connector(t), &stale})
+		defer func() { require.NoError(t, pool.Close()) }()
+		pool.SetMaxOpenConns(1)
+		db := d.MutexesOn(t, pool, dbmutex.DefaultSettings())
+		stale.Store(2)
+		require.NoError(t, db.Mutex("job").Transaction(func(tx *gorm.DB) error { return tx.Exec(`SELECT 1`).Error }))
+		require.Negative(t, stale.Load())
+	})
 }
 
 func TestAContextThatEndsAtTheTransactionsBeginning(t *testing.T) {
@@ -325,17 +327,18 @@ func TestALateCommitIsNoTimeout(t *testing.T) {
 
 func TestATransactionThatLostItsLeaseSaysSo(t *testing.T) {
 	t.Parallel()
-	d := testdb.Postgres(t) // on SQLite nobody else can write meanwhile
-	db := open(t, d)
-	for _, workErr := range []error{nil, errWork} {
-		err := db.Mutex("job").Transaction(func(tx *gorm.DB) error {
-			require.NoError(t, db.Mutex("job").ForceRelease())
-			return workErr
-		})
-		require.Zero(t, timeoutOf(t, err, "job", true).Late)
-		require.Equal(t, workErr != nil, errors.Is(err, errWork))
-		require.Equal(t, 1, strings.Count(err.Error(), dbmutex.ErrTimeout.Error()), "it is told once: %v", err)
-	}
+	testdb.EachOf(t, testdb.ManyWriters, func(t *testing.T, d *testdb.Database) {
+		db := open(t, d)
+		for _, workErr := range []error{nil, errWork} {
+			err := db.Mutex("job").Transaction(func(tx *gorm.DB) error {
+				require.NoError(t, db.Mutex("job").ForceRelease())
+				return workErr
+			})
+			require.Zero(t, timeoutOf(t, err, "job", true).Late)
+			require.Equal(t, workErr != nil, errors.Is(err, errWork))
+			require.Equal(t, 1, strings.Count(err.Error(), dbmutex.ErrTimeout.Error()), "it is told once: %v", err)
+		}
+	})
 }
 
 func TestATransactionThatRemovesItsOwnLeaseIsRolledBack(t *testing.T) {

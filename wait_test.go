@@ -133,23 +133,21 @@ func TestADoneContextReturnsAtOnce(t *testing.T) {
 }
 
 func TestACancelledTryKeepsItsConnection(t *testing.T) {
-	db := open(t, testdb.Postgres(t))
-	pool, err := db.DB()
-	require.NoError(t, err)
-	pool.SetMaxOpenConns(1)
-	requireFree(t, db, "job")
-	require.NoError(t, db.Exec(`
-		CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.2); RETURN NEW; END $$;
-		CREATE TRIGGER slow BEFORE INSERT ON db_mutexes FOR EACH ROW EXECUTE FUNCTION slow()`).Error)
-	session := func() (pid int) {
-		require.NoError(t, db.Raw(`SELECT pg_backend_pid()`).Scan(&pid).Error)
-		return pid
-	}
-	before := session()
-	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
-	defer cancel()
-	_, err = db.WithContext(ctx).Mutex("job", dbmutex.WithoutTTL()).Acquire()
-	require.ErrorIs(t, err, context.DeadlineExceeded)
-	require.Nil(t, row(t, db, "job"))
-	require.Equal(t, before, session())
+	testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) {
+		db := open(t, d)
+		pool, err := db.DB()
+		require.NoError(t, err)
+		pool.SetMaxOpenConns(1)
+		requireFree(t, db, "job")
+		for _, statement := range d.Delay {
+			require.NoError(t, db.Exec(statement).Error)
+		}
+		before := session(t, db)
+		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+		defer cancel()
+		_, err = db.WithContext(ctx).Mutex("job", dbmutex.WithoutTTL()).Acquire()
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.Nil(t, row(t, db, "job"))
+		require.Equal(t, before, session(t, db))
+	})
 }
