@@ -124,10 +124,20 @@ func (m *mysql) tryOnce(on executor, r Request) (a Answer, err error) {
 		}
 	}
 	token, taken, err := on.execID(m.takeSQL, []any{ttl, holder, r.LeaseID, row.ID, []byte(r.LockID), r.LeaseID})
+	if err == nil && taken && token == 0 {
+		_, token, err = m.hidden(on, row.ID, r.LeaseID)
+	}
 	if err != nil || !taken {
 		return a, err
 	}
 	return Answer{Token: token, RowID: row.ID}, nil
+}
+
+// hidden asks for what triggers on the table hide from the answer to an UPDATE.
+func (m *mysql) hidden(on executor, id int64, leaseID string) (endless bool, token int64, err error) {
+	_, err = on.queryOne(`SELECT expires_at IS NULL, token FROM `+m.table+` WHERE id = ? AND lease_id = ?`, []any{id, leaseID},
+		&endless, &token)
+	return endless, token, err
 }
 
 // look reads the row that is there, if any, and how much time its lease has left.
@@ -166,8 +176,10 @@ func (m *mysql) at(on executor, k Key) (Key, bool, error) {
 
 func (m *mysql) renew(on executor, k Key, ttl *time.Duration) (found bool, err error) {
 	err = m.outside(on, func() error {
-		id, _, err := on.execID(m.renewSQL, []any{microseconds(ttl), k.RowID, k.LeaseID})
-		found = id != 0
+		id, changed, err := on.execID(m.renewSQL, []any{microseconds(ttl), k.RowID, k.LeaseID})
+		if found = id != 0 || changed; err == nil && !found && ttl == nil { // one without an end changes nothing
+			found, _, err = m.hidden(on, k.RowID, k.LeaseID)
+		}
 		return err
 	})
 	return found, err
