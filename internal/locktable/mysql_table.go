@@ -234,7 +234,11 @@ func (m *mysql) migrate(on executor, model any) error {
 		if problem == nil {
 			return nil
 		}
-		err := db.AutoMigrate(model)
+		change := db.AutoMigrate
+		if m.classify(problem) == noTable { // AutoMigrate looks for a table of another database in the current one
+			change = db.Migrator().CreateTable
+		}
+		err := change(model)
 		switch {
 		case err == nil:
 			return m.inspect(on)
