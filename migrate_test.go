@@ -67,6 +67,16 @@ func TestMigrateWaitsUntilTheContextIsDone(t *testing.T) {
 	})
 }
 
+func TestMigrateLogsNoError(t *testing.T) {
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		out := &logs{}
+		db := d.Registered(t, dbmutex.DefaultSettings(), &gorm.Config{Logger: out.logger(logger.Warn)})
+		require.NoError(t, db.Migrate(&customer{}), "there is no table yet")
+		require.NoError(t, db.Migrate(&customer{}))
+		require.Empty(t, out.String())
+	})
+}
+
 func TestMigrateGivesTheModelsError(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		type broken struct {
