@@ -234,7 +234,7 @@ func TestTheEndOfTheWorkCutsNoRenewalOff(t *testing.T) {
 				require.NoError(t, third.Raw(d.Waits, before).Scan(&n).Error)
 				return n
 			}
-			require.Eventually(t, func() bool { return waits() > 0 }, time.Minute, 10*time.Millisecond, "the renewal is under way")
+			require.Eventually(t, func() bool { return waits() > 0 }, time.Minute, 200*time.Millisecond, "the renewal is under way")
 			time.AfterFunc(50*time.Millisecond, func() { tx.Rollback() })
 			return nil
 		})
