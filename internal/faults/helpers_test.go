@@ -20,17 +20,16 @@ func each(t *testing.T, test func(t *testing.T, db *dbmutex.DB, d *testdb.Databa
 
 // What all tests do with mutexes.
 var (
-	acquire       = testdb.Acquire
-	row           = testdb.Row
-	requireFree   = testdb.RequireFree
-	requireHeld   = testdb.RequireHeld
-	nothing       = testdb.Nothing
-	limited       = testdb.Limited
-	requireEnds   = testdb.RequireEnds
-	exercise      = testdb.Exercise
-	withSetting   = testdb.WithSetting
-	currentSchema = testdb.CurrentSchema
-	timeoutOf     = testdb.TimeoutOf
+	acquire     = testdb.Acquire
+	row         = testdb.Row
+	requireFree = testdb.RequireFree
+	requireHeld = testdb.RequireHeld
+	nothing     = testdb.Nothing
+	limited     = testdb.Limited
+	requireEnds = testdb.RequireEnds
+	exercise    = testdb.Exercise
+	withSetting = testdb.WithSetting
+	timeoutOf   = testdb.TimeoutOf
 )
 
 func open(t *testing.T, d *testdb.Database, opts ...gorm.Option) *dbmutex.DB {

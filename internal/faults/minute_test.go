@@ -75,6 +75,7 @@ func endAll(t *testing.T, db *dbmutex.DB, breaks, mend func()) {
 func TestReleasesOutlastAServerThatIsAwayForAMinute(t *testing.T) {
 	t.Parallel()
 	faults.OnServer(t, func(t *testing.T, s *testdb.Server, db *dbmutex.DB) {
+		t.Parallel()
 		endAll(t, db, func() { s.Stop(t, "fast") }, func() { s.Start(t) })
 	})
 }

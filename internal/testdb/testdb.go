@@ -78,7 +78,7 @@ type Kind struct {
 
 	// Unhurried are settings of a server that writes to its disk late what nobody waits for.
 	Unhurried []string
-	// AsyncCommit is a setting of a session, with its values under which a crash may undo a commit, or not; "" if there is none.
+	// AsyncCommit is a setting of a session, with its values under which a crash may undo a commit, or not. "" = there is none.
 	AsyncCommit [3]string
 	// AsyncRelease: a crash of the server may undo a release.
 	AsyncRelease bool
