@@ -80,6 +80,7 @@ func init() {
 			return strings.NewReplacer("DATA", data, "SIGNAL", signal).Replace(stopMySQL)
 		},
 		started: startedMySQL,
+		move:    moveMySQL,
 		apply: func(s *Server, settings []string) error {
 			return runMySQL(s.DSN(), "SET GLOBAL "+strings.Join(settings, ", "))
 		},
@@ -116,6 +117,21 @@ func startedMySQL(s *Server) error {
 			return err
 		}
 	}
+}
+
+// moveMySQL makes the table anew, as ALTER TABLE moves none.
+func moveMySQL(s *Server, folder string) error {
+	pool, err := sql.Open("mysql", s.DSN())
+	if err != nil {
+		return err
+	}
+	defer func() { _ = pool.Close() }()
+	var name, create string
+	if err := pool.QueryRow(`SHOW CREATE TABLE db_mutexes`).Scan(&name, &create); err != nil {
+		return err
+	}
+	there := ` DATA DIRECTORY = '` + folder + `'`
+	return runMySQL(s.DSN(), `DROP TABLE db_mutexes`, create+there, `CREATE TABLE filler (id integer, text text)`+there)
 }
 
 func mysqlDSN(port, database string) string {

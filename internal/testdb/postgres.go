@@ -87,6 +87,12 @@ func init() {
 		},
 		stop:    func(data, mode string) string { return fmt.Sprintf(`"$bin/pg_ctl" stop -D %s -m %s`, data, mode) },
 		started: func(*Server) error { return nil },
+		move: func(s *Server, folder string) error {
+			return runPostgres(
+				s.DSN(), `CREATE TABLESPACE small LOCATION '`+folder+`'`, `ALTER TABLE db_mutexes SET TABLESPACE small`,
+				`CREATE TABLE filler (id integer, text text) TABLESPACE small`,
+			)
+		},
 		apply:   func(s *Server, _ []string) error { return s.run(`"$bin/pg_ctl" reload -D ` + s.data) },
 	}
 }

@@ -30,6 +30,8 @@ type engine struct {
 	stop    func(data, mode string) string
 	// started returns when a server that was started can be used, and has its database.
 	started func(s *Server) error
+	// move makes the lock's table anew in a folder, and another that is named filler.
+	move func(s *Server, folder string) error
 	// apply makes a running server heed what was added to its configuration.
 	apply func(s *Server, settings []string) error
 

@@ -107,14 +107,6 @@ func (s *supervised) close() {
 	<-s.ended
 }
 
-// OwnFolder makes a folder that belongs to the server's user.
-func (s *supervised) OwnFolder(t testing.TB, path string) {
-	t.Helper()
-	if err := s.run("mkdir -m 700" + quoted([]string{path})); err != nil {
-		t.Fatalf("testdb: %v", err)
-	}
-}
-
 // Server is a database server of a test's own, to start, stop and crash.
 type Server struct {
 	*supervised
@@ -241,6 +233,19 @@ func (s *Server) Set(t testing.TB, settings ...string) {
 	err := s.configure(settings)
 	if err == nil {
 		err = s.engine.apply(s, settings)
+	}
+	if err != nil {
+		t.Fatalf("testdb: %v", err)
+	}
+}
+
+// Move makes a folder, and moves the empty table of the lock into it. It makes a table there that is named filler, and has
+// an id and a text.
+func (s *Server) Move(t testing.TB, folder string) {
+	t.Helper()
+	err := s.run("mkdir -m 700" + quoted([]string{folder}))
+	if err == nil {
+		err = s.engine.move(s, folder)
 	}
 	if err != nil {
 		t.Fatalf("testdb: %v", err)
