@@ -93,7 +93,7 @@ func init() {
 				`CREATE TABLE filler (id integer, text text) TABLESPACE small`,
 			)
 		},
-		apply:   func(s *Server, _ []string) error { return s.run(`"$bin/pg_ctl" reload -D ` + s.data) },
+		apply: func(s *Server, _ []string) error { return s.run(`"$bin/pg_ctl" reload -D ` + s.data) },
 	}
 }
 
