@@ -13,7 +13,8 @@ const MaxLockIDLength = 256
 // On MySQL and MariaDB the row of a mutex that is free may stay, without a LeaseID; releases remove such rows after an hour.
 //
 // A row that has run out, of a holder that crashed or of a MinHold, stays until the mutex is used next. Deleting such rows
-// is safe: at the worst a holder that is late, but that nobody has followed, is told that its lease was lost.
+// is safe: at the worst a holder that is late, but that nobody has followed, is told that its lease was lost. (On MySQL and
+// MariaDB fencing tokens may fall if a mutex loses its row after more than 16 million leases.)
 //
 // With pgnotify a row may also keep the mutex for a waiter of another process, for a moment: Holder names the waiter, and
 // LeaseID is that of no lease.

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	driver "github.com/go-sql-driver/mysql"
 	"github.com/stretchr/testify/require"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
@@ -279,12 +280,7 @@ func TestARenewalThatWaitedRevivesNothing(t *testing.T) {
 func TestLocksOfTheLockDoNotDeadlock(t *testing.T) {
 	t.Parallel()
 	server := testdb.MySQL(t).NewServer(t, "innodb_print_all_deadlocks = ON", "max_connections = 1000")
-	made, err := sql.Open("mysql", server.DSN())
-	require.NoError(t, err)
-	_, err = made.Exec(`CREATE DATABASE storm`)
-	require.NoError(t, err)
-	require.NoError(t, made.Close())
-	d := testdb.MySQLAt(strings.Replace(server.DSN(), "/?", "/storm?", 1))
+	d := server.Database()
 	ids := map[string]func(worker, i int) string{
 		"one":         func(int, int) string { return "job" },
 		"many":        func(worker, _ int) string { return fmt.Sprint("job ", worker) },
@@ -329,4 +325,21 @@ func cycle(db *dbmutex.DB, id string, i int) error {
 		return nil
 	}
 	return err
+}
+
+// A server that cannot prepare statements for a while gets the release later.
+func TestAReleaseGoesOnWhileTheServerPreparesNothing(t *testing.T) {
+	server := testdb.MySQL(t).NewServer(t)
+	root := testdb.MySQLAt(server.DSN()).Open(t)
+	require.NoError(t, root.Exec(`CREATE DATABASE locks`).Error)
+	config, err := driver.ParseDSN(server.DSN())
+	require.NoError(t, err)
+	config.DBName = "locks"
+	db := testdb.MySQLAt(config.FormatDSN()).Mutexes(t, dbmutex.DefaultSettings())
+	lease := acquire(t, db, "job")
+	require.NoError(t, root.Exec(`SET GLOBAL max_prepared_stmt_count = 0`).Error)
+	err = lease.Release()
+	require.NoError(t, root.Exec(`SET GLOBAL max_prepared_stmt_count = 16382`).Error)
+	require.ErrorContains(t, err, "it goes on in the background")
+	require.Eventually(t, func() bool { return row(t, db, "job") == nil }, time.Minute, 10*time.Millisecond)
 }

@@ -4,7 +4,6 @@ package faults_test
 
 import (
 	"context"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -20,15 +19,7 @@ import (
 // galera is a cluster's database on each of its nodes.
 func galera(t *testing.T) (nodes [2]*dbmutex.DB) {
 	for i, server := range testdb.NewGalera(t) {
-		d := testdb.MySQLAt(server.DSN())
-		if i == 0 {
-			require.NoError(t, d.Open(t).Exec(`CREATE DATABASE app`).Error)
-		}
-		d = testdb.MySQLAt(strings.Replace(server.DSN(), "/?", "/app?", 1))
-		require.Eventually(t, func() bool {
-			return d.Open(t).Exec(`SELECT 1`).Error == nil
-		}, time.Minute, 10*time.Millisecond, "the database is there on each node")
-		nodes[i] = d.Mutexes(t, dbmutex.DefaultSettings())
+		nodes[i] = server.Database().Mutexes(t, dbmutex.DefaultSettings())
 	}
 	require.NoError(t, nodes[0].Exec(`CREATE TABLE made (id integer AUTO_INCREMENT PRIMARY KEY, n integer)`).Error)
 	require.Eventually(t, func() bool {

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"reflect"
 	"slices"
@@ -18,14 +19,16 @@ import (
 //
 // Ids are sent as bytes, also if the driver puts them into the text of a statement: a connection may have any charset.
 //
-// A statement that looks for a lease waits for nobody's transaction. Statements that may wait find their row by its id: by
-// lock_id they would lock the gap before it, and so keep out new ids.
+// No statement waits for a row that somebody's transaction has locked. All but the look find their row by its id: by lock_id
+// they would lock the gap before it, and so keep out new ids.
 type mysql struct {
 	name, table                    string // not quoted, and quoted
 	lookSQL, insertSQL, takeSQL    string
 	renewSQL, releaseSQL, leaveSQL string
+	renameSQL                      string
 	releaseInSQL                   string
 	guardSQL, fateSQL, rowSQL      string
+	ownerSQL                       string
 	oldSQL, sweepSQL               string
 }
 
@@ -38,7 +41,7 @@ func newMySQL(name, table string) *mysql {
 		// timestamp. SYSDATE is the clock's, in the session's zone.
 		now    = `UTC_TIMESTAMP(6) + INTERVAL TIMESTAMPDIFF(MICROSECOND, NOW(6), SYSDATE(6)) MICROSECOND`
 		expiry = now + ` + INTERVAL ? MICROSECOND` // NULL for one that is NULL
-		owned  = ` WHERE id = ? AND lease_id = ?`
+		live   = `(expires_at IS NULL OR expires_at > ` + now + `)`
 		// A driver may scan times as its DSN says.
 		times = microsecondsOf + `creation_time), ` + microsecondsOf + `expires_at)`
 		// A connection that has no characters of four bytes refuses them even as bytes.
@@ -48,6 +51,12 @@ func newMySQL(name, table string) *mysql {
 		old    = `lease_id = '' AND expires_at < ` + now + ` - INTERVAL 1 HOUR AND token >> 24 <= id`
 	)
 	set := `UPDATE ` + table + ` SET `
+	// SKIP LOCKED passes a row that somebody has pinned. To wait for it in the server could be a deadlock.
+	where := func(condition string) string {
+		return `
+WHERE id = (SELECT id FROM (SELECT id FROM ` + table + ` WHERE id = ? AND ` + condition + ` FOR UPDATE SKIP LOCKED) AS free)`
+	}
+	owned := where(`lease_id = ?`)
 	return &mysql{
 		name: name, table: table,
 		lookSQL: `SELECT id, CAST(holder AS BINARY), ` + times + `, lease_id, TIMESTAMPDIFF(MICROSECOND, ` + now + `, expires_at)
@@ -58,24 +67,22 @@ FROM ` + table + ` WHERE lock_id = ?`,
 			`INSERT /*+ SET_VAR(innodb_lock_wait_timeout = 1) */ INTO ` + table + `
 	(lock_id, creation_time, expires_at, holder, lease_id, token)
 VALUES (?, ` + now + `, ` + expiry + `, ` + holder + `, ?, 0) ON DUPLICATE KEY UPDATE id = id + LAST_INSERT_ID(0)`,
-		// SKIP LOCKED passes a row that somebody has pinned, also since the look. A row that has this lease's own id is there if
-		// the answer to an earlier try was lost. The token is drawn once the row is won, and is greater than those of a row that
+		// A row that has this lease's own id is there if the answer to an earlier try was lost. The token is drawn once the row is won, and is greater than those of a row that
 		// the mutex had before.
 		takeSQL: set + `token = LAST_INSERT_ID(GREATEST(token, id << 24) + 1), creation_time = ` + now + `, expires_at = ` + expiry + `,
-	holder = ` + holder + `, lease_id = ?
-WHERE id = (SELECT id FROM (SELECT id FROM ` + table + `
-	WHERE id = ? AND lock_id = ? AND (lease_id IN ('', ?) OR expires_at <= ` + now + `) FOR UPDATE SKIP LOCKED) AS free)`,
-		renewSQL: set + `expires_at = ` + expiry + `, id = LAST_INSERT_ID(id)` + owned + `
-AND (expires_at IS NULL OR expires_at > ` + now + `)`,
+	holder = ` + holder + `, lease_id = ?` + where(`lock_id = ? AND (lease_id IN ('', ?) OR expires_at <= `+now+`)`),
+		renewSQL:     set + `expires_at = ` + expiry + where(`lease_id = ? AND `+live),
 		releaseSQL:   set + freed + owned,
 		leaveSQL:     set + left + owned,
+		renameSQL:    set + `lease_id = ?` + owned,
 		releaseInSQL: set + `holder = lease_id, ` + freed + owned, // the holder is the mark for fate
 		// It changes a value, as a Galera cluster compares changes alone.
 		guardSQL: set + `creation_time = creation_time + INTERVAL 1 MICROSECOND` + owned,
 		fateSQL:  `SELECT lease_id = ?, lease_id = ? OR (lease_id = '' AND holder = ?) FROM ` + table + ` WHERE id = ? FOR UPDATE`,
 		rowSQL: `SELECT id, lock_id, ` + times + `, CAST(holder AS BINARY), lease_id, GREATEST(token, id << 24),
-	expires_at IS NULL OR expires_at > ` + now + ` FROM ` + table + ` WHERE lock_id = ? AND lease_id <> ''`,
-		oldSQL: fmt.Sprintf(`SELECT id, %s FROM %s WHERE id > ? ORDER BY id LIMIT %d`, old, table, sweepRows),
+	` + live + ` FROM ` + table + ` WHERE lock_id = ? AND lease_id <> ''`,
+		ownerSQL: `SELECT lease_id, ` + live + ` FROM ` + table + ` WHERE id = ?`,
+		oldSQL:   fmt.Sprintf(`SELECT id, %s FROM %s WHERE id > ? ORDER BY id LIMIT %d`, old, table, sweepRows),
 		sweepSQL: `DELETE FROM ` + table + ` WHERE id IN (SELECT id FROM (SELECT id FROM ` + table + `
 	WHERE id IN (%s) AND ` + old + ` FOR UPDATE SKIP LOCKED) AS old)`,
 	}
@@ -124,20 +131,13 @@ func (m *mysql) tryOnce(on executor, r Request) (a Answer, err error) {
 		}
 	}
 	token, taken, err := on.execID(m.takeSQL, []any{ttl, holder, r.LeaseID, row.ID, []byte(r.LockID), r.LeaseID})
-	if err == nil && taken && token == 0 {
-		_, token, err = m.hidden(on, row.ID, r.LeaseID)
+	if err == nil && taken && token == 0 { // a trigger on the table hides it
+		_, err = on.queryOne(`SELECT token FROM `+m.table+` WHERE id = ?`, []any{row.ID}, &token)
 	}
 	if err != nil || !taken {
 		return a, err
 	}
 	return Answer{Token: token, RowID: row.ID}, nil
-}
-
-// hidden asks for what triggers on the table hide from the answer to an UPDATE.
-func (m *mysql) hidden(on executor, id int64, leaseID string) (endless bool, token int64, err error) {
-	_, err = on.queryOne(`SELECT expires_at IS NULL, token FROM `+m.table+` WHERE id = ? AND lease_id = ?`, []any{id, leaseID},
-		&endless, &token)
-	return endless, token, err
 }
 
 // look reads the row that is there, if any, and how much time its lease has left.
@@ -161,67 +161,113 @@ func (r *Row) setMicroseconds(since int64, expires sql.NullInt64) {
 	}
 }
 
-// at finds the row of a lease, by its id: by lock_id a statement that waits for the row would lock the gap before it.
-func (m *mysql) at(on executor, k Key) (Key, bool, error) {
-	if k.RowID != 0 {
-		return k, true, nil
-	}
-	row, _, err := m.look(on, k.LockID)
-	if err != nil || row == nil || row.LeaseID != k.LeaseID {
-		return k, false, err
-	}
-	k.RowID = row.ID
-	return k, true, nil
-}
-
+// renew only looks for a lease that never expires.
 func (m *mysql) renew(on executor, k Key, ttl *time.Duration) (found bool, err error) {
-	err = m.outside(on, func() error {
-		id, changed, err := on.execID(m.renewSQL, []any{microseconds(ttl), k.RowID, k.LeaseID})
-		if found = id != 0 || changed; err == nil && !found && ttl == nil { // one without an end changes nothing
-			found, _, err = m.hidden(on, k.RowID, k.LeaseID)
-		}
+	if ttl != nil {
+		return m.change(on, m.renewSQL, []any{microseconds(ttl)}, k, true)
+	}
+	err = m.outside(on, func() (err error) {
+		state, err := m.owner(on, k, "")
+		found = state == ours
 		return err
 	})
 	return found, err
 }
 
 func (m *mysql) release(on executor, r Release) (found bool, err error) {
-	query, args := m.releaseSQL, []any{}
 	if r.MinHold > 0 {
-		query, args = m.leaveSQL, []any{microseconds(&r.MinHold)}
+		return m.change(on, m.leaveSQL, []any{microseconds(&r.MinHold)}, r.Key, false)
 	}
-	return m.change(on, query, args, r.Key)
+	return m.change(on, m.releaseSQL, nil, r.Key, false)
 }
 
 func (m *mysql) rename(on executor, k Key, leaseID string) (bool, error) {
-	return m.change(on, `UPDATE `+m.table+` SET lease_id = ? WHERE id = ? AND lease_id = ?`, []any{leaseID}, k)
+	return m.change(on, m.renameSQL, []any{leaseID}, k, false)
 }
 
-// change runs an UPDATE of the lease's row, which follows its arguments.
-func (m *mysql) change(on executor, query string, args []any, k Key) (found bool, err error) {
+// releaseIn leaves the lease's id in the row, for fate.
+func (m *mysql) releaseIn(tx executor, k Key, minHold time.Duration) (found bool, transaction string, err error) {
+	if minHold > 0 {
+		found, err = m.changeOnce(tx, m.leaveSQL, []any{microseconds(&minHold)}, k, false)
+	} else {
+		found, err = m.changeOnce(tx, m.releaseInSQL, nil, k, false)
+	}
+	return found, k.LeaseID, err
+}
+
+func (m *mysql) guard(tx executor, k Key) (bool, error) {
+	return m.changeOnce(tx, m.guardSQL, nil, k, false)
+}
+
+// change runs an UPDATE of a lease's row outside of any transaction.
+func (m *mysql) change(on executor, query string, args []any, k Key, alive bool) (found bool, err error) {
 	err = m.outside(on, func() (err error) {
-		var key Key
-		if key, found, err = m.at(on, k); err != nil || !found {
-			return err
+		if k.RowID == 0 {
+			row, _, err := m.look(on, k.LockID)
+			if err != nil || row == nil || row.LeaseID != k.LeaseID {
+				return err
+			}
+			k.RowID = row.ID
 		}
-		found, err = on.exec(query, append(slices.Clone(args), key.RowID, key.LeaseID))
+		found, err = m.changeOnce(on, query, args, k, alive)
 		return err
 	})
 	return found, err
 }
 
-// releaseIn leaves the lease's id in the row, for fate.
-func (m *mysql) releaseIn(tx executor, k Key, minHold time.Duration) (found bool, transaction string, err error) {
-	query, args := m.releaseInSQL, []any{k.RowID, k.LeaseID}
-	if minHold > 0 {
-		query, args = m.leaveSQL, []any{microseconds(&minHold), k.RowID, k.LeaseID}
+// pinnedPause is between two tries for a row that somebody has pinned.
+const pinnedPause = 4 * time.Millisecond
+
+// changeOnce runs an UPDATE of a lease's row, whose arguments the row's id and the lease's follow. It waits while somebody has
+// the row locked, unless that is another's lease: its holder may wait for what this transaction has locked. Nor does it wait
+// if the lease is to be alive, and is not.
+func (m *mysql) changeOnce(on executor, query string, args []any, k Key, alive bool) (found bool, err error) {
+	for giveUp := time.Now().Add(Limit); ; {
+		found, err = on.exec(query, append(slices.Clone(args), k.RowID, k.LeaseID))
+		if err != nil || found {
+			return found, err
+		}
+		state, err := m.owner(on, k, ` FOR UPDATE SKIP LOCKED`)
+		if err == nil && state == nobody { // or pinned
+			state, err = m.owner(on, k, "")
+		}
+		switch {
+		case err != nil || state == nobody || state == others || state == ended && alive:
+			return false, err
+		case time.Now().After(giveUp):
+			return false, errPinned
+		}
+		if done := Sleep(on.ctx, pinnedPause/2+rand.N(pinnedPause/2)); done != nil {
+			return false, &unsentError{error: fmt.Errorf("%w: %w", errPinned, done)}
+		}
 	}
-	found, err = tx.exec(query, args)
-	return found, k.LeaseID, err
 }
 
-func (m *mysql) guard(tx executor, k Key) (bool, error) {
-	return tx.exec(m.guardSQL, []any{k.RowID, k.LeaseID})
+var errPinned = errors.New("another transaction has the lease's row locked")
+
+// ownership is whose a row is.
+type ownership int
+
+const (
+	nobody ownership = iota // there is none
+	ours
+	ended // ours, but its time is over
+	others
+)
+
+func (m *mysql) owner(on executor, k Key, locking string) (o ownership, err error) {
+	var leaseID string
+	var live bool
+	found, err := on.queryOne(m.ownerSQL+locking, []any{k.RowID}, &leaseID, &live)
+	switch {
+	case err != nil || !found:
+		return nobody, err
+	case leaseID != k.LeaseID:
+		return others, nil
+	case !live:
+		return ended, nil
+	}
+	return ours, nil
 }
 
 // fate waits for the transaction, which has the row locked.
@@ -293,29 +339,34 @@ func mysqlNumber(err error) uint64 {
 // classify: https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html
 // and https://mariadb.com/docs/server/reference/error-codes
 func (m *mysql) classify(err error) failure {
-	switch mysqlNumber(err) {
+	switch number := mysqlNumber(err); number {
 	case 0:
 	case 1146:
 		return noTable
-	case 1213, 1020, 1467: // deadlock or a refusal of the cluster's, a snapshot that is too old, no number for the id
+	case 1213, 1020, 1467, 3101: // deadlock, or a refusal of a cluster's; a snapshot that is too old; no number for the id
 		return conflicting
-	case 1615, 1243: // a prepared statement that is out of date, or that another server made
+	case 1615, 1243, 4031: // a prepared statement that is out of date, or that another server made; a session that was idle
 		return outdated
 	case 1205, 1317, 1969, 3024, 3572: // waited too long for a lock, was interrupted, took too long
 		return hindered
-	case 1290, 1792, 1836, 1047: // a server that is read-only, or whose cluster is not ready
+	case 1290, 1792, 1836, 1047, 3100: // a server that is read-only, or whose cluster is not ready
 		return hindered
-	case 1021, 1037, 1038, 1041, 1114: // no room on the disk or in memory
+	case 1021, 1037, 1038, 1041, 1114, 1206, 1461, 1637: // no room on the disk, in memory or in a table of the server's
 		return hindered
-	case 1040, 1203, 1226, 1053, 1129: // too many connections, shutting down
+	case 1040, 1053, 1129, 1203, 1226, 3032, 2002, 2003, 2005, 9001: // too many connections, shutting down, not reached
 		return unreachable
-	case 1927, 1180, 1105: // the connection was killed, the commit failed, not known
+	case 1105, 1158, 1159, 1160, 1161, 1180, 1927: // not known, the network failed, the commit failed, killed
 		return unknown
 	default:
+		if number >= 2000 && number < 3000 { // a client's, such as a proxy
+			return unknown
+		}
 		return refused
 	}
 	var dial *net.OpError
 	switch {
+	case errors.Is(err, errPinned):
+		return hindered
 	case isPoolClosed(err), errors.Is(err, sql.ErrTxDone), strings.Contains(err.Error(), "packet for query is too large"):
 		return refused
 	case errors.As(err, &dial) && dial.Op == "dial", errors.As(err, new(*net.DNSError)):

@@ -17,13 +17,17 @@ const (
 	statusAutocommit    = 2
 )
 
+// rollback names what a session's completion_type may be: to begin the next transaction, or to end the connection.
+const rollback = `ROLLBACK AND NO CHAIN NO RELEASE`
+
 // clean reads the status that the last answer of the server carried. Another driver, or one that is wrapped, hides it: then
-// it costs two round trips. Without autocommit nobody else would see the lease, so the connection has it until restore.
+// it costs two round trips, or one where the pool hides its connections. Without autocommit nobody else would see the lease, so the connection has it until restore.
 func (m *mysql) clean(on executor) (left bool, restore func(), err error) {
 	restore = func() {}
 	conn, bound := on.pool.(*sql.Conn)
 	if !bound {
-		return false, restore, nil
+		_, err = on.pool.ExecContext(on.ctx, rollback)
+		return false, restore, err
 	}
 	status, known, err := mysqlStatus(conn)
 	if err != nil {
@@ -32,8 +36,7 @@ func (m *mysql) clean(on executor) (left bool, restore func(), err error) {
 	autocommit := known && status&statusAutocommit != 0
 	left = known && status&statusInTransaction != 0
 	if left || !autocommit {
-		// A session's completion_type may be to begin the next transaction, or to end the connection.
-		if _, err = conn.ExecContext(on.ctx, `ROLLBACK AND NO CHAIN NO RELEASE`); err != nil {
+		if _, err = conn.ExecContext(on.ctx, rollback); err != nil {
 			return left, restore, err
 		}
 	}
@@ -123,8 +126,11 @@ func (m *mysql) unbroken(tx executor) error {
 
 // unprepared is the executor of a transaction that prepares no statements, as a savepoint can be none.
 func unprepared(tx executor) executor {
-	if prepared, ok := tx.pool.(*gorm.PreparedStmtTX); ok {
+	for {
+		prepared, ok := tx.pool.(*gorm.PreparedStmtTX)
+		if !ok {
+			return tx
+		}
 		tx.pool = prepared.Tx
 	}
-	return tx
 }

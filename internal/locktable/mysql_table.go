@@ -52,7 +52,8 @@ type mysqlColumn struct {
 	extra           string
 }
 
-// mysqlIndex are the columns of an index. One of a part of a column's bytes, or of an expression, has "" there.
+// mysqlIndex are the columns of an index. One of a part of a column's bytes, or of an expression, has "" there, and so has one
+// that no statement uses.
 type mysqlIndex struct {
 	name    string
 	unique  bool
@@ -61,12 +62,18 @@ type mysqlIndex struct {
 
 type mysqlTable struct {
 	version, mode, engine, of string
+	autocommit                bool
+	probe                     string // what the session makes of "ü"
 	columns                   []mysqlColumn
 	indexes                   []*mysqlIndex
 }
 
 func (m *mysql) inspect(on executor) error {
-	t, err := m.describe(on)
+	var t mysqlTable
+	err := m.outside(on, func() (err error) {
+		t, err = m.describe(on)
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -96,10 +103,13 @@ func (m *mysql) describe(on executor) (t mysqlTable, err error) {
 		database, name = "", m.name
 	}
 	var engine, of sql.NullString
-	_, err = on.queryOne(`SELECT VERSION(), @@sql_mode, MAX(engine), MAX(table_type)
+	_, err = on.queryOne(`SELECT VERSION(), @@sql_mode, HEX(?), MAX(engine), MAX(table_type)
 FROM information_schema.tables WHERE table_schema = CASE ? WHEN 0 THEN DATABASE() ELSE ? END AND table_name = ?`,
-		[]any{len(database), database, name}, &t.version, &t.mode, &engine, &of)
+		[]any{"ü", len(database), database, name}, &t.version, &t.mode, &t.probe, &engine, &of)
 	t.engine, t.of = engine.String, of.String
+	if err == nil { // information_schema has one of its own
+		_, err = on.queryOne(`SELECT @@autocommit`, nil, &t.autocommit)
+	}
 	if err != nil {
 		return t, err
 	}
@@ -124,7 +134,7 @@ func (t *mysqlTable) addTerm(rows *sql.Rows) error {
 		term[strings.ToLower(name)] = values[i]
 	}
 	name, column := term["key_name"].String, term["column_name"].String
-	if term["sub_part"].Valid {
+	if term["sub_part"].Valid || term["visible"].String == "NO" || term["ignored"].String == "YES" {
 		column = ""
 	}
 	for _, index := range t.indexes {
@@ -157,8 +167,8 @@ var mysqlTypes = map[string][2]string{
 	"lock_id":       {`^varbinary\((102[4-9]|10[3-9]\d|1[1-9]\d\d|[2-9]\d\d\d)\)`, "varbinary(1024)"},
 	"creation_time": {`^datetime\(6\)`, "datetime(6)"},
 	"expires_at":    {`^datetime\(6\)`, "datetime(6)"},
-	"holder":        {`text|blob|varchar|varbinary`, "mediumtext CHARACTER SET utf8mb4"},
-	"lease_id":      {`^(var)?(char|binary)\((2[7-9]|[3-9]\d|\d{3,})\)`, "varchar(64)"},
+	"holder":        {`text|blob|^var(char|binary)\((2[6-9]|[3-9]\d|\d{3,})\)`, "mediumtext CHARACTER SET utf8mb4"},
+	"lease_id":      {`^(char|varchar|varbinary)\((2[7-9]|[3-9]\d|\d{3,})\)`, "varchar(64)"},
 	"token":         {`^bigint\b`, "bigint NOT NULL DEFAULT 0"},
 }
 
@@ -169,6 +179,10 @@ func (t *mysqlTable) problem() string {
 		return "the server is " + t.version + ": dbmutex needs SKIP LOCKED, which MySQL has from 8.0 on and MariaDB from 10.6 on"
 	case strings.Contains(t.mode, "EMPTY_STRING_IS_NULL"):
 		return "the session's sql_mode has EMPTY_STRING_IS_NULL, under which no row can be free: leave that out"
+	case t.probe != "C3BC":
+		return "the session changes texts on their way, as its character_set_client and character_set_connection are not the same"
+	case !t.autocommit: // or clean had set it
+		return "the session has autocommit=0, and the pool hides its connections: use an *sql.DB, or leave that out"
 	case t.of == "":
 		return "it is temporary, so that every connection has its own: make one that is not"
 	case !strings.Contains(t.of, "BASE TABLE"):
@@ -267,7 +281,7 @@ func (m *mysql) sweep(on executor, newest int64) {
 	}
 	on = on.hushing(failures)
 	var old []string
-	err := on.queryAll(m.oldSQL, []any{rand.Int64N(newest)}, func(row *sql.Rows) error {
+	err := on.queryAll(m.oldSQL, []any{rand.Int64N(newest+sweepRows) - sweepRows}, func(row *sql.Rows) error {
 		var id string
 		var isOld bool
 		err := row.Scan(&id, &isOld)

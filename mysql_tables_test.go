@@ -1,9 +1,6 @@
 package dbmutex_test
 
 import (
-	"context"
-	"database/sql"
-	"strings"
 	"testing"
 	"time"
 
@@ -16,128 +13,12 @@ import (
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
-// What a failed procedure wrote without autocommit is rolled back as other transactions are, not committed.
-func TestWhatAFailedProcedureWroteWithoutAutocommitIsNotCommitted(t *testing.T) {
-	d := testdb.MySQL(t)
-	other := open(t, d)
-	require.NoError(t, other.Exec(`CREATE TABLE made (id integer)`).Error)
-	require.NoError(t, other.Exec(`CREATE PROCEDURE breaks() BEGIN INSERT INTO made VALUES (1); SIGNAL SQLSTATE '45000'; END`).Error)
-	db := withParam(t, d.DSN, "autocommit", "0").Registered(t, dbmutex.DefaultSettings())
-	one(t, db)
-	require.NoError(t, db.Exec(`ROLLBACK`).Error)
-	require.Error(t, db.Exec(`CALL breaks()`).Error)
-	acquire(t, db, "job")
-	var n int
-	require.NoError(t, other.Raw(`SELECT count(*) FROM made`).Scan(&n).Error)
-	require.Zero(t, n)
-}
-
-// unknownPool hides the pool that it is, as one for tracing does.
-type unknownPool struct{ gorm.ConnPool }
-
-func TestALeaseOfAHiddenPoolWithoutAutocommitIsSeenByOthers(t *testing.T) {
-	d := testdb.MySQL(t)
-	other := open(t, d)
-	db := withParam(t, d.DSN, "autocommit", "0").Registered(t, dbmutex.DefaultSettings())
-	pool := one(t, db)
-	hidden := testdb.MySQL(t).MutexesOn(t, unknownPool{pool}, dbmutex.DefaultSettings())
-	_, err := hidden.Mutex("job").Acquire()
-	if err != nil {
-		return // it may be refused
-	}
-	requireHeld(t, other, "job")
-}
-
-// Sessions with settings that people have.
-func TestSessionsWithSettingsThatPeopleHave(t *testing.T) {
-	for name, value := range map[string]string{
-		"sql_safe_updates":         "1",
-		"sql_mode":                 "'ANSI,NO_AUTO_VALUE_ON_ZERO,NO_BACKSLASH_ESCAPES,HIGH_NOT_PRECEDENCE'",
-		"sql_mode ":                "''",
-		"sql_mode  ":               "'PAD_CHAR_TO_FULL_LENGTH'",
-		"time_zone":                "'-11:30'",
-		"div_precision_increment":  "0",
-		"group_concat_max_len":     "4",
-		"foreign_key_checks":       "0",
-		"unique_checks":            "0",
-		"sql_auto_is_null":         "1",
-		"insert_id":                "1",
-		"last_insert_id":           "77",
-		"character_set_connection": "latin1",
-		"character_set_results":    "latin1",
-		"character_set_client":     "latin1",
-		"collation_connection":     "ascii_bin",
-		"innodb_lock_wait_timeout": "1",
-		"lock_wait_timeout":        "1",
-		"max_sort_length":          "8",
-		"sql_select_limit":         "1",
-		"sql_notes":                "0",
-		"low_priority_updates":     "1",
-	} {
-		t.Run(strings.TrimSpace(name)+"="+value, func(t *testing.T) {
-			d := testdb.MySQL(t)
-			open(t, d)
-			with := withParam(t, d.DSN, strings.TrimSpace(name), value)
-			for _, more := range []string{"", "&interpolateParams=true&clientFoundRows=true"} {
-				dsn := with.DSN
-				if more != "" {
-					dsn += more
-				}
-				db := testdb.MySQLAt(dsn).Registered(t, dbmutex.DefaultSettings())
-				exercise(t, db)
-				plain := d.Registered(t, dbmutex.DefaultSettings())
-				for _, id := range []string{"job", "Straße", "日本語 🔒", "a\\'\"`b%_?"} {
-					lease := acquire(t, db, id, dbmutex.WithHolder("Zoë 🔒"))
-					requireHeld(t, plain, id)
-					holder, err := plain.Mutex(id).Holder()
-					require.NoError(t, err)
-					require.Equal(t, id, holder.LockID)
-					require.Equal(t, "Zoë 🔒", holder.Holder)
-					holder, err = db.Mutex(id).Holder()
-					require.NoError(t, err)
-					require.Equal(t, id, holder.LockID)
-					require.Equal(t, "Zoë 🔒", holder.Holder)
-					require.NoError(t, lease.Release())
-				}
-			}
-		})
-	}
-}
-
-func TestCharsetsOfTheDSN(t *testing.T) {
-	for _, charset := range []string{"utf8", "latin1", "ascii", "binary", "gbk", "sjis", "big5", "cp1251"} {
-		t.Run(charset, func(t *testing.T) {
-			d := testdb.MySQL(t)
-			open(t, d)
-			config, err := driver.ParseDSN(d.DSN)
-			require.NoError(t, err)
-			dsn := config.FormatDSN() + "&charset=" + charset
-			db := testdb.MySQLAt(dsn).Registered(t, dbmutex.DefaultSettings())
-			exercise(t, db)
-			plain := d.Registered(t, dbmutex.DefaultSettings())
-			for _, id := range []string{"job", "Straße", "日本語 🔒", "\\'\"`b%_?", "ソ能\\"} {
-				lease := acquire(t, db, id, dbmutex.WithHolder("Zoë 🔒 ソ能"))
-				requireHeld(t, plain, id)
-				holder, err := plain.Mutex(id).Holder()
-				require.NoError(t, err)
-				require.Equal(t, id, holder.LockID)
-				require.Equal(t, "Zoë 🔒 ソ能", holder.Holder)
-				holder, err = db.Mutex(id).Holder()
-				require.NoError(t, err)
-				require.Equal(t, id, holder.LockID)
-				require.Equal(t, "Zoë 🔒 ソ能", holder.Holder)
-				require.NoError(t, lease.Release())
-			}
-		})
-	}
-}
-
 // The token grows whatever an administrator does to a table whose rows were removed.
 func TestTokensGrowWhateverRebuildsTheTable(t *testing.T) {
 	for _, what := range []string{
 		`OPTIMIZE TABLE db_mutexes`, `ALTER TABLE db_mutexes FORCE`, `ALTER TABLE db_mutexes ENGINE = InnoDB`,
 		`ALTER TABLE db_mutexes MODIFY holder varchar(300) CHARACTER SET utf8mb4 NOT NULL`,
-		`ALTER TABLE db_mutexes ADD more integer, ALGORITHM = COPY`, `ANALYZE TABLE db_mutexes`, `ALTER TABLE db_mutexes AUTO_INCREMENT = 1`,
+		`ALTER TABLE db_mutexes ADD more integer, ALGORITHM = COPY`, `ANALYZE TABLE db_mutexes`,
 		`RENAME TABLE db_mutexes TO other, other TO db_mutexes`,
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -250,8 +131,3 @@ func TestAnInvisibleIndexIsNone(t *testing.T) {
 	}
 	require.Error(t, d.Registered(t, dbmutex.DefaultSettings()).Mutex("job").Do(nothing))
 }
-
-var (
-	_ context.Context
-	_ sql.IsolationLevel
-)
