@@ -81,9 +81,7 @@ func init() {
 		},
 		started: startedMySQL,
 		move:    moveMySQL,
-		apply: func(s *Server, settings []string) error {
-			return runMySQL(s.DSN(), "SET GLOBAL "+strings.Join(settings, ", "))
-		},
+		apply:   func(settings []string) string { return "SET GLOBAL " + strings.Join(settings, ", ") },
 	}
 }
 
@@ -109,9 +107,9 @@ done;
 )
 
 // startedMySQL makes the database. A node of Galera's may have to join its peer before.
-func startedMySQL(s *Server) error {
+func startedMySQL(port string) error {
 	for giveUp := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
-		err := runMySQL(mysqlDSN(s.port, ""), "CREATE DATABASE IF NOT EXISTS dbmutex")
+		err := runMySQL(mysqlDSN(port, ""), "CREATE DATABASE IF NOT EXISTS dbmutex")
 		var refused *driver.MySQLError
 		if !errors.As(err, &refused) || refused.Number != 1047 || time.Now().After(giveUp) { // ER_UNKNOWN_COM_ERROR
 			return err
@@ -120,8 +118,8 @@ func startedMySQL(s *Server) error {
 }
 
 // moveMySQL makes the table anew, as ALTER TABLE moves none.
-func moveMySQL(s *Server, folder string) error {
-	pool, err := sql.Open("mysql", s.DSN())
+func moveMySQL(dsn, folder string) error {
+	pool, err := sql.Open("mysql", dsn)
 	if err != nil {
 		return err
 	}
@@ -131,7 +129,7 @@ func moveMySQL(s *Server, folder string) error {
 		return err
 	}
 	there := ` DATA DIRECTORY = '` + folder + `'`
-	return runMySQL(s.DSN(), `DROP TABLE db_mutexes`, create+there, `CREATE TABLE filler (id integer, text text)`+there)
+	return runMySQL(dsn, `DROP TABLE db_mutexes`, create+there, `CREATE TABLE filler (id integer, text text)`+there)
 }
 
 func mysqlDSN(port, database string) string {

@@ -25,6 +25,7 @@ func init() {
 			server, _, _ := strings.Cut(dsn, "/")
 			return []string{server + "/", server + "/mysql?parseTime=true&loc=Asia%2FTokyo"}
 		},
+		setting:    [2]string{"lock_wait_timeout = 77", `SELECT @@lock_wait_timeout`},
 		nowhere:    "u:secret@tcp(127.0.0.1:1)/",
 		noPrograms: "neither mariadbd and mariadb-install-db nor mysqld are there",
 	}

@@ -86,14 +86,14 @@ func init() {
 			return fmt.Sprintf(`%s "$bin/pg_ctl" start -w -t 120 -D %s -l log -o "-p %s -k '$folder'"`, env, data, port)
 		},
 		stop:    func(data, mode string) string { return fmt.Sprintf(`"$bin/pg_ctl" stop -D %s -m %s`, data, mode) },
-		started: func(*Server) error { return nil },
-		move: func(s *Server, folder string) error {
+		started: func(string) error { return nil },
+		move: func(dsn, folder string) error {
 			return runPostgres(
-				s.DSN(), `CREATE TABLESPACE small LOCATION '`+folder+`'`, `ALTER TABLE db_mutexes SET TABLESPACE small`,
+				dsn, `CREATE TABLESPACE small LOCATION '`+folder+`'`, `ALTER TABLE db_mutexes SET TABLESPACE small`,
 				`CREATE TABLE filler (id integer, text text) TABLESPACE small`,
 			)
 		},
-		apply: func(s *Server, _ []string) error { return s.run(`"$bin/pg_ctl" reload -D ` + s.data) },
+		apply: func([]string) string { return "SELECT pg_reload_conf()" },
 	}
 }
 

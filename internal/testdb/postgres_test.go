@@ -36,6 +36,7 @@ func init() {
 					config.User, config.Host, config.Port, config.Database),
 			}
 		},
+		setting:    [2]string{"lock_timeout = '77s'", `SELECT setting::int / 1000 FROM pg_settings WHERE name = 'lock_timeout'`},
 		nowhere:    "postgres://u:secret@127.0.0.1:1/d",
 		noPrograms: "initdb, pg_ctl and postgres aren't all there",
 	}

@@ -29,11 +29,11 @@ type engine struct {
 	start   func(env, data, port string) string
 	stop    func(data, mode string) string
 	// started returns when a server that was started can be used, and has its database.
-	started func(s *Server) error
+	started func(port string) error
 	// move makes the lock's table anew in a folder, and another that is named filler.
-	move func(s *Server, folder string) error
-	// apply makes a running server heed what was added to its configuration.
-	apply func(s *Server, settings []string) error
+	move func(dsn, folder string) error
+	// apply is a statement that makes a running server heed what was added to its configuration.
+	apply func(settings []string) string
 
 	once     sync.Once
 	foundDSN string

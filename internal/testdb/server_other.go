@@ -4,9 +4,6 @@ package testdb
 
 import "fmt"
 
-// Server is a database server of a test's own.
-type Server struct{}
-
 // throwAway can't start a server here.
 func (e *engine) throwAway() (string, error) {
 	return "", fmt.Errorf("starting %s for tests needs a Unix system: set %s", e.name, e.envDSN)

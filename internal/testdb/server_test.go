@@ -32,6 +32,7 @@ type server struct {
 	pidFile    string                                  // a query for the server's
 	forms      func(t *testing.T, dsn string) []string // that a DSN may have
 	nowhere    string                                  // a DSN of no server, whose password is "secret"
+	setting    [2]string                               // a line of the configuration, and a query that says 77 if it is heeded
 	noPrograms string                                  // what is said of a folder that has none
 }
 
@@ -188,6 +189,24 @@ func TestACrashKeepsWhatWasCommitted(t *testing.T) {
 			require.NoError(t, reopened(t, s).Find(&rows).Error)
 			require.Equal(t, []row{{ID: 1}}, rows, mode)
 		}
+	})
+}
+
+func TestASettingIsHeededAndKept(t *testing.T) {
+	ownServer(t, func(t *testing.T, s *testdb.Server) {
+		setting := servers[s.Database().Name].setting
+		requireHeeded := func() {
+			require.Eventually(t, func() bool {
+				var is string
+				require.NoError(t, reopened(t, s).Raw(setting[1]).Scan(&is).Error)
+				return is == "77"
+			}, time.Minute, 10*time.Millisecond)
+		}
+		s.Set(t, setting[0])
+		requireHeeded()
+		s.Stop(t, "fast")
+		s.Start(t)
+		requireHeeded()
 	})
 }
 

@@ -191,7 +191,7 @@ func (s *Server) start() error {
 		err := s.run(s.engine.start(s.env, s.data, port))
 		if err == nil {
 			s.port = port
-			return s.engine.started(s)
+			return s.engine.started(port)
 		}
 		// Another process may have taken the port between its choice and its use.
 		if try == 5 || !strings.Contains(err.Error(), s.engine.taken) {
@@ -232,7 +232,7 @@ func (s *Server) Set(t testing.TB, settings ...string) {
 	t.Helper()
 	err := s.configure(settings)
 	if err == nil {
-		err = s.engine.apply(s, settings)
+		err = s.engine.run(s.DSN(), s.engine.apply(settings))
 	}
 	if err != nil {
 		t.Fatalf("testdb: %v", err)
@@ -245,7 +245,7 @@ func (s *Server) Move(t testing.TB, folder string) {
 	t.Helper()
 	err := s.run("mkdir -m 700" + quoted([]string{folder}))
 	if err == nil {
-		err = s.engine.move(s, folder)
+		err = s.engine.move(s.DSN(), folder)
 	}
 	if err != nil {
 		t.Fatalf("testdb: %v", err)
