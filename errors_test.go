@@ -130,20 +130,15 @@ func TestTheTableIsDroppedMeanwhile(t *testing.T) {
 
 func TestPermissionDenied(t *testing.T) {
 	d := testdb.Postgres(t)
-	db := open(t, d)
-	role := currentSchema(t, db) + "_nobody"
-	require.NoError(t, db.Exec(`CREATE ROLE `+role).Error)
-	t.Cleanup(func() { require.NoError(t, db.Exec(`DROP OWNED BY `+role+`; DROP ROLE `+role).Error) })
-	require.NoError(
-		t, db.Exec(`GRANT USAGE ON SCHEMA `+currentSchema(t, db)+` TO `+role+`; GRANT SELECT ON db_mutexes TO `+role).Error,
-	)
-	require.ErrorContains(t, refusedBy(t, withSetting(d.DSN, "role", role)), "42501")
-	require.ErrorContains(t, refusedBy(t, withSetting(d.DSN, "default_transaction_read_only", "on")), "25006")
+	open(t, d)
+	require.ErrorContains(t, refusedBy(t, d.Granted(t, `SELECT ON db_mutexes`)), "42501")
+	require.ErrorContains(t, refusedBy(t, d.With("default_transaction_read_only", "on")), "25006")
 }
 
-// refusedBy is the error of a PostgreSQL database that does not let us write.
-func refusedBy(t *testing.T, dsn string) error {
-	err := openDSN(t, dsn).Mutex("job").Do(func(context.Context) error { panic("ran") })
+// refusedBy is the error of a database that does not let us write.
+func refusedBy(t *testing.T, d *testdb.Database) error {
+	t.Helper()
+	err := d.Registered(t, dbmutex.DefaultSettings()).Mutex("job").Do(func(context.Context) error { panic("ran") })
 	require.NotErrorIs(t, err, dbmutex.ErrNotAcquired)
 	require.NotErrorIs(t, err, dbmutex.ErrTimeout)
 	require.ErrorContains(t, err, "dbmutex: acquire")

@@ -6,7 +6,7 @@ import (
 	"errors"
 	"io"
 	"log"
-	"strings"
+	"regexp"
 	"sync"
 	"testing"
 	"time"
@@ -228,10 +228,9 @@ func TestDebugShowsTheStatements(t *testing.T) {
 		require.NoError(t, db.Mutex("job").Do(nothing))
 		require.Empty(t, out.String())
 		require.NoError(t, db.Debug().Mutex("nightly").Do(nothing))
-		text := strings.ReplaceAll(out.String(), "]", "]\n") // the times and rows that the logger puts before a statement
 		verbs := map[string]bool{}
-		for _, line := range strings.Split(text, "\n") {
-			verbs[d.Verb(strings.TrimSpace(line))] = true
+		for _, statement := range regexp.MustCompile(`\[rows:\S+\] `).Split(out.String(), -1) { // what the logger puts before it
+			verbs[d.Verb(statement)] = true
 		}
 		require.True(t, verbs["acquire"] && verbs["release"], out.String())
 		require.Contains(t, out.String(), "nightly")

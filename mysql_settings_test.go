@@ -1,9 +1,15 @@
 package dbmutex_test
 
 import (
+	"context"
+	"fmt"
+	"net/url"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
@@ -38,5 +44,126 @@ func TestTriggersOnTheTable(t *testing.T) {
 				}
 			})
 		}
+	}
+}
+
+func TestTheSessionsTimeZoneAndTheDriversDoNotMatter(t *testing.T) {
+	t.Parallel()
+	d := testdb.MySQL(t)
+	plain := open(t, d).WithContext(limited(t))
+	for _, zone := range []string{"+00:00", "+05:30", "-11:30", "+12:59", "SYSTEM"} {
+		for _, location := range []string{"UTC", "Asia/Kolkata", "America/St_Johns", "Local"} {
+			for _, parse := range []string{"True", "False"} {
+				t.Run(fmt.Sprint(zone, " ", location, " ", parse), func(t *testing.T) {
+					dsn := with(d.With("time_zone", "'"+zone+"'"), "parseTime="+parse+"&loc="+url.QueryEscape(location)).DSN
+					db := testdb.MySQLAt(dsn).Registered(t, dbmutex.DefaultSettings()).WithContext(limited(t))
+					var is string
+					require.NoError(t, db.Raw(`SELECT @@time_zone`).Scan(&is).Error)
+					require.Equal(t, zone, is)
+					requireSessionsAgree(t, plain, db)
+				})
+			}
+		}
+	}
+}
+
+// An account that may write, but whose session or transaction may not.
+func TestASessionThatIsReadOnly(t *testing.T) {
+	d := testdb.MySQL(t)
+	lease := acquire(t, open(t, d), "held")
+	var variable string
+	require.NoError(t, d.Open(t).Raw(`SHOW VARIABLES WHERE Variable_name IN ('tx_read_only', 'transaction_read_only')`).Row().
+		Scan(&variable, new(string)))
+	reader := d.With(variable, "1")
+	require.ErrorContains(t, refusedBy(t, reader), "1792")
+	requireHeld(t, reader.Registered(t, dbmutex.DefaultSettings()), "held")
+	require.NoError(t, lease.Release())
+}
+
+// What a verb needs of a table that is there, and what it does without.
+func TestPrivilegesThatAreMissing(t *testing.T) {
+	t.Parallel()
+	const seen = ` ON db_mutexes`
+	requireDenied := func(t *testing.T, err error, command string) {
+		t.Helper()
+		require.ErrorContains(t, err, command+" command denied")
+		require.ErrorContains(t, err, "1142")
+		require.NotErrorIs(t, err, dbmutex.ErrNotAcquired)
+		require.NotErrorIs(t, err, dbmutex.ErrTimeout)
+		require.NotErrorIs(t, err, context.DeadlineExceeded)
+	}
+	forever := dbmutex.WithWait(dbmutex.Forever)
+	t.Run("DELETE is for old rows alone", func(t *testing.T) {
+		d := testdb.MySQL(t)
+		owner := open(t, d)
+		for i := range 100 {
+			requireFree(t, owner, fmt.Sprint("old ", i))
+		}
+		require.NoError(t, owner.Exec(`UPDATE db_mutexes SET expires_at = expires_at - INTERVAL 2 HOUR`).Error)
+		out := &logs{}
+		db := d.Granted(t, "SELECT, INSERT, UPDATE"+seen).
+			Registered(t, dbmutex.DefaultSettings(), &gorm.Config{Logger: out.logger(logger.Warn)})
+		exercise(t, db)
+		for i := range 100 {
+			requireFree(t, db, fmt.Sprint("new ", i))
+			requireFree(t, db, "job")
+		}
+		var n int64
+		require.NoError(t, owner.Model(&dbmutex.DBMutex{}).Where("lock_id LIKE 'old %'").Count(&n).Error)
+		require.EqualValues(t, 100, n)
+		require.NotContains(t, out.String(), "denied")
+	})
+	t.Run("INSERT is for new mutexes", func(t *testing.T) {
+		d := testdb.MySQL(t)
+		requireFree(t, open(t, d), "there")
+		db := as(t, d, "SELECT, UPDATE, DELETE"+seen)
+		requireFree(t, db, "there")
+		requireDenied(t, db.Mutex("new", forever).Do(nothing), "INSERT")
+	})
+	t.Run("UPDATE is for everything", func(t *testing.T) {
+		d := testdb.MySQL(t)
+		requireFree(t, open(t, d), "there")
+		db := as(t, d, "SELECT, INSERT, DELETE"+seen)
+		for _, id := range []string{"there", "new"} {
+			requireDenied(t, db.Mutex(id, forever).Do(nothing), "UPDATE")
+		}
+		require.Nil(t, row(t, db, "new"))
+	})
+	t.Run("SELECT is for everything", func(t *testing.T) {
+		d := testdb.MySQL(t)
+		open(t, d)
+		db := as(t, d, "INSERT, UPDATE, DELETE"+seen)
+		require.ErrorContains(t, db.Mutex("job", forever).Do(nothing), "denied")
+	})
+	t.Run("CREATE is for Migrate", func(t *testing.T) {
+		d := testdb.MySQL(t)
+		require.NoError(t, d.Open(t).Exec(`CREATE TABLE mine (id integer)`).Error)
+		requireDenied(t, as(t, d, "SELECT, INSERT, UPDATE, DELETE ON mine").Migrate(), "CREATE")
+	})
+}
+
+// A release waits for a guard, however short a time the session waits for a row.
+func TestAReleaseOutlastsTheSessionsLockWaitTimeout(t *testing.T) {
+	t.Parallel()
+	d := testdb.MySQL(t)
+	other := open(t, d)
+	db := d.With("innodb_lock_wait_timeout", "1").Registered(t, dbmutex.DefaultSettings())
+	for name, end := range map[string]func(*dbmutex.Lease) error{
+		"Release":      (*dbmutex.Lease).Release,
+		"ForceRelease": func(l *dbmutex.Lease) error { return db.Mutex(l.LockID()).ForceRelease() },
+		"Renew":        (*dbmutex.Lease).Renew,
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			lease := acquire(t, db, name)
+			tx := other.Begin()
+			require.NoError(t, lease.Guard(tx))
+			ended := make(chan error, 1)
+			go func() { ended <- end(lease) }()
+			time.Sleep(2500 * time.Millisecond)
+			require.Empty(t, ended)
+			require.NoError(t, tx.Commit().Error)
+			require.NoError(t, <-ended)
+		})
 	}
 }

@@ -16,8 +16,7 @@ import (
 
 // The tests of this file run every verb in sessions that an administrator, a role or a DSN has set up in an unusual way.
 
-// requireSettingsDoNotMatter runs every verb in sessions with these settings, and reads there who holds a mutex that a
-// session without them has taken.
+// requireSettingsDoNotMatter is requireSessionsAgree for sessions of PostgreSQL's with these settings.
 func requireSettingsDoNotMatter(t *testing.T, d *testdb.Database, settings map[string]string) {
 	t.Helper()
 	plain := openDSN(t, d.DSN).WithContext(limited(t))
@@ -32,6 +31,12 @@ func requireSettingsDoNotMatter(t *testing.T, d *testdb.Database, settings map[s
 		require.Equal(t, "client", source, "the session has no %s of its own", name)
 	}
 
+	requireSessionsAgree(t, plain, db)
+}
+
+// requireSessionsAgree runs every verb in unusual sessions, and reads there who holds a mutex that a plain one has taken.
+func requireSessionsAgree(t *testing.T, plain, db *dbmutex.DB) {
+	t.Helper()
 	exercise(t, db)
 	for name, opt := range map[string]dbmutex.Option{"an hour": dbmutex.WithTTL(time.Hour), "no end": dbmutex.WithoutTTL()} {
 		lease := acquire(t, plain, name, opt, dbmutex.WithHolder("worker 7"))

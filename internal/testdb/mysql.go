@@ -41,8 +41,9 @@ var mysqlKind = &Kind{
 		Conflict:  &driver.MySQLError{Number: 1213, Message: "Deadlock found"},
 		Forbidden: &driver.MySQLError{Number: 1142, Message: "command denied"},
 	},
-	Session: `SELECT CONNECTION_ID()`,
-	Waits:   `SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT' AND trx_mysql_thread_id = ?`,
+	LeastRights: []string{`SELECT, INSERT, UPDATE, DELETE ON db_mutexes`},
+	Session:     `SELECT CONNECTION_ID()`,
+	Waits:       `SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT' AND trx_mysql_thread_id = ?`,
 	Written: `SHOW GLOBAL STATUS WHERE Variable_name IN
 		('Innodb_lsn_current', 'Innodb_redo_log_current_lsn', 'Handler_write', 'Handler_update', 'Handler_delete')`,
 	Refuse: []string{`CREATE TRIGGER refuse BEFORE UPDATE ON db_mutexes FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'never'`},

@@ -42,6 +42,7 @@ func init() {
 		return d.With(variable, "'"+strings.ToUpper(strings.ReplaceAll(level, " ", "-"))+"'")
 	}
 	mysqlKind.ordinary = ordinaryOfMySQL
+	mysqlKind.granted = grantedInMySQL
 	mysqlKind.victims = func(t testing.TB, d *Database) (*Database, func() error) {
 		victims, killer := ordinaryOfMySQL(t, d), d.Open(t)
 		return victims, func() error {
@@ -58,9 +59,17 @@ func init() {
 // ordinaryOfMySQL makes a user, who has no rights but on the database.
 func ordinaryOfMySQL(t testing.TB, d *Database) *Database {
 	t.Helper()
+	return grantedInMySQL(t, d, []string{`ALL ON ` + configOf(d.DSN).DBName + `.*`})
+}
+
+func grantedInMySQL(t testing.TB, d *Database, rights []string) *Database {
+	t.Helper()
 	own := MySQLAt(changed(d.DSN, func(c *driver.Config) { c.User = "u" + rand.Text() }))
-	grant := `GRANT ALL ON ` + configOf(d.DSN).DBName + `.* TO ` + userOf(own)
-	if err := runMySQL(d.DSN, `CREATE USER `+userOf(own), grant); err != nil {
+	statements := []string{`CREATE USER ` + userOf(own)}
+	for _, right := range rights {
+		statements = append(statements, `GRANT `+right+` TO `+userOf(own))
+	}
+	if err := runMySQL(d.DSN, statements...); err != nil {
 		t.Fatalf("testdb: %v", err)
 	}
 	t.Cleanup(func() { _ = runMySQL(d.DSN, `DROP USER `+userOf(own)) }) // of a server that may be gone

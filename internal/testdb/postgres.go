@@ -48,9 +48,10 @@ var postgresKind = &Kind{
 		Conflict:  &pgconn.PgError{Code: "40001", Message: "could not serialize access"},
 		Forbidden: &pgconn.PgError{Code: "42501", Message: "permission denied"},
 	},
-	Session: `SELECT pg_backend_pid()`,
-	Waits:   `SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pid = ?`,
-	Written: `SELECT pg_snapshot_xmax(pg_current_snapshot()) AS xid, pg_current_wal_insert_lsn() AS lsn`,
+	LeastRights: []string{`SELECT, INSERT, UPDATE, DELETE ON db_mutexes`, `USAGE ON SEQUENCE db_mutexes_id_seq`},
+	Session:     `SELECT pg_backend_pid()`,
+	Waits:       `SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pid = ?`,
+	Written:     `SELECT pg_snapshot_xmax(pg_current_snapshot()) AS xid, pg_current_wal_insert_lsn() AS lsn`,
 	Refuse: []string{
 		`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'never' USING ERRCODE = '0A000'; END$$`,
 		`CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON db_mutexes EXECUTE FUNCTION refuse()`,

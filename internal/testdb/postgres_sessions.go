@@ -7,6 +7,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/stdlib"
+
+	"github.com/gorm-dbmutex/dbmutex"
 )
 
 func init() {
@@ -28,6 +30,23 @@ func init() {
 		return d.With("default_transaction_isolation", level)
 	}
 	postgresKind.ordinary = func(_ testing.TB, d *Database) *Database { return d } // even a superuser is bound
+	postgresKind.granted = func(t testing.TB, d *Database, rights []string) *Database {
+		schema := CurrentSchema(t, d.Registered(t, dbmutex.DefaultSettings()))
+		role := schema + "_program"
+		statements := []string{`CREATE ROLE ` + role}
+		for _, right := range append(rights, `USAGE ON SCHEMA `+schema) {
+			statements = append(statements, `GRANT `+right+` TO `+role)
+		}
+		if err := runPostgres(d.DSN, statements...); err != nil {
+			t.Fatalf("testdb: %v", err)
+		}
+		t.Cleanup(func() {
+			if err := runPostgres(d.DSN, `DROP OWNED BY `+role, `DROP ROLE `+role); err != nil {
+				t.Errorf("testdb: %v", err)
+			}
+		})
+		return d.With("role", role)
+	}
 	postgresKind.victims = func(t testing.TB, d *Database) (*Database, func() error) {
 		name := rand.Text()
 		killer := d.Open(t)

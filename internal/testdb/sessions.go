@@ -34,6 +34,12 @@ func (d *Database) Ordinary(t testing.TB) *Database {
 	return d.ordinary(t, d)
 }
 
+// Granted is the same database for sessions of a user who has no rights but these, such as "SELECT ON db_mutexes".
+func (d *Database) Granted(t testing.TB, rights ...string) *Database {
+	t.Helper()
+	return d.granted(t, d, rights)
+}
+
 // Victims is the same database for sessions that kill ends, all that there are.
 func (d *Database) Victims(t testing.TB) (_ *Database, kill func() error) {
 	t.Helper()

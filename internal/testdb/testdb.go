@@ -51,6 +51,8 @@ type Kind struct {
 	// DropsLeftOpen: the usual driver closes a connection that comes back to the pool within a transaction.
 	DropsLeftOpen bool
 
+	// LeastRights are all that a program needs once the table is there, for Database.Granted.
+	LeastRights []string
 	// Errors are the usual driver's, by what they mean, if the database is Remote.
 	Errors Errors
 
@@ -101,11 +103,12 @@ type Kind struct {
 	// hang is a statement in a transaction that makes the writes of others wait until the transaction ends, and letGo one that
 	// undoes it where that end doesn't.
 	hang, letGo string
-	// with, limits, ordinary, victims, connector and atLevel are for sessions.go.
+	// with, limits, ordinary, granted, victims, connector and atLevel are for sessions.go.
 	with      func(dsn, name, value string) string
 	limits    func(t testing.TB, d *Database, idle bool) []Limit
 	ordinary  func(t testing.TB, d *Database) *Database
 	victims   func(t testing.TB, d *Database) (_ *Database, kill func() error)
+	granted   func(t testing.TB, d *Database, rights []string) *Database
 	connector func(dsn string) (driver.Connector, error)
 	atLevel   func(t testing.TB, d *Database, level string) *Database
 	schema    string // a query for the name of CurrentSchema
