@@ -129,6 +129,15 @@ func TestPrivilegesThatAreMissing(t *testing.T) {
 		}
 		require.Nil(t, row(t, db, "new"))
 	})
+	t.Run("SELECT says who holds it", func(t *testing.T) {
+		d := testdb.MySQL(t)
+		acquire(t, open(t, d), "held", dbmutex.WithHolder("the one"))
+		db := as(t, d, "SELECT"+seen)
+		holder, err := db.Mutex("held").Holder()
+		require.NoError(t, err)
+		require.Equal(t, "the one", holder.Holder)
+		requireHeld(t, db, "held")
+	})
 	t.Run("SELECT is for everything", func(t *testing.T) {
 		d := testdb.MySQL(t)
 		open(t, d)

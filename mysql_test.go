@@ -279,8 +279,7 @@ func TestARenewalThatWaitedRevivesNothing(t *testing.T) {
 
 func TestLocksOfTheLockDoNotDeadlock(t *testing.T) {
 	t.Parallel()
-	server := testdb.MySQL(t).NewServer(t, "innodb_print_all_deadlocks = ON", "max_connections = 1000")
-	d := server.Database()
+	d := testdb.MySQL(t).NewServer(t, "innodb_print_all_deadlocks = ON", "max_connections = 1000").Database()
 	ids := map[string]func(worker, i int) string{
 		"one":         func(int, int) string { return "job" },
 		"many":        func(worker, _ int) string { return fmt.Sprint("job ", worker) },
