@@ -17,7 +17,7 @@ func TestWhatWasNotSentFailsAtOnce(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		tries, refuse := 0, false
 		callback := func(tx *gorm.DB) {
-			if refuse && strings.Contains(tx.Statement.SQL.String(), "lock_id") {
+			if refuse && strings.Contains(tx.Statement.SQL.String(), "lease_id") {
 				tries++
 				_ = tx.AddError(fmt.Errorf("refused by %w", errWork))
 			}
