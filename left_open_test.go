@@ -189,17 +189,20 @@ func TestNoVerbRunsInATransactionThatWasLeftOpen(t *testing.T) {
 }
 
 func TestHolderSeesBeyondATransactionThatWasLeftOpen(t *testing.T) {
-	db, other := openTwice(t, testdb.SQLite(t))
-	acquire(t, other, "job", dbmutex.WithHolder("first"))
-	require.NoError(t, db.Exec(`BEGIN`).Error)
-	require.NotNil(t, row(t, db, "job"))
-	require.NoError(t, other.Mutex("job").ForceRelease())
-	acquire(t, other, "job", dbmutex.WithHolder("second"))
-	require.Equal(t, "first", row(t, db, "job").Holder, "the snapshot is stale")
+	keepsLeftOpen := func(k *testdb.Kind) bool { return !k.DropsLeftOpen }
+	testdb.EachOf(t, keepsLeftOpen, func(t *testing.T, d *testdb.Database) {
+		db, other := openTwice(t, d)
+		acquire(t, other, "job", dbmutex.WithHolder("first"))
+		require.NoError(t, db.Exec(`BEGIN`).Error)
+		require.NotNil(t, row(t, db, "job"))
+		require.NoError(t, other.Mutex("job").ForceRelease())
+		acquire(t, other, "job", dbmutex.WithHolder("second"))
+		require.Equal(t, "first", row(t, db, "job").Holder, "the snapshot is stale")
 
-	var held *dbmutex.HeldError
-	require.ErrorAs(t, db.Mutex("job").Do(nothing), &held)
-	require.Equal(t, "second", held.Holder)
+		var held *dbmutex.HeldError
+		require.ErrorAs(t, db.Mutex("job").Do(nothing), &held)
+		require.Equal(t, "second", held.Holder)
+	})
 }
 
 // openTwice opens a database as two programs, the first of which has a pool of one.

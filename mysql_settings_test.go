@@ -176,3 +176,36 @@ func TestAReleaseOutlastsTheSessionsLockWaitTimeout(t *testing.T) {
 		})
 	}
 }
+
+func TestALookForATransactionCostsTheDriverNothing(t *testing.T) {
+	for _, interpolate := range []string{"true", "false"} {
+		db := open(t, with(testdb.MySQL(t), "interpolateParams="+interpolate))
+		pool, err := db.DB()
+		require.NoError(t, err)
+		pool.SetMaxOpenConns(1)
+		statements := func() (n int) { // of which this is one
+			require.NoError(t, db.Raw(`SHOW SESSION STATUS WHERE Variable_name = 'Questions'`).Row().Scan(new(string), &n))
+			return n
+		}
+		require.NoError(t, db.Mutex("job").Do(nothing))
+		before := statements()
+		require.NoError(t, db.Mutex("job").Do(nothing))
+		require.Equal(t, before+1+3, statements(), "a look, an acquire and a release")
+	}
+}
+
+func TestAPreparedStatementOutlivesAChangeOfTheTable(t *testing.T) {
+	for _, prepare := range []bool{false, true} {
+		out := &logs{}
+		db := open(t, testdb.MySQL(t), &gorm.Config{Logger: out.logger(logger.Error), PrepareStmt: prepare})
+		for _, holder := range []string{"varchar(300)", "mediumtext", "longtext"} {
+			exercise(t, db)
+			lease := acquire(t, db, "job")
+			require.NoError(t, db.Exec(`ALTER TABLE db_mutexes MODIFY holder `+holder+` CHARACTER SET utf8mb4 NOT NULL`).Error)
+			require.NoError(t, lease.Renew())
+			requireHeld(t, db, "job")
+			require.NoError(t, lease.Release())
+		}
+		require.Empty(t, out.String())
+	}
+}
