@@ -194,12 +194,12 @@ func TestAReleaseThatCommittedIsNoTimeout(t *testing.T) {
 }
 
 func TestAReleaseThatFails(t *testing.T) {
-	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
+	each(t, func(t *testing.T, d *testdb.Database, open func() *dbmutex.DB) {
 		db := open()
 		errDB := errors.New("the database's")
 		var fails atomic.Bool
 		fail := func(tx *gorm.DB) {
-			if fails.Load() && strings.Contains(tx.Statement.SQL.String(), "DELETE") {
+			if fails.Load() && d.Verb(tx.Statement.SQL.String()) == "release" {
 				_ = tx.AddError(errDB)
 			}
 		}
