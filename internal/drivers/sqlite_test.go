@@ -57,8 +57,8 @@ func TestSuiteOnSQLiteDrivers(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			suite := exec.CommandContext(t.Context(), "go", arguments(t, name)...)
-			// PostgreSQL's tests run the same with every driver.
-			suite.Env = append(os.Environ(), "DBMUTEX_TEST_POSTGRES=none")
+			// The servers' tests run the same with every driver.
+			suite.Env = append(os.Environ(), "DBMUTEX_TEST_POSTGRES=none", "DBMUTEX_TEST_MYSQL=none")
 			out, err := suite.CombinedOutput()
 			require.NoError(t, err, "%s", out)
 			require.Equal(t, len(packages), strings.Count(string(out), "the driver is "+driver), "%s", out)
