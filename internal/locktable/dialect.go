@@ -74,10 +74,10 @@ type remote interface {
 
 // fragile is a dialect whose transactions a statement within them can end.
 type fragile interface {
-	// mark marks a transaction, as begin does. unbroken removes the mark, and is an error if the transaction has ended since,
-	// or was none.
+	// mark marks a transaction for a statement, as begin does for the whole. unbroken removes that mark, and is an error if the
+	// transaction has ended since, or was none.
 	mark(tx executor) error
-	unbroken(tx executor) error
+	unbroken(tx executor, whole bool) error
 }
 
 // recording is a dialect whose database can be asked how a transaction ended.

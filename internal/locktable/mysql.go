@@ -293,7 +293,8 @@ func (m *mysql) fate(on executor, k Key, transaction string) (Fate, error) {
 // (https://mariadb.com/docs/server/server-usage/storage-engines/innodb/innodb-system-variables#innodb_snapshot_isolation).
 // No server tells the level of a transaction that is not the session's.
 func (m *mysql) begin(tx executor, _ Key, w Work) (found, renewable bool, err error) {
-	return true, w.Level == sql.LevelReadCommitted || w.Level == sql.LevelReadUncommitted, m.mark(tx)
+	_, err = unprepared(tx).exec(wholePoint, nil)
+	return true, w.Level == sql.LevelReadCommitted || w.Level == sql.LevelReadUncommitted, err
 }
 
 func (m *mysql) row(on executor, lockID string) (row *Row, live bool, err error) {

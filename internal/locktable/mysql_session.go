@@ -104,20 +104,27 @@ func (m *mysql) outside(on executor, fn func() error) error {
 	return fn()
 }
 
-// savepoint is there at the end of a transaction's part unless the transaction has ended within.
-const savepoint = `SAVEPOINT dbmutex`
+// A savepoint is there at the end of a transaction's part unless the transaction has ended within.
+const (
+	wholePoint = `SAVEPOINT dbmutex`           // of a Transaction
+	partPoint  = `SAVEPOINT dbmutex_statement` // of a statement within one, which may be that; a second one of a name ends the first
+)
 
 var errEndedWithin = fmt.Errorf("%w: a statement within it had ended it, either by an implicit commit, as every DDL statement "+
 	"does, or as the database rolled it back, as after a deadlock; what ran before or after that may be committed",
 	gorm.ErrInvalidTransaction)
 
 func (m *mysql) mark(tx executor) error {
-	_, err := unprepared(tx).exec(savepoint, nil)
+	_, err := unprepared(tx).exec(partPoint, nil)
 	return err
 }
 
-func (m *mysql) unbroken(tx executor) error {
-	_, err := unprepared(tx).exec(`RELEASE `+savepoint, nil)
+func (m *mysql) unbroken(tx executor, whole bool) error {
+	point := partPoint
+	if whole {
+		point = wholePoint
+	}
+	_, err := unprepared(tx).exec(`RELEASE `+point, nil)
 	if mysqlNumber(err) == 1305 { // it does not exist
 		return errEndedWithin
 	}

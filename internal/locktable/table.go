@@ -320,7 +320,7 @@ func (t Table) Prepare(tx *gorm.DB, k Key, w Work) (o Outcome, renewable bool) {
 func (t Table) Finish(ctx context.Context, tx *gorm.DB, k Key, minHold time.Duration) (o Outcome, transaction string) {
 	on := in(ctx, tx)
 	if t.fragile != nil {
-		if err := t.unbroken(on); err != nil {
+		if err := t.unbroken(on, true); err != nil {
 			return Outcome{Err: err}, ""
 		}
 	}
@@ -357,7 +357,7 @@ func (t Table) within(
 	}
 	found, transaction, err := statement(tx)
 	if err == nil {
-		err = t.unbroken(tx)
+		err = t.unbroken(tx, false)
 	}
 	return t.outcome(found, false, err), transaction
 }
