@@ -129,6 +129,26 @@ func TestMigrateByARoleThatDoesNotOwnTheTable(t *testing.T) {
 	requireFree(t, guest, "job")
 }
 
+func TestReplicasMigrateANewDatabaseInSilence(t *testing.T) {
+	t.Parallel()
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		t.Parallel()
+		out := &logs{}
+		logging := logger.New(log.New(out, "", 0), logger.Config{LogLevel: logger.Error})
+		var wg sync.WaitGroup
+		for range 8 {
+			db := d.Registered(t, dbmutex.DefaultSettings(), &gorm.Config{Logger: logging})
+			wg.Go(func() {
+				if err := db.Migrate(); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		require.Empty(t, out.String())
+	})
+}
+
 func TestMigrateWaitsForOtherReplicasInSilence(t *testing.T) {
 	t.Parallel()
 	waits := func(k *testdb.Kind) bool { return k.Migrating != "" }

@@ -242,6 +242,7 @@ func (t *mysqlTable) problemOfIndexes() string {
 // same time. There is no transaction around it, as every statement of it commits.
 func (m *mysql) migrate(on executor, model any) error {
 	made := []uint64{1050, 1060, 1061, 1213, 1412, 1684}
+	on = on.hushing(failures) // they are mended, or returned
 	db := on.mainSession().Set("gorm:table_options", "ENGINE=InnoDB")
 	for giveUp := time.Now().Add(Limit); ; {
 		problem := m.inspect(on.hushing(failures)) // the table may be missing
