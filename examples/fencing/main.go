@@ -2,23 +2,21 @@
 // has a greater token than the leases before it. The store refuses a token that is smaller than the greatest it has seen.
 //
 //	go run ./examples/fencing
+//	go run ./examples/fencing -dsn mysql://user:password@localhost/database
 //
-// The mutex is in a SQLite file in a temporary folder.
+// Without -dsn the mutex is in a temporary SQLite file.
 package main
 
 import (
+	"errors"
+	"flag"
 	"fmt"
 	"log"
-	"os"
-	"path/filepath"
 	"sync"
 	"time"
 
-	"github.com/glebarez/sqlite"
-	"gorm.io/gorm"
-	"gorm.io/gorm/logger"
-
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/examples/internal/database"
 )
 
 // Store is the other side: a file server, a queue, a device. It knows nothing of mutexes.
@@ -40,18 +38,20 @@ func (s *Store) Put(token int64, value string) error {
 }
 
 func main() {
-	if err := run(); err != nil {
+	dsn := flag.String("dsn", "", database.Usage)
+	flag.Parse()
+	if err := run(*dsn); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func run() error {
-	folder, err := os.MkdirTemp("", "dbmutex-fencing-")
+func run(dsn string) (err error) {
+	d, err := database.New(dsn)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = os.RemoveAll(folder) }()
-	gdb, err := gorm.Open(sqlite.Open(filepath.Join(folder, "fencing.db")), &gorm.Config{Logger: logger.Discard})
+	defer func() { err = errors.Join(err, d.Remove(&dbmutex.DBMutex{})) }()
+	gdb, err := d.Open()
 	if err != nil {
 		return err
 	}

@@ -2,38 +2,38 @@
 // it crashes, another leads as soon as the lease has run out. If it stops, another leads at once.
 //
 //	go run ./examples/leader
+//	go run ./examples/leader -dsn mysql://user:password@localhost/database
 //
-// The candidates are this program, started again, on a SQLite file in a temporary folder.
+// The candidates are this program, started again. Without -dsn they use a temporary SQLite file.
 package main
 
 import (
 	"bufio"
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"log"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"time"
 
-	"github.com/glebarez/sqlite"
-	"gorm.io/gorm"
-	"gorm.io/gorm/logger"
-
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/examples/internal/database"
 )
 
 const ttl = time.Second
 
 func main() {
+	dsn := flag.String("dsn", "", database.Usage)
+	flag.Parse()
 	var err error
-	if len(os.Args) == 3 {
-		err = campaign(os.Args[1], os.Args[2])
+	if flag.NArg() == 2 { // as election starts it
+		err = campaign(&database.Database{DSN: *dsn, Prefix: flag.Arg(0)}, flag.Arg(1))
 	} else {
-		err = election("Anna", "Bert", "Cora")
+		err = election(*dsn, "Anna", "Bert", "Cora")
 	}
 	if err != nil {
 		log.Fatal(err)
@@ -41,13 +41,13 @@ func main() {
 }
 
 // campaign is a candidate, which leads whenever it can, until its stdin ends. (A service would use signal.NotifyContext.)
-func campaign(file, name string) error {
+func campaign(d *database.Database, name string) error {
 	ctx, stop := context.WithCancel(context.Background())
 	go func() {
 		_, _ = io.Copy(io.Discard, os.Stdin)
 		stop()
 	}()
-	gdb, err := gorm.Open(sqlite.Open(file), &gorm.Config{Logger: logger.Discard})
+	gdb, err := d.Open()
 	if err != nil {
 		return err
 	}
@@ -79,19 +79,19 @@ func campaign(file, name string) error {
 
 // election starts the candidates and prints what they say. It kills the first candidate that has led for longer than the
 // TTL, and then stops each candidate that leads.
-func election(names ...string) error {
-	folder, err := os.MkdirTemp("", "dbmutex-leader-")
+func election(dsn string, names ...string) (err error) {
+	d, err := database.New(dsn)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = os.RemoveAll(folder) }()
+	defer func() { err = errors.Join(err, d.Remove(&dbmutex.DBMutex{})) }()
 	says, stdout, err := os.Pipe()
 	if err != nil {
 		return err
 	}
 	running, stop := map[string]*exec.Cmd{}, map[string]io.Closer{}
 	for _, name := range names {
-		c := exec.Command(os.Args[0], filepath.Join(folder, "leader.db"), name)
+		c := exec.Command(os.Args[0], "-dsn", d.DSN, d.Prefix, name)
 		c.Stdout, c.Stderr = stdout, os.Stderr
 		if stop[name], err = c.StdinPipe(); err != nil {
 			return err

@@ -4,25 +4,24 @@
 // ran out, the transaction would commit, as nobody else could have paid.
 //
 //	go run ./examples/payments
+//	go run ./examples/payments -dsn mysql://user:password@localhost/database
 //
-// The workers' database is a SQLite file in a temporary folder. It lets nobody else write during a transaction, so the check
-// comes before the transaction. If all of the work belongs into it, Mutex.Transaction does the same in one call.
+// Without -dsn the workers' database is a temporary SQLite file. SQLite lets nobody else write during a transaction, so the
+// check comes before the transaction. If all of the work belongs into it, Mutex.Transaction does the same in one call.
 package main
 
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"log"
-	"os"
-	"path/filepath"
 	"time"
 
-	"github.com/glebarez/sqlite"
 	"gorm.io/gorm"
-	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/examples/internal/database"
 )
 
 // Invoice is to be paid once.
@@ -35,19 +34,20 @@ type Invoice struct {
 type Transfer struct{ ID, InvoiceID, Amount int64 }
 
 func main() {
-	if err := run(); err != nil {
+	dsn := flag.String("dsn", "", database.Usage)
+	flag.Parse()
+	if err := run(*dsn); err != nil {
 		log.Fatal(err)
 	}
 }
 
-func run() error {
-	folder, err := os.MkdirTemp("", "dbmutex-payments-")
+func run(dsn string) (err error) {
+	d, err := database.New(dsn)
 	if err != nil {
 		return err
 	}
-	defer func() { _ = os.RemoveAll(folder) }()
-	file := filepath.Join(folder, "payments.db")
-	db, err := open(file)
+	defer func() { err = errors.Join(err, d.Remove(&Invoice{}, &Transfer{}, &dbmutex.DBMutex{})) }()
+	db, err := open(d)
 	if err != nil {
 		return err
 	}
@@ -56,7 +56,7 @@ func run() error {
 	}
 	ended := make(chan error)
 	for _, name := range []string{"Anna", "Bert", "Cora"} {
-		go func() { ended <- work(file, name) }()
+		go func() { ended <- work(d, name) }()
 	}
 	if err := errors.Join(<-ended, <-ended, <-ended); err != nil {
 		return err
@@ -75,9 +75,8 @@ func run() error {
 	return nil
 }
 
-func open(file string) (*dbmutex.DB, error) {
-	dsn := file + "?_pragma=busy_timeout(60000)&_pragma=journal_mode(WAL)"
-	gdb, err := gorm.Open(sqlite.Open(dsn), &gorm.Config{Logger: logger.Discard})
+func open(d *database.Database) (*dbmutex.DB, error) {
+	gdb, err := d.Open()
 	if err != nil {
 		return nil, err
 	}
@@ -89,8 +88,8 @@ func open(file string) (*dbmutex.DB, error) {
 }
 
 // work pays invoices until none is open. It has a handle of its own, as another process would.
-func work(file, me string) error {
-	db, err := open(file)
+func work(d *database.Database, me string) error {
+	db, err := open(d)
 	if err != nil {
 		return err
 	}

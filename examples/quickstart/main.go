@@ -3,15 +3,15 @@
 //
 //	go run ./examples/quickstart
 //	go run ./examples/quickstart -dsn postgres://user@localhost/database
+//	go run ./examples/quickstart -dsn mysql://user:password@localhost/database
 //
 // Without -dsn it runs on a SQLite file in a temporary folder and needs nothing but Go. Everything that it prints comes
 // from the database and from the package's answers. It exits with status 1 if any of that is wrong. It removes what it
-// made. On PostgreSQL its tables have a prefix of their own.
+// made. Its tables have a prefix of their own.
 package main
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -19,18 +19,14 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
-	"github.com/glebarez/sqlite"
-	"gorm.io/driver/postgres"
 	"gorm.io/gorm"
-	"gorm.io/gorm/logger"
-	"gorm.io/gorm/schema"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/examples/internal/database"
 )
 
 // Payment is the data that must stay right.
@@ -40,23 +36,9 @@ type Payment struct {
 	Amount int64
 }
 
-// database is where the tables are.
-type database struct {
-	DSN    string // of PostgreSQL; "" for SQLite
-	File   string // of SQLite
-	Prefix string // of the tables' names
-}
-
 // open is all that a program needs before it can use db.Mutex; Migrate makes the tables.
-func (d database) open(ctx context.Context) (*dbmutex.DB, error) {
-	dialector := postgres.Open(d.DSN)
-	if d.DSN == "" {
-		dialector = sqlite.Open(d.File + "?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)")
-	}
-	gdb, err := gorm.Open(dialector, &gorm.Config{
-		Logger:         logger.Discard,
-		NamingStrategy: schema.NamingStrategy{TablePrefix: d.Prefix},
-	})
+func open(ctx context.Context, d *database.Database) (*dbmutex.DB, error) {
+	gdb, err := d.Open() // as gorm.Open
 	if err != nil {
 		return nil, err
 	}
@@ -67,7 +49,7 @@ func (d database) open(ctx context.Context) (*dbmutex.DB, error) {
 }
 
 func main() {
-	dsn := flag.String("dsn", "", "a PostgreSQL `database`, as a URL or as key=value pairs (default: a temporary SQLite file)")
+	dsn := flag.String("dsn", "", database.Usage)
 	flag.Parse()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute) // so that nothing hangs
 	defer cancel()
@@ -89,16 +71,12 @@ func main() {
 
 // story runs the parts on a database of their own.
 func story(ctx context.Context, dsn string) (err error) {
-	d := database{DSN: dsn, Prefix: "quickstart_" + strings.ToLower(rand.Text()[:8]) + "_"}
-	if dsn == "" {
-		folder, err := os.MkdirTemp("", "dbmutex-quickstart-")
-		if err != nil {
-			return err
-		}
-		defer func() { _ = os.RemoveAll(folder) }()
-		d.File = filepath.Join(folder, "quickstart.db")
+	d, err := database.New(dsn)
+	if err != nil {
+		return err
 	}
-	db, err := d.open(ctx)
+	defer func() { err = errors.Join(err, d.Remove(&Payment{}, &dbmutex.DBMutex{})) }()
+	db, err := open(ctx, d)
 	if err != nil {
 		return err
 	}
@@ -106,10 +84,7 @@ func story(ctx context.Context, dsn string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() {
-		last := db.WithContext(context.WithoutCancel(ctx))
-		err = errors.Join(err, last.Migrator().DropTable(&Payment{}, &dbmutex.DBMutex{}), pool.Close())
-	}()
+	defer func() { err = errors.Join(err, pool.Close()) }()
 
 	fmt.Printf("This runs on %s.\n", db.Name())
 	parts := []struct {
@@ -148,7 +123,7 @@ type process struct {
 }
 
 // start starts a worker on the database; it ends with the context.
-func start(ctx context.Context, d database) (*process, error) {
+func start(ctx context.Context, d *database.Database) (*process, error) {
 	program, err := os.Executable()
 	if err != nil {
 		return nil, err
@@ -184,7 +159,7 @@ type answer struct {
 
 // competition lets the processes go for one mutex. The process that gets it works until all others have answered. So they
 // compete, however slow the machine is.
-func competition(ctx context.Context, db *dbmutex.DB, d database) error {
+func competition(ctx context.Context, db *dbmutex.DB, d *database.Database) error {
 	workers := make([]*process, 4)
 	for i := range workers {
 		p, err := start(ctx, d)
@@ -250,11 +225,11 @@ func competition(ctx context.Context, db *dbmutex.DB, d database) error {
 // worker is what a child process does.
 func worker(ctx context.Context) error {
 	in, out := json.NewDecoder(os.Stdin), json.NewEncoder(os.Stdout)
-	var d database
-	if err := in.Decode(&d); err != nil {
+	d := &database.Database{}
+	if err := in.Decode(d); err != nil {
 		return err
 	}
-	db, err := d.open(ctx)
+	db, err := open(ctx, d)
 	if err != nil {
 		return err
 	}

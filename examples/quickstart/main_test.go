@@ -6,6 +6,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"testing"
 
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
@@ -54,35 +55,38 @@ func checkStory(t *testing.T, out string, status int) {
 	}
 }
 
-// TestSQLite runs without arguments and without a C compiler, and leaves nothing behind.
-func TestSQLite(t *testing.T) {
+// TestWithoutArguments needs no C compiler, and leaves nothing behind.
+func TestWithoutArguments(t *testing.T) {
 	temp := t.TempDir()
 	out, status := quickstart(t, []string{"CGO_ENABLED=0", "TMPDIR=" + temp, "TMP=" + temp, "TEMP=" + temp})
 	checkStory(t, out, status)
-	left, err := filepath.Glob(filepath.Join(temp, "dbmutex-quickstart-*"))
+	left, err := filepath.Glob(filepath.Join(temp, "dbmutex-*"))
 	if err != nil || len(left) > 0 {
 		t.Errorf("left behind: %v, %v", left, err)
 	}
 }
 
-// TestPostgres runs on a server, and leaves no table behind.
-func TestPostgres(t *testing.T) {
-	d := testdb.Postgres(t)
-	out, status := quickstart(t, nil, "-dsn", d.DSN)
-	checkStory(t, out, status)
-	left, err := d.Open(t).Migrator().GetTables()
-	if err != nil || len(left) > 0 {
-		t.Errorf("left behind: %v, %v", left, err)
-	}
+// TestEachDatabase leaves no table behind.
+func TestEachDatabase(t *testing.T) {
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		out, status := quickstart(t, nil, "-dsn", d.DSN)
+		checkStory(t, out, status)
+		left, err := d.Open(t).Migrator().GetTables()
+		if err != nil || strings.Contains(strings.Join(left, " "), "example_") {
+			t.Errorf("left behind: %v, %v", left, err)
+		}
+	})
 }
 
 // TestNoServer says what is wrong.
 func TestNoServer(t *testing.T) {
-	out, status := quickstart(t, nil, "-dsn", "postgres://user:secret@127.0.0.1:1/database")
-	if status != 1 || !regexp.MustCompile(`(?m)^quickstart failed: .*connect`).MatchString(out) {
-		t.Errorf("status %d: %s", status, out)
-	}
-	if regexp.MustCompile("secret").MatchString(out) {
-		t.Errorf("the password is in the output: %s", out)
+	for _, scheme := range []string{"postgres", "mysql"} {
+		out, status := quickstart(t, nil, "-dsn", scheme+"://user:secret@127.0.0.1:1/database")
+		if status != 1 || !regexp.MustCompile(`(?m)^quickstart failed: .*connect`).MatchString(out) {
+			t.Errorf("status %d: %s", status, out)
+		}
+		if strings.Contains(out, "secret") {
+			t.Errorf("the password is in the output: %s", out)
+		}
 	}
 }

@@ -1,41 +1,45 @@
 // Schedule has two gocron schedulers, as on two machines, with the same job every second. Each time one of them runs the
 // job, and the other finds it locked. The program ends after four runs.
+//
+//	go run ./examples/schedule
+//	go run ./examples/schedule -dsn mysql://user:password@localhost/database
+//
+// Without -dsn the mutexes are in a temporary SQLite file.
 package main
 
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"log"
-	"os"
-	"path/filepath"
 	"time"
 
-	"github.com/glebarez/sqlite"
 	"github.com/go-co-op/gocron/v2"
 	"github.com/google/uuid"
-	"gorm.io/gorm"
 
 	"github.com/gorm-dbmutex/dbmutex"
 	gocronmutex "github.com/gorm-dbmutex/dbmutex/contrib/gocron"
+	"github.com/gorm-dbmutex/dbmutex/examples/internal/database"
 )
 
 func main() {
-	folder, err := os.MkdirTemp("", "dbmutex-schedule-")
-	if err != nil {
-		log.Fatal(err)
+	dsn := flag.String("dsn", "", database.Usage)
+	flag.Parse()
+	d, err := database.New(*dsn)
+	if err == nil {
+		err = errors.Join(run(d), d.Remove(&dbmutex.DBMutex{}))
 	}
-	err = run(filepath.Join(folder, "app.db"))
-	if err := errors.Join(err, os.RemoveAll(folder)); err != nil {
+	if err != nil {
 		log.Fatal(err)
 	}
 }
 
 // run lets two machines work until there were four runs.
-func run(file string) error {
+func run(d *database.Database) error {
 	runs := make(chan bool, 100)
 	for _, name := range []string{"machine 1", "machine 2"} {
-		stop, err := machine(name, file, runs)
+		stop, err := machine(name, d, runs)
 		if err != nil {
 			return err
 		}
@@ -48,8 +52,8 @@ func run(file string) error {
 }
 
 // machine starts a scheduler with a database handle of its own.
-func machine(name, file string, runs chan<- bool) (stop func(), err error) {
-	gdb, err := gorm.Open(sqlite.Open(file+"?_pragma=busy_timeout(5000)&_pragma=journal_mode(WAL)"), &gorm.Config{})
+func machine(name string, d *database.Database, runs chan<- bool) (stop func(), err error) {
+	gdb, err := d.Open()
 	if err != nil {
 		return nil, err
 	}

@@ -1,31 +1,33 @@
 // Tasks shows that asynq's tasks of one type do not overlap. Two workers take six reports from one Redis at once. One report
 // is built, and the others are dropped meanwhile.
 //
-// It needs no server: Redis is miniredis, in this process, and the database is a SQLite file in a temporary folder.
+//	go run ./examples/tasks
+//	go run ./examples/tasks -dsn mysql://user:password@localhost/database
+//
+// It needs no server: Redis is miniredis, in this process, and the database is a temporary SQLite file without -dsn.
 package main
 
 import (
 	"context"
+	"flag"
 	"fmt"
 	"log"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/alicebob/miniredis/v2"
-	"github.com/glebarez/sqlite"
 	"github.com/hibiken/asynq"
-	"gorm.io/gorm"
-	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
 	asynqmutex "github.com/gorm-dbmutex/dbmutex/contrib/asynq"
+	"github.com/gorm-dbmutex/dbmutex/examples/internal/database"
 )
 
 func main() {
-	folder, err := os.MkdirTemp("", "dbmutex-tasks-")
+	dsn := flag.String("dsn", "", database.Usage)
+	flag.Parse()
+	d, err := database.New(*dsn)
 	check(err)
-	defer func() { _ = os.RemoveAll(folder) }()
+	defer func() { check(d.Remove(&dbmutex.DBMutex{})) }()
 	miniature, err := miniredis.Run()
 	check(err)
 	defer miniature.Close()
@@ -33,7 +35,7 @@ func main() {
 
 	finish := make(chan struct{})
 	for _, worker := range []string{"worker 1", "worker 2"} { // each as if on a machine of its own
-		nonOverlapping, err := asynqmutex.NonOverlapping(open(filepath.Join(folder, "app.db")))
+		nonOverlapping, err := asynqmutex.NonOverlapping(open(d))
 		check(err)
 		mux := asynq.NewServeMux()
 		mux.Use(nonOverlapping)
@@ -60,8 +62,8 @@ func main() {
 	fmt.Println("the report is built")
 }
 
-func open(file string) *dbmutex.DB {
-	gdb, err := gorm.Open(sqlite.Open(file), &gorm.Config{Logger: logger.Discard}) // else it warns of each dropped task
+func open(d *database.Database) *dbmutex.DB {
+	gdb, err := d.Open()
 	check(err)
 	check(gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))
 	db := dbmutex.Wrap(gdb)
