@@ -50,11 +50,11 @@ func run(dsn string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.Remove(&dbmutex.DBMutex{})) }()
 	gdb, err := d.Open()
 	if err != nil {
 		return err
 	}
+	defer func() { err = errors.Join(err, d.Remove(&dbmutex.DBMutex{})) }()
 	if err := gdb.Use(dbmutex.New(dbmutex.DefaultSettings())); err != nil {
 		return err
 	}

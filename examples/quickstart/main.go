@@ -75,7 +75,6 @@ func story(ctx context.Context, dsn string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.Remove(&Payment{}, &dbmutex.DBMutex{})) }()
 	db, err := open(ctx, d)
 	if err != nil {
 		return err
@@ -84,7 +83,7 @@ func story(ctx context.Context, dsn string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, pool.Close()) }()
+	defer func() { err = errors.Join(err, pool.Close(), d.Remove(&Payment{}, &dbmutex.DBMutex{})) }()
 
 	fmt.Printf("This runs on %s.\n", db.Name())
 	parts := []struct {

@@ -57,7 +57,7 @@ func mysqlConfig(dsn string) (*driver.Config, error) {
 		return config, nil
 	}
 	u, err := url.Parse(dsn)
-	if err != nil {
+	if err != nil || u.Fragment != "" { // a # can only be the password's
 		return nil, errNoURL
 	}
 	name := strings.TrimPrefix(u.EscapedPath(), "/")

@@ -69,7 +69,8 @@ func TestTheErrorOfAURLNamesNoPassword(t *testing.T) {
 	for _, dsn := range []string{
 		"mysql://anna:secret/secret@localhost/app", "mysql://anna:secret%zz@localhost/app",
 		"mysql://anna:secret%zz@tcp(localhost)/app", "mysql://anna:secret@localhost/app/secret",
-		"mysql://anna:secret@localhost:secret/app", "oracle://anna:secret@localhost/app",
+		"mysql://anna:secret@localhost:secret/app", "mysql://anna:x@secret?#@localhost/app",
+		"oracle://anna:secret@localhost/app",
 	} {
 		_, err := Dialector(dsn)
 		require.Error(t, err, dsn)
