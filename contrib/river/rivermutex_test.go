@@ -18,6 +18,7 @@ import (
 
 	"github.com/gorm-dbmutex/dbmutex"
 	rivermutex "github.com/gorm-dbmutex/dbmutex/contrib/river"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 )
 
@@ -100,6 +101,23 @@ func TestAJobThatFindsItsMutexHeldIsCancelled(t *testing.T) {
 }
 
 // An earlier run, of a client that died, may still have the mutex.
+// River's own tables stay in PostgreSQL.
+func TestTheMutexMayBeInAnyDatabase(t *testing.T) {
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		w := newWorld(t)
+		w.db = d.Mutexes(t, dbmutex.DefaultSettings())
+		work, runs, letGo := holding()
+		c := w.start(t, rivermutex.Policy{Held: rivermutex.Cancel}, work)
+		first := c.insert(t, report{})
+		require.Equal(t, first.ID, <-runs)
+		testdb.RequireHeld(t, w.db, "report")
+		c.become(t, river.EventKindJobCancelled, c.insert(t, report{}))
+		letGo <- nil
+		c.become(t, river.EventKindJobCompleted, first)
+		w.requireFree(t, "report")
+	})
+}
+
 func TestAJobIsNotCancelledBecauseOfItself(t *testing.T) {
 	w := newWorld(t)
 	policy := rivermutex.Policy{
