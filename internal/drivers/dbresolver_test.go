@@ -115,8 +115,8 @@ func nothing(context.Context) error { return nil }
 
 func TestDBResolverLocksOnTheMainDatabase(t *testing.T) {
 	eachCluster(t, func(t *testing.T, c *cluster) {
-		main := c.main.Open(t)
-		require.NoError(t, main.AutoMigrate(&dbmutex.DBMutex{}, &payment{}))
+		main := c.main.Mutexes(t, dbmutex.DefaultSettings()).Gorm
+		require.NoError(t, main.AutoMigrate(&payment{}))
 		rows := func() (n int64) {
 			require.NoError(t, testdb.Taken(main).Count(&n).Error)
 			return n

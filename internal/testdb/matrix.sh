@@ -54,7 +54,8 @@ on_sqlite() { with github.com/mattn/go-sqlite3@v1.14.8; } # SQLite 3.36.0
 
 on_gorm() { # go.mod has the oldest versions that work
 	with
-	with gorm.io/gorm@v1.31.2 gorm.io/driver/postgres@v1.6.3 gorm.io/driver/sqlite@v1.6.0 github.com/jackc/pgx/v5@v5.12.0
+	with gorm.io/gorm@v1.31.2 gorm.io/driver/postgres@v1.6.3 gorm.io/driver/sqlite@v1.6.0 github.com/jackc/pgx/v5@v5.12.0 \
+		gorm.io/driver/mysql@v1.6.0 github.com/go-sql-driver/mysql@v1.10.1
 }
 
 on_go() {

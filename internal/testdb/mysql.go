@@ -197,7 +197,11 @@ func MySQL(t testing.TB) *Database {
 	})
 	config.DBName = name
 	config.ParseTime = true
-	return MySQLAt(config.FormatDSN())
+	dsn := config.FormatDSN()
+	if parameters := os.Getenv("DBMUTEX_TEST_MYSQL_PARAMETERS"); parameters != "" {
+		dsn += "&" + parameters
+	}
+	return MySQLAt(dsn)
 }
 
 // MySQLAt is the database of a DSN.

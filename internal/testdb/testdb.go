@@ -18,6 +18,8 @@
 //     PostgreSQL, also if it is there.
 //   - DBMUTEX_TEST_MYSQL_DSN: a DSN of the MariaDB or MySQL server to use, such as
 //     root@tcp(127.0.0.1:3306)/. Its user must be allowed to create databases.
+//   - DBMUTEX_TEST_MYSQL_PARAMETERS: what the DSN of each test's database says in
+//     addition, such as interpolateParams=true&loc=Asia%2FTokyo.
 //   - DBMUTEX_TEST_MYSQLBIN: the folder with the programs to use rather than those
 //     found: mariadbd and mariadb-install-db, or else MySQL's mysqld. A script that
 //     stands for the server must exec it, and add its options after those it is given.
