@@ -88,40 +88,49 @@ func TestALateRequestDoesNotLetTransactionsOverlap(t *testing.T) {
 	})
 }
 
-// A waiter whose question got no answer removes what that may have made, and goes on waiting.
+// A waiter whose request got no answer, while somebody else acquired the mutex, removes what that request may have made, and
+// goes on waiting. Each request that it sends then may be late, among them the one that removes.
 func TestALateDiscardRemovesNoLiveLease(t *testing.T) {
 	faults.OnNetwork(t, func(t *testing.T, direct, db *dbmutex.DB, network *proxy.Proxy) {
 		db = db.WithContext(limited(t))
 		requireFree(t, db, "warm")
-		held := acquire(t, direct, "job")
-		asked, kept, late := false, false, make(chan struct{})
-		network.Choose(func(statement string) *proxy.Fault {
-			switch {
-			case kept || strings.HasPrefix(statement, "PREPARE "):
+		for which := 1; which <= 6; which++ {
+			held, heldErr := (*dbmutex.Lease)(nil), error(nil)
+			requests, late := 0, make(chan struct{})
+			network.Choose(func(statement string) *proxy.Fault {
+				switch {
+				case strings.HasPrefix(statement, "PREPARE "):
+				case held != nil:
+					if requests++; requests == which {
+						close(late)
+						return &proxy.Fault{Late: time.Hour}
+					}
+				case does(network, statement, "acquire"):
+					held, heldErr = direct.Mutex("job").Acquire()
+					return &proxy.Fault{Unsent: true}
+				}
 				return nil
-			case !asked:
-				asked = true
-				return &proxy.Fault{}
-			case !does(network, statement, "release"):
-				return nil
+			})
+			leases, failed := make(chan *dbmutex.Lease, 1), make(chan error, 1)
+			go func() {
+				lease, err := db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
+				leases <- lease
+				failed <- err
+			}()
+			select {
+			case <-late:
+			case err := <-failed:
+				require.Fail(t, "the waiter ended", "%v", err)
 			}
-			kept = true
-			close(late)
-			return &proxy.Fault{Late: time.Hour}
-		})
-		leases, failed := make(chan *dbmutex.Lease, 1), make(chan error, 1)
-		go func() {
-			lease, err := db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
-			leases <- lease
-			failed <- err
-		}()
-		<-late
-		require.NoError(t, held.Release())
-		lease := <-leases
-		require.NoError(t, <-failed)
-		network.Deliver()
-		requireHeld(t, direct, "job")
-		require.NoError(t, lease.Renew())
-		require.NoError(t, lease.Release())
+			require.NoError(t, heldErr)
+			require.NoError(t, held.Release())
+			lease := <-leases
+			require.NoError(t, <-failed)
+			network.Choose(nil)
+			network.Deliver()
+			requireHeld(t, direct, "job")
+			require.NoError(t, lease.Renew())
+			require.NoError(t, lease.Release())
+		}
 	})
 }
