@@ -103,8 +103,12 @@ func (m *mysql) pass(from *bufio.Reader, to net.Conn) (body []byte, err error) {
 
 // start passes what server and client say in turn until the client is logged in or refused.
 func (m *mysql) start() error {
-	if _, err := m.pass(m.fromServer, m.client); err != nil {
+	greeting, err := m.pass(m.fromServer, m.client)
+	switch {
+	case err != nil:
 		return err
+	case bytes.HasPrefix(greeting, []byte{errPacket}): // nobody may come in
+		return io.EOF
 	}
 	hello, err := m.pass(m.fromClient, m.server)
 	if err != nil {
