@@ -6,9 +6,11 @@
 //
 // It runs rounds. In each, several processes with several clients use a few mutexes in every way that there is, while
 // workers are killed or stopped for a while. Contexts end and work panics. Some workers have a single connection. Besides:
-//   - On PostgreSQL answers, requests and connections are lost, the network freezes, backends are terminated or stopped and
-//     the server crashes. Some requests are late: their client is told that its connection is cut, and the server gets them
-//     up to three seconds after that.
+//   - On a server answers, requests and connections are lost, the network freezes, and the server crashes. Some requests are
+//     late: their client is told that its connection is cut, and the server gets them up to three seconds after that.
+//   - On PostgreSQL sessions are terminated, or stopped for a while.
+//   - On MariaDB sessions and statements are killed, and the server is stopped for a while. The rows of free mutexes grow
+//     old, so that they are removed. The workers' DSNs differ, and some workers' driver is wrapped.
 //   - On SQLite, under one of two drivers, others lock the file.
 //   - In a few rounds the database is away for longer than a release is tried in the foreground: the server is stopped, the
 //     network of a worker refuses, or the file is locked, for 6 to 9 seconds.
@@ -44,5 +46,6 @@
 // The seed determines the choices of the program, but not how processes run, so no run can be repeated. Fairness and
 // speed are not judged. Nor is the holder whose name a waiter gets, as that one may have gone before the wait began. A
 // renewal without an answer is taken for one without effect. Clocks are not set: a round in which the machine's was is
-// not judged. Nor is anything on a server that loses what it said was on its disk.
+// not judged. Nor is anything on a server that loses what it said was on its disk. So MariaDB always flushes its log
+// (innodb_flush_log_at_trx_commit=1): there an acquire cannot ask for that by itself, as it does on PostgreSQL.
 package torture

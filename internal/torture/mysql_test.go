@@ -27,6 +27,7 @@ import (
 )
 
 func init() {
+	_ = mysqldriver.SetLogger(&mysqldriver.NopLogger{})
 	arenas["mysql"] = func(t *testing.T) arena { return newMySQL(t) }
 	drivers["mysql"] = func(dsn string) (gorm.Dialector, error) { return openMySQL(dsn, false) }
 	drivers["mysql, veiled"] = func(dsn string) (gorm.Dialector, error) { return openMySQL(dsn, true) }
@@ -62,12 +63,9 @@ type mysqlArena struct {
 const theirUser = "worker"
 
 func newMySQL(t *testing.T) *mysqlArena {
-	settings := []string{"skip_name_resolve = ON", "skip_log_bin"}
-	if rand.New(rand.NewPCG(*seed, 0)).IntN(2) == 0 {
-		settings[1] = "log_bin = binlog"
-	}
-	t.Log(settings[1])
-	a := &mysqlArena{server: testdb.At("mysql", "").NewServer(t, settings...)}
+	log := []string{"skip_log_bin", "log_bin = binlog"}[rand.New(rand.NewPCG(*seed, 0)).IntN(2)]
+	t.Log(log)
+	a := &mysqlArena{server: testdb.At("mysql", "").NewServer(t, log, "skip_name_resolve = ON", "max_connect_errors = 1000000")}
 	db, err := gorm.Open(a.server.Database().Dialector(), &gorm.Config{Logger: logger.Discard})
 	require.NoError(t, err)
 	require.NoError(t, db.Exec(`CREATE USER `+theirUser).Error)
@@ -99,10 +97,10 @@ func (a *mysqlArena) begin(t *testing.T, r *round) {
 	r.dsn = func(slot int) string { return a.session(t, r, a.proxies[slot].Database.DSN) }
 	r.misuse()
 	if r.maybe(0.5) {
-		r.suffer("session killed", func(*testing.T) { a.kill(`CONNECTION`) })
+		r.suffer("session killed", func(*testing.T) { a.kill(`CONNECTION`, 0) })
 	}
 	if r.maybe(0.5) {
-		r.suffer("statements killed", func(*testing.T) { a.kill(`QUERY`) })
+		r.suffer("statements killed", func(*testing.T) { a.kill(`QUERY`, r.upTo(100*time.Millisecond)) })
 	}
 	if r.maybe(0.5) {
 		r.suffer("server stopped for a while", func(t *testing.T) { a.stop(t, r.upTo(300*time.Millisecond)) })
@@ -166,11 +164,16 @@ func (a *mysqlArena) theirs() (ids []int64, err error) {
 	return ids, err
 }
 
-// kill ends some sessions, or what they are doing.
-func (a *mysqlArena) kill(what string) {
-	ids, _ := a.theirs()
-	for _, id := range ids[:min(3, len(ids))] {
-		_ = a.db.Exec(fmt.Sprintf(`KILL %s %d`, what, id)).Error
+// kill ends some sessions, or what they are doing, again and again for a while: few statements take long.
+func (a *mysqlArena) kill(what string, d time.Duration) {
+	for end := time.Now().Add(d); ; {
+		ids, _ := a.theirs()
+		for _, id := range ids[:min(3, len(ids))] {
+			_ = a.db.Exec(fmt.Sprintf(`KILL %s %d`, what, id)).Error
+		}
+		if time.Now().After(end) {
+			return
+		}
 	}
 }
 
