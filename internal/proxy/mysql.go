@@ -111,8 +111,11 @@ func (m *mysql) start() error {
 		return io.EOF
 	}
 	hello, err := m.pass(m.fromClient, m.server)
-	if err != nil {
+	switch {
+	case err != nil:
 		return err
+	case len(hello) == 1 && hello[0] == comQuit: // the client waited no longer
+		return io.EOF
 	}
 	m.fewEOFs = binary.LittleEndian.Uint32(hello)&deprecateEOF != 0
 	for {
