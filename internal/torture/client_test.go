@@ -218,13 +218,13 @@ func (u *usage) released(o *operation, lease *dbmutex.Lease, err, workErr error)
 	var timeout *dbmutex.TimeoutError
 	timedOut := errors.As(err, &timeout)
 	switch {
+	case timedOut && timeout.Lost && !strings.Contains(timeout.Error(), "was lost"): // the row could not be asked for
 	case u.retired && (err == nil || timedOut): // the transaction may have released it
 		o.Outcome = either
 	case !timedOut && text(err) == text(workErr):
 		o.Outcome = ok
 	case timedOut && !timeout.Lost:
 		o.Outcome = late
-	case timedOut && !strings.Contains(timeout.Error(), "was lost"): // the row could not be asked for
 	case timedOut && o.Lost == 0:
 		o.Outcome = lost
 	case timedOut:
