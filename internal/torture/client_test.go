@@ -138,7 +138,7 @@ func (u *usage) choose() {
 // begin writes down an operation that is about to begin.
 func (u *usage) begin(v verb) *operation {
 	u.n++
-	o := &operation{Client: u.number, N: u.n, Verb: v, Mutex: u.id, Lease: u.name, Lost: -int(u.note.lost.Load())}
+	o := &operation{Client: u.number, N: u.n, Verb: v, Mutex: u.id, Lease: u.name, Lost: -u.note.unanswered()}
 	switch v {
 	case acquire:
 		o.Wait, o.TTL, o.MinHold = u.wait != 0, int64(u.ttl), int64(u.minHold)
@@ -154,7 +154,7 @@ func (u *usage) begin(v verb) *operation {
 // returned is the moment at which the operation has ended; its outcome is written down after that.
 func (u *usage) returned(o *operation) {
 	o.Return = now()
-	o.Lost += int(u.note.lost.Load())
+	o.Lost += u.note.unanswered()
 }
 
 func (u *usage) write(o *operation) {

@@ -224,11 +224,22 @@ func (c counting) Initialize(db *gorm.DB) error {
 }
 
 func countLost(db *gorm.DB) {
-	var refused *mysqldriver.MySQLError
-	answered := errors.As(db.Error, &refused) && refused.Number != 1053 && refused.Number != 1927
-	if db.Error != nil && !answered {
-		noteOf(db.Statement.Context).lost.Add(1)
+	note := noteOf(db.Statement.Context)
+	if noAnswer(db.Error) {
+		note.lost.Add(1)
 	}
+	if rows, reads := db.Statement.Dest.(*sql.Rows); reads && rows != nil {
+		note.mu.Lock()
+		defer note.mu.Unlock()
+		note.asks = append(note.asks, func() bool { return noAnswer(rows.Err()) }) // it says so also once it is closed
+	}
+}
+
+// noAnswer says whether an error is not what the server answered, or said as it ended the session.
+func noAnswer(err error) bool {
+	var answer *mysqldriver.MySQLError
+	answered := errors.As(err, &answer) && answer.Number != 1053 && answer.Number != 1927
+	return err != nil && !answered
 }
 
 // veil hides the type of its connections.

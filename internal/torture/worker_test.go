@@ -10,6 +10,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -170,6 +171,23 @@ func (l *lines) Write(line []byte) (int, error) {
 type note struct {
 	lost   atomic.Int32 // statements without an answer
 	logged atomic.Pointer[error]
+
+	mu   sync.Mutex
+	asks []func() (lost bool) // of answers that may break off yet
+}
+
+// unanswered counts the statements without an answer so far.
+func (n *note) unanswered() int {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.asks = slices.DeleteFunc(n.asks, func(lost func() bool) bool {
+		if !lost() {
+			return false
+		}
+		n.lost.Add(1)
+		return true
+	})
+	return int(n.lost.Load())
 }
 
 type noteKey struct{}
