@@ -44,6 +44,11 @@ func (n *network) breakIn(r *round, messages int) {
 				switch roll := dice.Float64(); {
 				case roll < chance/4:
 					r.total.add("fault: request lost", 1)
+					if dice.IntN(3) == 0 { // so that it is too late when the client asks what became of it
+						r.total.add("fault: request lost, and the network for a while", 1)
+						away := time.Duration(dice.Int64N(int64(600 * time.Millisecond)))
+						n.healers.Go(func() { p.Refuse(); time.Sleep(away); p.Admit() })
+					}
 					return &proxy.Fault{Unsent: true}
 				case roll < chance:
 					r.total.add("fault: answer lost", 1)
@@ -86,9 +91,11 @@ func (n *network) breakIn(r *round, messages int) {
 
 // calm mends the network, and lets the server have what is late.
 func (n *network) calm() {
-	n.healers.Wait()
 	for _, p := range n.proxies {
 		p.Choose(nil)
+	}
+	n.healers.Wait()
+	for _, p := range n.proxies {
 		p.Deliver()
 	}
 }
