@@ -207,6 +207,7 @@ func (u *usage) refused(o *operation, err error) {
 		o.Outcome, o.Seen = held, other.Holder
 	default:
 		o.Error = err.Error()
+		defer time.Sleep(u.upTo(20 * time.Millisecond)) // or there were too many while the database is away
 	}
 	u.write(o)
 }

@@ -34,11 +34,12 @@ type record struct {
 	history []*operation
 	crashes []interval // of the server
 	leases  map[string]*lease
-	numbers []*lease   // lease number n is at n
-	forced  []interval // when a ForceRelease may have had its effect
-	anyTime int64      // from when on one may at any time, as its answer was lost; never: no answer was
-	doubts  []doubt
-	passers []doubt // acquires that may have had the mutex and have passed it on, to wait again
+	numbers []*lease         // lease number n is at n
+	forced  []interval       // when a ForceRelease may have had its effect
+	anyTime int64            // from when on one may at any time, as its answer was lost; never: no answer was
+	doubts  map[string]int64 // leases that may take effect at any time, from when on; see doubt
+	first   []passer         // the two doubts that begin first
+	passers []passer         // acquires that may have had the mutex and have passed it on, to wait again
 }
 
 // lease is what is known of a lease without regard to the order of things.
@@ -50,17 +51,25 @@ type lease struct {
 	back       int64 // from when on it may be back, as a crash may have undone its release
 }
 
-// doubt is an acquire that may take effect at any time from its call on, as its answer, or that of one of its statements,
-// was lost. A statement that nobody waits for any more may still run on the server, or reach it later; and one that is tried
-// again may have had an effect that ran out before it had its second.
-type doubt struct {
+// passer is a lease that may have taken effect, and have gone again, between two moments.
+type passer struct {
 	lease    string
 	from, to int64
 }
 
+// doubt says that an acquire may take effect at any time from a moment on, as its answer, or that of one of its statements,
+// was lost. A statement that nobody waits for any more may still run on the server, or reach it later; and one that is tried
+// again may have had an effect that ran out before it had its second.
+func (r *record) doubt(lease string, from int64) {
+	if known, is := r.doubts[lease]; !is || from < known {
+		r.doubts[lease] = from
+	}
+}
+
 // newRecord is the record of one mutex. A crash may have undone what was released undone before it, or later.
 func newRecord(history []*operation, crashes []interval, undone int64) *record {
-	r := &record{history: history, crashes: crashes, leases: map[string]*lease{}, numbers: []*lease{nil}, anyTime: never}
+	r := &record{history: history, crashes: crashes, leases: map[string]*lease{}, numbers: []*lease{nil}, anyTime: never,
+		doubts: map[string]int64{}}
 	for _, o := range history {
 		switch o.Verb {
 		case acquire:
@@ -69,10 +78,10 @@ func newRecord(history []*operation, crashes []interval, undone int64) *record {
 			end := o.end()
 			if o.Outcome == unknown || o.Lost > 0 {
 				end = never
-				r.doubts = append(r.doubts, doubt{o.Lease, o.Call, end})
+				r.doubt(o.Lease, o.Call)
 			}
 			if o.Tells {
-				r.passers = append(r.passers, doubt{o.Lease, o.Call, end})
+				r.passers = append(r.passers, passer{o.Lease, o.Call, end})
 			}
 		case force:
 			if o.Outcome == ok && o.Lost == 0 {
@@ -101,6 +110,11 @@ func newRecord(history []*operation, crashes []interval, undone int64) *record {
 			}
 		}
 	}
+	for lease, from := range r.doubts {
+		r.first = append(r.first, passer{lease, from, never})
+	}
+	slices.SortFunc(r.first, func(a, b passer) int { return cmp.Compare(a.from, b.from) })
+	r.first = r.first[:min(2, len(r.first))]
 	return r
 }
 
@@ -109,7 +123,7 @@ func newRecord(history []*operation, crashes []interval, undone int64) *record {
 func (r *record) handedOn(o *operation) {
 	for name, l := range r.leases {
 		if l.acquire.Wait && l.acquire.Call <= o.end() && l.acquire.end() >= o.Call {
-			r.doubts = append(r.doubts, doubt{name, o.Call, never})
+			r.doubt(name, o.Call)
 		}
 	}
 }
@@ -270,19 +284,19 @@ func (r *record) visible(s state, o *operation) bool {
 	if l.number == s.lease && (there || l.back <= o.Return) {
 		return true
 	}
-	passing := r.takeable(s) <= o.Return+slack && slices.ContainsFunc(r.passers, func(d doubt) bool {
-		return d.lease == o.Seen && d.from <= o.Return && d.to >= o.Call
+	passing := r.takeable(s) <= o.Return+slack && slices.ContainsFunc(r.passers, func(p passer) bool {
+		return p.lease == o.Seen && p.from <= o.Return && p.to >= o.Call
 	})
-	return passing || r.kept(s, l, o) ||
-		slices.ContainsFunc(r.doubts, func(d doubt) bool { return d.lease == o.Seen && d.from <= o.Return })
+	from, doubted := r.doubts[o.Seen]
+	return passing || r.kept(s, l, o) || doubted && from <= o.Return
 }
 
 // kept says whether a release, or a waiter that passed the mutex on, may have kept it for a waiter when a row of it was
 // seen.
 func (r *record) kept(s state, l *lease, o *operation) bool {
-	passedOn := func(d doubt) bool {
-		then := max(r.takeable(s), d.from)
-		return then <= d.to && then <= o.Return+slack
+	passedOn := func(p passer) bool {
+		then := max(r.takeable(s), p.from)
+		return then <= p.to && then <= o.Return+slack
 	}
 	released := s.lease != 0 && (s.phase == freed || r.numbers[s.lease].releasable <= o.Return) ||
 		slices.ContainsFunc(r.passers, passedOn)
@@ -305,9 +319,11 @@ func (r *record) vanished(s state, o *operation) (bool, any) {
 		if s.phase == resting { // a release at the end of that time leaves no row
 			from = min(from, s.until)
 		}
-		for _, d := range slices.Concat(r.doubts, r.passers) { // it may have taken over and gone again
-			if then := max(s.until, d.from); then <= d.to && r.leases[d.lease].number != s.lease {
-				from = min(from, then)
+		for _, others := range [][]passer{r.first, r.passers} { // one may have taken over and gone again
+			for _, p := range others {
+				if then := max(s.until, p.from); then <= p.to && r.leases[p.lease].number != s.lease {
+					from = min(from, then)
+				}
 			}
 		}
 	}

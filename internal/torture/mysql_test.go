@@ -65,7 +65,7 @@ const theirUser = "worker"
 func newMySQL(t *testing.T) *mysqlArena {
 	log := []string{"skip_log_bin", "log_bin = binlog"}[rand.New(rand.NewPCG(*seed, 0)).IntN(2)]
 	t.Log(log)
-	a := &mysqlArena{server: testdb.At("mysql", "").NewServer(t, log, "skip_name_resolve = ON", "max_connect_errors = 1000000")}
+	a := &mysqlArena{server: testdb.At("mysql", "").NewServer(t, log, "max_connect_errors = 1000000")}
 	db, err := gorm.Open(a.server.Database().Dialector(), &gorm.Config{Logger: logger.Discard})
 	require.NoError(t, err)
 	require.NoError(t, db.Exec(`CREATE USER `+theirUser).Error)
@@ -201,7 +201,7 @@ func (a *mysqlArena) quiesce(t *testing.T) {
 		counted := a.db.Raw(`SELECT count(*) FROM information_schema.innodb_trx
 			WHERE trx_rows_locked > 0 OR trx_rows_modified > 0`).Scan(&left).Error
 		return err == nil && counted == nil && len(ids) == 0 && left == 0
-	}, 10*time.Second, 20*time.Millisecond, "the workers' sessions do not end")
+	}, 30*time.Second, 20*time.Millisecond, "the workers' sessions do not end")
 }
 
 func (a *mysqlArena) end(t *testing.T, r *round) {
