@@ -120,14 +120,6 @@ func TestASessionThatTheServerTookOutOfAutocommitHoldsNothingBack(t *testing.T) 
 	require.Nil(t, row(t, other, "job"))
 }
 
-func TestASessionsOwnClockIsNotTheDatabases(t *testing.T) {
-	d := testdb.MySQL(t)
-	db := open(t, d)
-	acquire(t, db, "job")
-	off := withParam(t, d.DSN, "timestamp", "4000000000").Registered(t, dbmutex.DefaultSettings())
-	requireHeld(t, off, "job")
-}
-
 // What a failed procedure wrote without autocommit is rolled back as other transactions are, not committed.
 func TestWhatAFailedProcedureWroteWithoutAutocommitIsNotCommitted(t *testing.T) {
 	d := testdb.MySQL(t)

@@ -37,9 +37,9 @@ const leftMark = "-"
 
 func newMySQL(name, table string) *mysql {
 	const (
-		// UTC_TIMESTAMP alone is that of the statement's beginning, which may have waited since, or of the session's variable
-		// timestamp. SYSDATE is the clock's, in the session's zone.
-		now    = `UTC_TIMESTAMP(6) + INTERVAL TIMESTAMPDIFF(MICROSECOND, NOW(6), SYSDATE(6)) MICROSECOND`
+		// It is that of the statement's beginning, which is as good, as no statement waits. SYSDATE is later, but in the session's
+		// zone, which may leave out an hour.
+		now    = `UTC_TIMESTAMP(6)`
 		expiry = now + ` + INTERVAL ? MICROSECOND` // NULL for one that is NULL
 		live   = `(expires_at IS NULL OR expires_at > ` + now + `)`
 		// A driver may scan times as its DSN says.

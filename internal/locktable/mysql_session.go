@@ -36,7 +36,11 @@ func (m *mysql) clean(on executor) (left bool, restore func(), err error) {
 	autocommit := known && status&statusAutocommit != 0
 	left = known && status&statusInTransaction != 0
 	if left || !autocommit {
-		if _, err = conn.ExecContext(on.ctx, rollback); err != nil {
+		if _, err = conn.ExecContext(on.ctx, rollback); mysqlNumber(err) != 0 { // it is in an XA transaction
+			drop(conn)
+			err = fmt.Errorf("%w: %s", driver.ErrBadConn, err.Error())
+		}
+		if err != nil {
 			return left, restore, err
 		}
 	}
@@ -51,12 +55,15 @@ func (m *mysql) clean(on executor) (left bool, restore func(), err error) {
 			limited, cancel := context.WithTimeout(context.WithoutCancel(on.ctx), Limit)
 			defer cancel()
 			if _, err := conn.ExecContext(limited, `SET autocommit = 0`); err != nil {
-				_ = conn.Raw(func(any) error { return driver.ErrBadConn }) // the pool then drops it
+				drop(conn)
 			}
 		}
 	}
 	return left, restore, err
 }
+
+// drop takes a connection out of its pool.
+func drop(conn *sql.Conn) { _ = conn.Raw(func(any) error { return driver.ErrBadConn }) }
 
 func hasAutocommit(ctx context.Context, conn *sql.Conn) (autocommit bool, err error) {
 	rows, err := conn.QueryContext(ctx, `SELECT @@autocommit`)
