@@ -105,8 +105,8 @@ func (p *faultyPool) loseFirst(verb string, lost error) *atomic.Int32 {
 	return p.after(verb, func() error { return lost })
 }
 
-// after does something once the first statement that does a verb, or is "COMMIT" or "ROLLBACK", has run, and loses its answer
-// if that gives an error. It counts them all.
+// after does something once the first statement that does a verb, or is "COMMIT" or "ROLLBACK", has run, and loses its
+// answer if that gives an error. It counts them all.
 func (p *faultyPool) after(verb string, do func() error) *atomic.Int32 {
 	var n atomic.Int32
 	p.setLose(func(statement string) error {

@@ -181,9 +181,8 @@ func (l *Lease) fateOfMissingRow(late time.Duration, err error) state {
 	if transaction == nil {
 		return lost
 	}
-	fate, err := l.mutex.table.Fate(l.parent, l.key, *transaction)
-	switch {
-	case fate == locktable.Aborted, fate == locktable.Unknown && l.expired():
+	fate, _ := l.mutex.table.Fate(l.parent, l.key, *transaction)
+	if fate == locktable.Aborted || fate == locktable.Unknown && l.expired() {
 		return lost
 	}
 	return released

@@ -125,7 +125,8 @@ func TestWhatAFailedProcedureWroteWithoutAutocommitIsNotCommitted(t *testing.T) 
 	d := testdb.MySQL(t)
 	other := open(t, d)
 	require.NoError(t, other.Exec(`CREATE TABLE made (id integer)`).Error)
-	require.NoError(t, other.Exec(`CREATE PROCEDURE breaks() BEGIN INSERT INTO made VALUES (1); SIGNAL SQLSTATE '45000'; END`).Error)
+	const breaks = `CREATE PROCEDURE breaks() BEGIN INSERT INTO made VALUES (1); SIGNAL SQLSTATE '45000'; END`
+	require.NoError(t, other.Exec(breaks).Error)
 	db := withParam(t, d.DSN, "autocommit", "0").Registered(t, dbmutex.DefaultSettings())
 	one(t, db)
 	require.NoError(t, db.Exec(`ROLLBACK`).Error)
@@ -227,7 +228,8 @@ func TestAHiddenPoolWithoutAutocommitIsRefused(t *testing.T) {
 	pool := one(t, withParam(t, d.DSN, "autocommit", "0").Registered(t, dbmutex.DefaultSettings()))
 	gdb, err := gorm.Open(mysql.New(mysql.Config{Conn: poolOfOnesOwn{pool}}))
 	require.NoError(t, err)
-	require.ErrorContains(t, testdb.Register(t, gdb, dbmutex.DefaultSettings()).Mutex("job").Do(nothing), "hides its connections")
+	db := testdb.Register(t, gdb, dbmutex.DefaultSettings())
+	require.ErrorContains(t, db.Mutex("job").Do(nothing), "hides its connections")
 }
 
 // Then an id would not be stored as it is.

@@ -20,7 +20,8 @@ import (
 func TestTriggersOnTheTable(t *testing.T) {
 	t.Parallel()
 	for _, event := range []string{"BEFORE INSERT", "AFTER INSERT", "BEFORE UPDATE", "AFTER UPDATE"} {
-		for name, body := range map[string]string{"variable": `SET @x = 1`, "row": `INSERT INTO audit (n) VALUES (LAST_INSERT_ID(7))`} {
+		bodies := map[string]string{"variable": `SET @x = 1`, "row": `INSERT INTO audit (n) VALUES (LAST_INSERT_ID(7))`}
+		for name, body := range bodies {
 			t.Run(event+", "+name, func(t *testing.T) {
 				db := open(t, testdb.MySQL(t))
 				require.NoError(t, db.Exec(`CREATE TABLE audit (id bigint AUTO_INCREMENT PRIMARY KEY, n bigint)`).Error)

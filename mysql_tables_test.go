@@ -102,7 +102,8 @@ func TestTablesThatAreLetPassWork(t *testing.T) {
 		`MODIFY lease_id binary(64) NOT NULL`, `MODIFY lease_id char(64) NOT NULL`, `MODIFY lease_id varbinary(64) NOT NULL`,
 		`MODIFY holder varchar(20) CHARACTER SET utf8mb4 NOT NULL`, `MODIFY holder varbinary(10) NOT NULL`,
 		`MODIFY holder tinytext CHARACTER SET utf8mb4 NOT NULL`, `MODIFY holder blob NOT NULL`,
-		`MODIFY id bigint unsigned AUTO_INCREMENT`, `MODIFY id int AUTO_INCREMENT`, `MODIFY token bigint unsigned NOT NULL DEFAULT 0`,
+		`MODIFY id bigint unsigned AUTO_INCREMENT`, `MODIFY id int AUTO_INCREMENT`,
+		`MODIFY token bigint unsigned NOT NULL DEFAULT 0`,
 		`MODIFY lock_id varbinary(3000) NOT NULL`, `MODIFY token bigint NULL`, `MODIFY lease_id varchar(64) NULL`,
 		`MODIFY lease_id varchar(64) CHARACTER SET utf8mb4 COLLATE utf8mb4_bin NOT NULL`,
 	} {

@@ -31,7 +31,8 @@ func TestIDsAreExactWhateverTheCharset(t *testing.T) {
 	for _, charset := range []string{"latin1", "utf8mb4", "utf8mb3 COLLATE utf8mb3_general_ci", "ucs2"} {
 		d := testdb.MySQL(t)
 		require.NoError(t, d.Open(t).Exec(`ALTER DATABASE CHARACTER SET `+charset).Error)
-		for _, connection := range []string{"charset=utf8mb4", "charset=latin1", "charset=utf8", "charset=utf8&interpolateParams=true"} {
+		connections := []string{"charset=utf8mb4", "charset=latin1", "charset=utf8", "charset=utf8&interpolateParams=true"}
+		for _, connection := range connections {
 			db := with(d, connection).Registered(t, dbmutex.DefaultSettings())
 			require.NoError(t, db.AutoMigrate(&dbmutex.DBMutex{}))
 			ids := []string{"job", "JOB", "job ", "jób", "jo\u0301b", "job\t", strings.Repeat("\U0001F512", 256)}

@@ -47,7 +47,7 @@ func TestAVerbThatWaitsForAGuardLocksNoOtherMutex(t *testing.T) {
 				require.NoError(t, err, "a new id waits: %s", id)
 			}
 			require.NoError(t, tx.Rollback().Error)
-			<-done
+			require.NoError(t, <-done)
 		})
 	}
 }
@@ -145,7 +145,8 @@ func waitForLockWait(t testing.TB, d *testdb.Database) {
 	db := d.Open(t)
 	require.Eventually(t, func() bool {
 		var n int
-		require.NoError(t, db.Raw(`SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'`).Scan(&n).Error)
+		const waiting = `SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'`
+		require.NoError(t, db.Raw(waiting).Scan(&n).Error)
 		return n > 0
 	}, time.Minute, 5*time.Millisecond)
 }

@@ -106,7 +106,8 @@ func newDialect(database, name, quoted string) (dialect, error) {
 	}
 }
 
-// Shape gives the model's columns the types that the handle's database needs, where GORM would choose others. It runs no SQL.
+// Shape gives the model's columns the types that the handle's database needs, where GORM would choose others. It runs no
+// SQL.
 func Shape(db *gorm.DB, model any) error {
 	if db == nil || db.Config == nil || db.Dialector == nil || db.Name() != "mysql" {
 		return nil

@@ -13,9 +13,10 @@ import (
 	"time"
 )
 
-// mysql has the statements for MySQL and MariaDB. A row stays when its mutex is released: INSERT and DELETE, also of different
-// ids, deadlock under InnoDB, as they lock the gaps between rows
-// (https://dev.mysql.com/doc/refman/8.4/en/innodb-locks-set.html). A free row has no lease_id, and expires_at says since when.
+// mysql has the statements for MySQL and MariaDB. A row stays when its mutex is released: INSERT and DELETE, also of
+// different ids, deadlock under InnoDB, as they lock the gaps between rows
+// (https://dev.mysql.com/doc/refman/8.4/en/innodb-locks-set.html). A free row has no lease_id, and expires_at says since
+// when.
 //
 // Ids are sent as bytes, also if the driver puts them into the text of a statement: a connection may have any charset.
 //
@@ -67,10 +68,11 @@ FROM ` + table + ` WHERE lock_id = ?`,
 			`INSERT /*+ SET_VAR(innodb_lock_wait_timeout = 1) */ INTO ` + table + `
 	(lock_id, creation_time, expires_at, holder, lease_id, token)
 VALUES (?, ` + now + `, ` + expiry + `, ` + holder + `, ?, 0) ON DUPLICATE KEY UPDATE id = id + LAST_INSERT_ID(0)`,
-		// A row that has this lease's own id is there if the answer to an earlier try was lost. The token is drawn once the row is won, and is greater than those of a row that
-		// the mutex had before.
-		takeSQL: set + `token = LAST_INSERT_ID(GREATEST(token, id << 24) + 1), creation_time = ` + now + `, expires_at = ` + expiry + `,
-	holder = ` + holder + `, lease_id = ?` + where(`lock_id = ? AND (lease_id IN ('', ?) OR expires_at <= `+now+`)`),
+		// A row that has this lease's own id is there if the answer to an earlier try was lost. The token is drawn once the row
+		// is won, and is greater than those of a row that the mutex had before.
+		takeSQL: set + `token = LAST_INSERT_ID(GREATEST(token, id << 24) + 1), creation_time = ` + now + `,
+	expires_at = ` + expiry + `, holder = ` + holder + `, lease_id = ?` +
+			where(`lock_id = ? AND (lease_id IN ('', ?) OR expires_at <= `+now+`)`),
 		renewSQL:     set + `expires_at = ` + expiry + where(`lease_id = ? AND `+live),
 		releaseSQL:   set + freed + owned,
 		leaveSQL:     set + left + owned,
@@ -218,9 +220,9 @@ func (m *mysql) change(on executor, query string, args []any, k Key, alive bool)
 // pinnedPause is between two tries for a row that somebody has pinned.
 const pinnedPause = 4 * time.Millisecond
 
-// changeOnce runs an UPDATE of a lease's row, whose arguments the row's id and the lease's follow. It waits while somebody has
-// the row locked, unless that is another's lease: its holder may wait for what this transaction has locked. Nor does it wait
-// if the lease is to be alive, and is not.
+// changeOnce runs an UPDATE of a lease's row, whose arguments the row's id and the lease's follow. It waits while somebody
+// has the row locked, unless that is another's lease: its holder may wait for what this transaction has locked. Nor does
+// it wait if the lease is to be alive, and is not.
 func (m *mysql) changeOnce(on executor, query string, args []any, k Key, alive bool) (found bool, err error) {
 	for giveUp := time.Now().Add(Limit); ; {
 		found, err = on.exec(query, append(slices.Clone(args), k.RowID, k.LeaseID))

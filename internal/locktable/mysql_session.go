@@ -20,8 +20,9 @@ const (
 // rollback names what a session's completion_type may be: to begin the next transaction, or to end the connection.
 const rollback = `ROLLBACK AND NO CHAIN NO RELEASE`
 
-// clean reads the status that the last answer of the server carried. Another driver, or one that is wrapped, hides it: then
-// it costs two round trips, or one where the pool hides its connections. Without autocommit nobody else would see the lease, so the connection has it until restore.
+// clean reads the status that the last answer of the server carried. Another driver, or one that is wrapped, hides it:
+// then it costs two round trips, or one where the pool hides its connections. Without autocommit nobody else would see the
+// lease, so the connection has it until restore.
 func (m *mysql) clean(on executor) (left bool, restore func(), err error) {
 	restore = func() {}
 	conn, bound := on.pool.(*sql.Conn)
@@ -114,11 +115,11 @@ func (m *mysql) outside(on executor, fn func() error) error {
 // A savepoint is there at the end of a transaction's part unless the transaction has ended within.
 const (
 	wholePoint = `SAVEPOINT dbmutex`           // of a Transaction
-	partPoint  = `SAVEPOINT dbmutex_statement` // of a statement within one, which may be that; a second one of a name ends the first
+	partPoint  = `SAVEPOINT dbmutex_statement` // of a statement; another of the same name would end the first
 )
 
-var errEndedWithin = fmt.Errorf("%w: a statement within it had ended it, either by an implicit commit, as every DDL statement "+
-	"does, or as the database rolled it back, as after a deadlock; what ran before or after that may be committed",
+var errEndedWithin = fmt.Errorf("%w: a statement within it had ended it, either by an implicit commit, as every DDL "+
+	"statement does, or as the database rolled it back, as after a deadlock; what ran before or after that may be committed",
 	gorm.ErrInvalidTransaction)
 
 func (m *mysql) mark(tx executor) error {

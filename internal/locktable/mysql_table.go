@@ -52,8 +52,8 @@ type mysqlColumn struct {
 	extra           string
 }
 
-// mysqlIndex are the columns of an index. One of a part of a column's bytes, or of an expression, has "" there, and so has one
-// that no statement uses.
+// mysqlIndex are the columns of an index. One of a part of a column's bytes, or of an expression, has "" there, and so has
+// one that no statement uses.
 type mysqlIndex struct {
 	name    string
 	unique  bool
@@ -238,8 +238,8 @@ func (t *mysqlTable) problemOfIndexes() string {
 	return ""
 }
 
-// migrate leaves a table alone that can be used. It tries again if another process made the same table, column or index at the
-// same time. There is no transaction around it, as every statement of it commits.
+// migrate leaves a table alone that can be used. It tries again if another process made the same table, column or index at
+// the same time. There is no transaction around it, as every statement of it commits.
 func (m *mysql) migrate(on executor, model any) error {
 	made := []uint64{1050, 1060, 1061, 1213, 1412, 1684}
 	on = on.hushing(failures) // they are mended, or returned

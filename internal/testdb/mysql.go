@@ -46,8 +46,10 @@ var mysqlKind = &Kind{
 	Waits:       `SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT' AND trx_mysql_thread_id = ?`,
 	Written: `SHOW GLOBAL STATUS WHERE Variable_name IN
 		('Innodb_lsn_current', 'Innodb_redo_log_current_lsn', 'Handler_write', 'Handler_update', 'Handler_delete')`,
-	Refuse: []string{`CREATE TRIGGER refuse BEFORE UPDATE ON db_mutexes FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'never'`},
-	Delay:  []string{`CREATE TRIGGER delay BEFORE UPDATE ON db_mutexes FOR EACH ROW DO SLEEP(0.2)`},
+	Refuse: []string{
+		`CREATE TRIGGER refuse BEFORE UPDATE ON db_mutexes FOR EACH ROW SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'never'`,
+	},
+	Delay: []string{`CREATE TRIGGER delay BEFORE UPDATE ON db_mutexes FOR EACH ROW DO SLEEP(0.2)`},
 	// The server does not tell a transaction's level.
 	RenewedAt: []sql.IsolationLevel{sql.LevelReadUncommitted, sql.LevelReadCommitted},
 	schema:    `SELECT DATABASE()`,

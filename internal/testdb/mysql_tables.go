@@ -22,8 +22,10 @@ func init() {
 	mysqlKind.Shape = `SELECT (SELECT GROUP_CONCAT(column_name, ' ', column_type, ' ', is_nullable ORDER BY ordinal_position)
 	FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = 'db_mutexes') AS shape`
 	mysqlKind.HandMade = map[string][]string{
-		"unique":             {inMySQL(nil)},
-		"an index":           {inMySQL(columnSet{"lock_id": "lock_id varbinary(1024)"}), `CREATE UNIQUE INDEX any_name ON db_mutexes (lock_id)`},
+		"unique": {inMySQL(nil)},
+		"an index": {
+			inMySQL(columnSet{"lock_id": "lock_id varbinary(1024)"}), `CREATE UNIQUE INDEX any_name ON db_mutexes (lock_id)`,
+		},
 		"a small id":         {inMySQL(columnSet{"id": "id int AUTO_INCREMENT PRIMARY KEY"})},
 		"an id without sign": {inMySQL(columnSet{"id": "id bigint unsigned AUTO_INCREMENT PRIMARY KEY"})},
 		"a charset":          {inMySQL(nil) + ` CHARACTER SET latin1`},
@@ -46,13 +48,19 @@ func init() {
 		"a unique part": {
 			inMySQL(columnSet{"lock_id": "lock_id varbinary(1024)", "more": "UNIQUE part (lock_id(100))"}), "index part",
 		},
-		"an index of times":   {inMySQL(columnSet{"more": "INDEX by_time (expires_at)"}), "index by_time"},
-		"a unique holder":     {inMySQL(columnSet{"holder": "holder varbinary(100) UNIQUE"}), "index holder"},
-		"a key of text":       {strings.Replace(inMySQL(columnSet{"lock_id": "lock_id varbinary(1024) PRIMARY KEY"}), "AUTO_INCREMENT PRIMARY KEY", "AUTO_INCREMENT UNIQUE", 1), "index"},
+		"an index of times": {inMySQL(columnSet{"more": "INDEX by_time (expires_at)"}), "index by_time"},
+		"a unique holder":   {inMySQL(columnSet{"holder": "holder varbinary(100) UNIQUE"}), "index holder"},
+		"a key of text": {
+			inMySQL(columnSet{
+				"id": "id bigint AUTO_INCREMENT UNIQUE", "lock_id": "lock_id varbinary(1024) PRIMARY KEY",
+			}), "index",
+		},
 		"an id without value": {inMySQL(columnSet{"id": "id bigint PRIMARY KEY DEFAULT 1"}), "AUTO_INCREMENT"},
 		"an id of text":       {inMySQL(columnSet{"id": "id varchar(20) PRIMARY KEY DEFAULT ''"}), "id is varchar"},
 		"milliseconds":        {inMySQL(columnSet{"expires_at": "expires_at datetime(3)"}), "expires_at is datetime(3)"},
-		"times with a zone":   {inMySQL(columnSet{"creation_time": "creation_time timestamp(6)"}), "creation_time is timestamp(6)"},
+		"times with a zone": {
+			inMySQL(columnSet{"creation_time": "creation_time timestamp(6)"}), "creation_time is timestamp(6)",
+		},
 		"an end that must be": {inMySQL(columnSet{"expires_at": "expires_at datetime(6) NOT NULL"}), "must be NULL"},
 		"some names": {
 			inMySQL(columnSet{"holder": "holder text CHARACTER SET latin1"}), "cannot take every name",
@@ -62,6 +70,9 @@ func init() {
 		"a column that must be":    {inMySQL(columnSet{"more": "note varchar(9) NOT NULL"}), `"note"`},
 		"no transactions":          {inMySQL(columnSet{"lock_id": "lock_id blob"}) + ` ENGINE=MyISAM`, "engine is MyISAM"},
 		"a view":                   {`CREATE VIEW db_mutexes AS SELECT 1 AS id`, "no table"},
-		"plain types":              {strings.NewReplacer("varbinary(1024)", "varchar(256)", "datetime(6)", "datetime(3)").Replace(inMySQL(nil)), "Migrate does"},
+		"plain types": {
+			strings.NewReplacer("varbinary(1024)", "varchar(256)", "datetime(6)", "datetime(3)").Replace(inMySQL(nil)),
+			"Migrate does",
+		},
 	}
 }
