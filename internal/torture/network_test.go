@@ -4,6 +4,7 @@ package torture
 
 import (
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -40,8 +41,12 @@ func (n *network) breakIn(r *round, messages int) {
 		}
 		for _, p := range n.proxies {
 			dice := rand.New(rand.NewPCG(r.rand.Uint64(), 0))
-			p.Choose(func(string) *proxy.Fault {
-				switch roll := dice.Float64(); {
+			p.Choose(func(statement string) *proxy.Fault {
+				roll := dice.Float64()
+				if strings.EqualFold(statement, "commit") { // there are few, and much depends on them
+					roll /= 5
+				}
+				switch {
 				case roll < chance/4:
 					r.total.add("fault: request lost", 1)
 					if dice.IntN(3) == 0 { // so that it is too late when the client asks what became of it
