@@ -98,9 +98,20 @@ func (m *mysql) acquire(on executor, r Request) (a Answer, err error) {
 	defer cancel()
 	on = on.under(ctx)
 	err = m.outside(on, func() error {
-		for range maxLooks {
-			if a, err = m.tryOnce(on, r); err != nil || a.Token != 0 || a.Held != nil && !a.Ended {
+		giveUp := time.Now().Add(grace)
+		for looks := 0; looks < maxLooks; looks++ {
+			a, err = m.tryOnce(on, r)
+			switch {
+			case err != nil, a.Token != 0:
 				return err
+			case a.Held == nil || a.Ended:
+			case a.Held.LeaseID != r.LeaseID:
+				return nil
+			case time.Now().Before(giveUp): // its own, of a try without an answer; somebody has it locked at this moment
+				looks--
+				if err := Sleep(on.ctx, pinnedPause); err != nil {
+					return &unsentError{error: err}
+				}
 			}
 		}
 		return nil
