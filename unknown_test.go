@@ -66,17 +66,19 @@ func TestAnUnknownOutcomeIsSettled(t *testing.T) {
 					require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout)
 					lease = successor
 
-					calls := pool.loseFirst("renew", lost)
+					renewals := pool.loseFirst("renew", lost)
 					require.NoError(t, lease.Renew())
-					require.EqualValues(t, 2, calls.Load())
+					if len(opts) == 0 { // a renewal of one that never expires may do nothing
+						require.Greater(t, renewals.Load(), int32(1), "it was tried again")
+					}
 
-					calls = pool.loseFirst("release", lost)
+					releases := pool.loseFirst("release", lost)
 					if errors.Is(lost, pool.Errors.Conflict) { // it has had its effect here, against what it says
 						require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout)
 					} else {
 						require.NoError(t, lease.Release())
 					}
-					require.EqualValues(t, 2, calls.Load())
+					require.Greater(t, releases.Load(), int32(1), "it was tried again")
 					require.Nil(t, row(t, db, "job"))
 				}
 			})
@@ -113,7 +115,7 @@ func TestAnUnknownOutcomeIsSettled(t *testing.T) {
 			requireEnds(t, lease.Context())
 			calls := pool.loseFirst("release", io.ErrUnexpectedEOF)
 			require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout, "past the deadline it may have been another's work")
-			require.EqualValues(t, 2, calls.Load())
+			require.Greater(t, calls.Load(), int32(1), "it was tried again")
 		})
 	})
 	t.Run("cancelled in the middle", func(t *testing.T) {

@@ -43,7 +43,6 @@ var mysqlKind = &Kind{
 	},
 	LeastRights: []string{`SELECT, INSERT, UPDATE, DELETE ON db_mutexes`},
 	Session:     `SELECT CONNECTION_ID()`,
-	Waits:       `SELECT count(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT' AND trx_mysql_thread_id = ?`,
 	Written: `SHOW GLOBAL STATUS WHERE Variable_name IN
 		('Innodb_lsn_current', 'Innodb_redo_log_current_lsn', 'Handler_write', 'Handler_update', 'Handler_delete')`,
 	Refuse: []string{

@@ -50,7 +50,6 @@ var postgresKind = &Kind{
 	},
 	LeastRights: []string{`SELECT, INSERT, UPDATE, DELETE ON db_mutexes`, `USAGE ON SEQUENCE db_mutexes_id_seq`},
 	Session:     `SELECT pg_backend_pid()`,
-	Waits:       `SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND pid = ?`,
 	Written:     `SELECT pg_snapshot_xmax(pg_current_snapshot()) AS xid, pg_current_wal_insert_lsn() AS lsn`,
 	Refuse: []string{
 		`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'never' USING ERRCODE = '0A000'; END$$`,

@@ -60,9 +60,6 @@ type Kind struct {
 
 	// Session is a query for the number of the session that it runs in.
 	Session string
-	// Waits is a query for how many sessions of a number wait for a lock. Some servers look again only if they are not asked
-	// for 100 ms.
-	Waits string
 	// Written is a query, in a session that stays the same, whose answer changes when another session has written.
 	Written string
 
