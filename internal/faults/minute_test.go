@@ -65,8 +65,9 @@ func endAll(t *testing.T, db *dbmutex.DB, breaks, mend func()) {
 		var left int64
 		return testdb.Taken(db.Gorm).Count(&left).Error == nil && left == 0
 	}, time.Minute, 100*time.Millisecond)
-	require.Eventually(t, func() bool { return testprocess.Goroutines("locktable.Table.") == 0 || t.Failed() },
-		2*time.Minute, 100*time.Millisecond, "something is left running")
+	// Those of tests that run side by side are counted, too.
+	require.Eventually(t, func() bool { return testprocess.Goroutines("locktable.Table.later") == 0 || t.Failed() },
+		5*time.Minute, 100*time.Millisecond, "something is left running")
 	for name := range ends {
 		requireFree(t, db, name)
 	}
