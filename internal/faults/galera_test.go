@@ -81,7 +81,9 @@ func TestWhatIsGuardedCommitsOnNoNodeAfterATakeOverOnAnother(t *testing.T) {
 	for _, end := range []func(*dbmutex.Lease, *gorm.DB) error{(*dbmutex.Lease).Guard, (*dbmutex.Lease).ReleaseIn} {
 		for range 25 {
 			rounds++
-			lease := testdb.Acquire(t, nodes[0], "job", dbmutex.WithTTL(20*time.Millisecond))
+			lease := testdb.Acquire(
+				t, nodes[0], "job", dbmutex.WithTTL(20*time.Millisecond), dbmutex.WithWait(time.Minute), // for the other node's release
+			)
 			tx := nodes[0].Gorm.Begin()
 			require.NoError(t, tx.Exec(`INSERT INTO made (n) VALUES (?)`, rounds).Error)
 			require.NoError(t, end(lease, tx))
