@@ -92,7 +92,7 @@ func TestATableInAnotherDatabase(t *testing.T) {
 	other := e.Registered(t, dbmutex.DefaultSettings())
 	acquire(t, db, "job")
 	requireHeld(t, other, "job")
-	require.NoError(t, db.Gorm.AutoMigrate(&dbmutex.DBMutex{}))
+	require.NoError(t, db.Migrate())
 	requireHeld(t, other, "job")
 }
 

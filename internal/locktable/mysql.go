@@ -93,28 +93,34 @@ VALUES (?, ` + now + `, ` + expiry + `, ` + holder + `, ?, 0) ON DUPLICATE KEY U
 // microsecondsOf begins an expression for a time as a number.
 const microsecondsOf = `TIMESTAMPDIFF(MICROSECOND, '1970-01-01', `
 
+// freeLimit is for how long a row may seem free, or missing, and yet be locked, before it is called held.
+const freeLimit = 50 * time.Millisecond
+
 func (m *mysql) acquire(on executor, r Request) (a Answer, err error) {
 	ctx, cancel := gracefully(on.ctx)
 	defer cancel()
 	on = on.under(ctx)
 	err = m.outside(on, func() error {
-		giveUp := time.Now().Add(grace)
-		for looks := 0; looks < maxLooks; looks++ {
-			a, err = m.tryOnce(on, r)
-			switch {
-			case err != nil, a.Token != 0:
+		start := time.Now()
+		for looks := 1; ; looks++ {
+			if a, err = m.tryOnce(on, r); err != nil || a.Token != 0 {
 				return err
-			case a.Held == nil || a.Ended:
-			case a.Held.LeaseID != r.LeaseID:
+			}
+			limit := freeLimit
+			switch {
+			case a.Held == nil: // somebody else is just taking it, or has looked at it
+			case a.Held.LeaseID == r.LeaseID: // of a try without an answer, whose session has not gone yet
+				limit = grace
+			case !a.Ended, looks == maxLooks:
 				return nil
-			case time.Now().Before(giveUp): // its own, of a try without an answer; somebody has it locked at this moment
-				looks--
-				if err := Sleep(on.ctx, pinnedPause); err != nil {
-					return &unsentError{error: err}
-				}
+			}
+			if time.Since(start) > limit {
+				return nil
+			}
+			if err := Sleep(on.ctx, time.Millisecond+rand.N(time.Millisecond)); err != nil {
+				return &unsentError{error: err}
 			}
 		}
-		return nil
 	})
 	return a, err
 }
