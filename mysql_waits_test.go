@@ -184,3 +184,56 @@ func TestATransactionThatLostItsLeaseIsNoDeadlock(t *testing.T) {
 		})
 	}
 }
+
+// A transaction that began to read before the lease was acquired does not take what it has read for what is.
+func TestAGuardInAnOldSnapshotWaitsForAnotherGuard(t *testing.T) {
+	t.Parallel()
+	for _, level := range []sql.IsolationLevel{sql.LevelReadCommitted, sql.LevelRepeatableRead, sql.LevelSerializable} {
+		for _, poolOfOne := range []bool{false, true} {
+			t.Run(fmt.Sprint(level, poolOfOne), func(t *testing.T) {
+				d := testdb.MySQL(t)
+				other, db := open(t, d).WithContext(limited(t)), open(t, d).WithContext(limited(t))
+				requireFree(t, db, "job")
+				old := db.Gorm.Begin(&sql.TxOptions{Isolation: level})
+				require.NoError(t, old.Error)
+				require.NoError(t, old.Raw(`SELECT count(*) FROM db_mutexes WHERE id > 1000000`).Row().Scan(new(int)))
+				lease := acquire(t, db, "job")
+				if poolOfOne {
+					one(t, db)
+				}
+				first := other.Gorm.Begin()
+				require.NoError(t, lease.Guard(first))
+				done := make(chan error, 1)
+				go func() { done <- lease.Guard(old) }()
+				require.Never(t, func() bool { return len(done) > 0 }, 300*time.Millisecond, 10*time.Millisecond, "it waits")
+				require.NoError(t, first.Rollback().Error)
+				err := <-done
+				old.Rollback()
+				if err != nil { // a server that compares snapshots
+					require.ErrorContains(t, err, "1020")
+					require.NotErrorIs(t, err, dbmutex.ErrTimeout)
+				}
+			})
+		}
+	}
+}
+
+// Nor is a lease that was lost called pinned.
+func TestAGuardOfALostLeaseSaysSoWhileTheNextIsPinned(t *testing.T) {
+	t.Parallel()
+	for _, level := range []sql.IsolationLevel{sql.LevelReadCommitted, sql.LevelRepeatableRead, sql.LevelSerializable} {
+		t.Run(level.String(), func(t *testing.T) {
+			db := open(t, testdb.MySQL(t)).WithContext(limited(t))
+			lease := acquire(t, db, "job")
+			late := db.Gorm.Begin(&sql.TxOptions{Isolation: level})
+			require.NoError(t, late.Raw(`SELECT count(*) FROM db_mutexes WHERE id > 1000000`).Row().Scan(new(int)))
+			testdb.Expire(t, db, "job")
+			next := acquire(t, db, "job")
+			pinned := db.Gorm.Begin()
+			require.NoError(t, next.Guard(pinned))
+			require.ErrorIs(t, lease.Guard(late), dbmutex.ErrTimeout)
+			require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout)
+			require.NoError(t, pinned.Commit().Error)
+		})
+	}
+}

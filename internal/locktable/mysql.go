@@ -1,6 +1,7 @@
 package locktable
 
 import (
+	"context"
 	"database/sql"
 	"encoding/hex"
 	"errors"
@@ -63,9 +64,8 @@ WHERE id = (SELECT id FROM (SELECT id FROM ` + table + ` WHERE id = ? AND ` + co
 		lookSQL: `SELECT id, CAST(holder AS BINARY), ` + times + `, lease_id, TIMESTAMPDIFF(MICROSECOND, ` + now + `, expires_at)
 FROM ` + table + ` WHERE lock_id = ?`,
 		// The number of rows that changed depends on the driver's settings, the id that was drawn does not. A row that somebody
-		// made, and pinned, since the look is not waited for: MariaDB reads the first of these comments, MySQL the second.
-		insertSQL: `/*M! SET STATEMENT innodb_lock_wait_timeout = 0 FOR */ ` +
-			`INSERT /*+ SET_VAR(innodb_lock_wait_timeout = 1) */ INTO ` + table + `
+		// made, and pinned, since the look is not waited for by MariaDB, which alone reads the comment.
+		insertSQL: `/*M! SET STATEMENT innodb_lock_wait_timeout = 0 FOR */ INSERT INTO ` + table + `
 	(lock_id, creation_time, expires_at, holder, lease_id, token)
 VALUES (?, ` + now + `, ` + expiry + `, ` + holder + `, ?, 0) ON DUPLICATE KEY UPDATE id = id + LAST_INSERT_ID(0)`,
 		// A row that has this lease's own id is there if the answer to an earlier try was lost. The token is drawn once the row
@@ -246,12 +246,9 @@ func (m *mysql) changeOnce(on executor, query string, args []any, k Key, alive b
 		if err != nil || found {
 			return found, err
 		}
-		state, err := m.owner(on, k, ` FOR UPDATE SKIP LOCKED`)
-		if err == nil && state == nobody { // or pinned
-			state, err = m.owner(on, k, "")
-		}
+		state, err := m.whose(on, k)
 		switch {
-		case err != nil || state == nobody || state == others || state == ended && alive:
+		case err != nil || state == gone || state == others || state == ended && alive:
 			return false, err
 		case time.Now().After(giveUp):
 			return false, errPinned
@@ -268,19 +265,42 @@ var errPinned = errors.New("another transaction has the lease's row locked")
 type ownership int
 
 const (
-	nobody ownership = iota // there is none
-	ours
-	ended // ours, but its time is over
+	ours  ownership = iota
+	ended           // ours, but its time is over
 	others
+	gone
 )
 
-func (m *mysql) owner(on executor, k Key, locking string) (o ownership, err error) {
+// whose says whose a row is that an UPDATE has passed. A transaction reads what it has read before, or locks what it reads:
+// there the row, if it is locked, is looked at on another connection, if there is one.
+func (m *mysql) whose(on executor, k Key) (o ownership, err error) {
+	if on.aside == nil {
+		return m.owner(on, k, "")
+	}
+	if o, err = m.owner(on, k, ` FOR UPDATE SKIP LOCKED`); err != nil || o != gone {
+		return o, err
+	}
+	limited, cancel := context.WithTimeout(on.ctx, asideLimit)
+	defer cancel()
+	if err := on.aside(limited, func(on executor) (err error) {
+		o, err = m.owner(on, k, "")
+		return err
+	}); err != nil {
+		return ours, nil // nobody knows better
+	}
+	return o, nil
+}
+
+// asideLimit is for how long to look for another connection.
+const asideLimit = 100 * time.Millisecond
+
+func (m *mysql) owner(on executor, k Key, locking string) (ownership, error) {
 	var leaseID string
 	var live bool
 	found, err := on.queryOne(m.ownerSQL+locking, []any{k.RowID}, &leaseID, &live)
 	switch {
 	case err != nil || !found:
-		return nobody, err
+		return gone, err
 	case leaseID != k.LeaseID:
 		return others, nil
 	case !live:

@@ -19,6 +19,9 @@ type executor struct {
 	main   bool       // stay on the main pool, as mainPool says
 	hush   hush       // which failures are not logged
 	judge  classifier // what a failure is, for hush
+
+	// aside runs a try on another connection; nil outside of transactions.
+	aside func(ctx context.Context, try func(executor) error) error
 }
 
 // in is the executor of a caller's transaction.

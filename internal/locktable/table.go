@@ -318,7 +318,7 @@ func (t Table) Prepare(tx *gorm.DB, k Key, w Work) (o Outcome, renewable bool) {
 
 // Finish is ReleaseIn for a transaction of Prepare. It is refused if the transaction has ended before.
 func (t Table) Finish(ctx context.Context, tx *gorm.DB, k Key, minHold time.Duration) (o Outcome, transaction string) {
-	on := in(ctx, tx)
+	on := t.in(ctx, tx)
 	if t.fragile != nil {
 		if err := t.unbroken(on, true); err != nil {
 			return Outcome{Err: err}, ""
@@ -330,7 +330,7 @@ func (t Table) Finish(ctx context.Context, tx *gorm.DB, k Key, minHold time.Dura
 
 // Guard pins a lease's row until the end of a caller's transaction.
 func (t Table) Guard(tx *gorm.DB, k Key) Outcome {
-	o, _ := t.within(in(tx.Statement.Context, tx), func(on executor) (found bool, transaction string, err error) {
+	o, _ := t.within(t.in(tx.Statement.Context, tx), func(on executor) (found bool, transaction string, err error) {
 		found, err = t.guard(on, k)
 		return found, "", err
 	})
@@ -339,9 +339,15 @@ func (t Table) Guard(tx *gorm.DB, k Key) Outcome {
 
 // ReleaseIn is Release as a part of a caller's transaction, which it names for Fate.
 func (t Table) ReleaseIn(ctx context.Context, tx *gorm.DB, k Key, minHold time.Duration) (o Outcome, transaction string) {
-	return t.within(in(ctx, tx), func(on executor) (found bool, transaction string, err error) {
+	return t.within(t.in(ctx, tx), func(on executor) (found bool, transaction string, err error) {
 		return t.releaseIn(on, k, minHold)
 	})
+}
+
+func (t Table) in(ctx context.Context, tx *gorm.DB) executor {
+	on := in(ctx, tx)
+	on.aside = t.tryOnce
+	return on
 }
 
 // within runs a statement that is a part of a caller's transaction.
