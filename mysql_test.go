@@ -313,12 +313,17 @@ func TestLocksOfTheLockDoNotDeadlock(t *testing.T) {
 // cycle uses a mutex in one of the ways that there are.
 func cycle(db *dbmutex.DB, id string, i int) error {
 	var err error
-	switch m := db.Mutex(id); i % 4 {
+	switch m := db.Mutex(id); i % 5 {
 	case 0, 1:
 		err = m.Do(nothing)
 	case 2:
 		err = m.Transaction(func(*gorm.DB) error { return nil })
 	case 3:
+		var lease *dbmutex.Lease
+		if lease, err = m.Acquire(); err == nil {
+			err = errors.Join(db.Gorm.Transaction(lease.Guard), lease.Release())
+		}
+	case 4:
 		err = db.Mutex(id, dbmutex.WithTTL(time.Millisecond)).Do(func(ctx context.Context) error { return ctx.Err() })
 	}
 	if errors.Is(err, dbmutex.ErrNotAcquired) || errors.Is(err, dbmutex.ErrTimeout) {
