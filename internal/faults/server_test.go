@@ -121,13 +121,14 @@ func requireHeldAfterRestart(t *testing.T, db *dbmutex.DB, id string) {
 func TestACrashWhileHeldRenewedAndWaitedFor(t *testing.T) {
 	t.Parallel()
 	faults.OnServer(t, func(t *testing.T, s *testdb.Server, db *dbmutex.DB) {
-		ctx := limited(t)
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Minute) // some servers are slow to come back
+		defer cancel()
 		waited := make(chan error, 1)
 		asked := questions(t, db)
 		var last int64
 		require.NoError(
 			t,
-			db.Mutex("job", dbmutex.WithTTL(15*time.Second), dbmutex.WithRenewal()).Do(func(held context.Context) error {
+			db.Mutex("job", dbmutex.WithTTL(45*time.Second), dbmutex.WithRenewal()).Do(func(held context.Context) error {
 				lease, _ := dbmutex.LeaseFrom(held)
 				last = lease.Token()
 				first, _ := lease.ExpiresAt()
