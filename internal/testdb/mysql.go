@@ -83,6 +83,7 @@ func init() {
 		},
 		started: startedMySQL,
 		move:    moveMySQL,
+		folders: "loose-innodb_directories", // MariaDB has no such thing
 		apply:   func(settings []string) string { return "SET GLOBAL " + strings.Join(settings, ", ") },
 	}
 }

@@ -32,6 +32,8 @@ type engine struct {
 	started func(port string) error
 	// move makes the lock's table anew in a folder, and another that is named filler.
 	move func(dsn, folder string) error
+	// folders is a setting for where a server may make tables, which it reads when it starts; "" = anywhere.
+	folders string
 	// apply is a statement that makes a running server heed what was added to its configuration.
 	apply func(settings []string) string
 

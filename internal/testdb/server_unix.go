@@ -244,6 +244,11 @@ func (s *Server) Set(t testing.TB, settings ...string) {
 func (s *Server) Move(t testing.TB, folder string) {
 	t.Helper()
 	err := s.run("mkdir -m 700" + quoted([]string{folder}))
+	if err == nil && s.engine.folders != "" {
+		err = s.configure([]string{s.engine.folders + " = " + folder})
+		s.Stop(t, "fast")
+		s.Start(t)
+	}
 	if err == nil {
 		err = s.engine.move(s.DSN(), folder)
 	}
