@@ -17,7 +17,7 @@ import (
 const addressInParentheses = `(^|@)\w+\(.*\)/`
 
 // errNoURL stands for errors that would quote the password.
-var errNoURL = errors.New("the mysql:// URL is none: are special characters of the password percent-encoded, such as %2F for /?")
+var errNoURL = errors.New("the mysql:// URL is none: are special characters of the password percent-encoded, as %2F for /?")
 
 func mysqlDialector(dsn string) (gorm.Dialector, error) {
 	config, err := mysqlConfig(dsn)

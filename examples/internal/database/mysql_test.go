@@ -46,7 +46,7 @@ func TestAMySQLURLIsRead(t *testing.T) {
 }
 
 func TestTheParametersOfAMySQLDSNCount(t *testing.T) {
-	for _, address := range []string{"mysql://anna:x@localhost", "mysql://anna:x@tcp(localhost:3306)", "anna:x@tcp(localhost:3306)"} {
+	for _, address := range []string{"mysql://anna:x@localhost", "mysql://anna:x@tcp(localhost)", "anna:x@tcp(localhost)"} {
 		config, err := mysqlConfig(address + "/app?interpolateParams=false&parseTime=false&timeout=5s&loc=Asia%2FTokyo" +
 			"&time_zone=%27%2B09%3A00%27&charset=utf8mb4,utf8&tls=skip-verify")
 		require.NoError(t, err)

@@ -15,8 +15,8 @@ import (
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
-// Each builds the program in this folder, runs it on every kind of database and also without -dsn, and checks what it prints.
-// The program must leave no table behind.
+// Each builds the program in this folder, runs it without -dsn and on every kind of database, and checks what it prints. The
+// program must leave no table behind.
 func Each(t *testing.T, check func(t *testing.T, out string)) {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "program")
