@@ -44,8 +44,9 @@
 // # What is not
 //
 // The seed determines the choices of the program, but not how processes run, so no run can be repeated. Fairness and
-// speed are not judged, nor whether a try waits for somebody's transaction. Nor is the holder whose name a waiter gets, as that one may have gone before the wait began. A
-// renewal without an answer is taken for one without effect. Clocks are not set: a round in which the machine's was is
-// not judged. Nor is anything on a server that loses what it said was on its disk. So MariaDB always flushes its log
-// (innodb_flush_log_at_trx_commit=1): there an acquire cannot ask for that by itself, as it does on PostgreSQL.
+// speed are not judged, nor whether a try waits for somebody's transaction. Nor is the holder whose name a waiter gets, as
+// that one may have gone before the wait began. A renewal without an answer is taken for one without effect. Clocks are not
+// set: a round in which the machine's was is not judged. Nor is anything on a server that loses what it said was on its
+// disk. So MariaDB always flushes its log (innodb_flush_log_at_trx_commit=1): there an acquire cannot ask for that by
+// itself, as it does on PostgreSQL.
 package torture

@@ -105,9 +105,7 @@ func work(text string) error {
 			return fmt.Errorf("%d connections are in use after the last lease", pool.Stats().InUse)
 		}
 	}
-	if err := pool.Close(); err != nil {
-		return err
-	}
+	_ = pool.Close() // a connection may have been cut
 	return goleak.Find(
 		before, // but for pgx, which goes on for a while with a connection that is gone, and for GORM's PrepareStmt
 		goleak.IgnoreAnyFunction("github.com/jackc/pgx/v5/pgconn.(*PgConn).asyncClose.func1"),
