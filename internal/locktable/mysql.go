@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 )
 
@@ -24,15 +25,25 @@ import (
 // No statement waits for a row that somebody's transaction has locked. All but the look find their row by its id: by lock_id
 // they would lock the gap before it, and so keep out new ids.
 type mysql struct {
-	name, table                    string // not quoted, and quoted
-	lookSQL, insertSQL, takeSQL    string
-	renewSQL, releaseSQL, leaveSQL string
-	renameSQL                      string
-	releaseInSQL                   string
-	guardSQL, fateSQL, rowSQL      string
-	ownerSQL                       string
-	oldSQL, sweepSQL               string
+	name, table                                   string // not quoted, and quoted
+	lookSQL, insertSQL, fateSQL, rowSQL, ownerSQL string
+	oldSQL, sweepSQL                              string
+	passing, failing                              map[mysqlChange]string // of a row that somebody has locked
+	mariadb                                       atomic.Bool            // the server is MariaDB
 }
+
+// mysqlChange is an UPDATE of a mutex's row.
+type mysqlChange int
+
+const (
+	takes mysqlChange = iota
+	renews
+	releases
+	leaves
+	renames
+	releasesIn
+	guards
+)
 
 // leftMark begins the lease_id of a row that MinHold leaves behind, which is nobody's. The old lease_id follows: see fate.
 const leftMark = "-"
@@ -52,15 +63,32 @@ func newMySQL(name, table string) *mysql {
 		left   = `lease_id = CONCAT('` + leftMark + `', lease_id), expires_at = creation_time + INTERVAL ? MICROSECOND`
 		old    = `lease_id = '' AND expires_at < ` + now + ` - INTERVAL 1 HOUR AND token >> 24 <= id`
 	)
-	set := `UPDATE ` + table + ` SET `
-	// SKIP LOCKED passes a row that somebody has pinned. To wait for it in the server could be a deadlock.
-	where := func(condition string) string {
-		return `
-WHERE id = (SELECT id FROM (SELECT id FROM ` + table + ` WHERE id = ? AND ` + condition + ` FOR UPDATE SKIP LOCKED) AS free)`
+	owned := `lease_id = ?`
+	passing, failing := map[mysqlChange]string{}, map[mysqlChange]string{}
+	for change, of := range map[mysqlChange]struct{ set, condition string }{
+		// A row that has this lease's own id is there if the answer to an earlier try was lost. The token is drawn once the row
+		// is won, and is greater than those of a row that the mutex had before.
+		takes: {
+			`token = LAST_INSERT_ID(GREATEST(token, id << 24) + 1), creation_time = ` + now + `, expires_at = ` + expiry + `,
+	holder = ` + holder + `, lease_id = ?`, `lock_id = ? AND (lease_id IN ('', ?) OR expires_at <= ` + now + `)`,
+		},
+		renews:     {`expires_at = ` + expiry, owned + ` AND ` + live},
+		releases:   {freed, owned},
+		leaves:     {left, owned},
+		renames:    {`lease_id = ?`, owned},
+		releasesIn: {`holder = lease_id, ` + freed, owned}, // the holder is the mark for fate
+		// It changes a value, as a Galera cluster compares changes alone.
+		guards: {`creation_time = creation_time + INTERVAL 1 MICROSECOND`, owned},
+	} {
+		// To wait for the row in the server could be a deadlock. MariaDB can fail rather than wait, which is quicker. In a
+		// transaction that could roll it back (innodb_rollback_on_timeout).
+		update := `UPDATE ` + table + ` SET ` + of.set
+		passing[change] = update + `
+WHERE id = (SELECT id FROM (SELECT id FROM ` + table + ` WHERE id = ? AND ` + of.condition + ` FOR UPDATE SKIP LOCKED) AS free)`
+		failing[change] = `/*M! SET STATEMENT innodb_lock_wait_timeout = 0 FOR */ ` + update + ` WHERE id = ? AND ` + of.condition
 	}
-	owned := where(`lease_id = ?`)
 	return &mysql{
-		name: name, table: table,
+		name: name, table: table, passing: passing, failing: failing,
 		lookSQL: `SELECT id, CAST(holder AS BINARY), ` + times + `, lease_id, TIMESTAMPDIFF(MICROSECOND, ` + now + `, expires_at)
 FROM ` + table + ` WHERE lock_id = ?`,
 		// The number of rows that changed depends on the driver's settings, the id that was drawn does not. A row that somebody
@@ -68,19 +96,7 @@ FROM ` + table + ` WHERE lock_id = ?`,
 		insertSQL: `/*M! SET STATEMENT innodb_lock_wait_timeout = 0 FOR */ INSERT INTO ` + table + `
 	(lock_id, creation_time, expires_at, holder, lease_id, token)
 VALUES (?, ` + now + `, ` + expiry + `, ` + holder + `, ?, 0) ON DUPLICATE KEY UPDATE id = id + LAST_INSERT_ID(0)`,
-		// A row that has this lease's own id is there if the answer to an earlier try was lost. The token is drawn once the row
-		// is won, and is greater than those of a row that the mutex had before.
-		takeSQL: set + `token = LAST_INSERT_ID(GREATEST(token, id << 24) + 1), creation_time = ` + now + `,
-	expires_at = ` + expiry + `, holder = ` + holder + `, lease_id = ?` +
-			where(`lock_id = ? AND (lease_id IN ('', ?) OR expires_at <= `+now+`)`),
-		renewSQL:     set + `expires_at = ` + expiry + where(`lease_id = ? AND `+live),
-		releaseSQL:   set + freed + owned,
-		leaveSQL:     set + left + owned,
-		renameSQL:    set + `lease_id = ?` + owned,
-		releaseInSQL: set + `holder = lease_id, ` + freed + owned, // the holder is the mark for fate
-		// It changes a value, as a Galera cluster compares changes alone.
-		guardSQL: set + `creation_time = creation_time + INTERVAL 1 MICROSECOND` + owned,
-		fateSQL:  `SELECT lease_id = ?, lease_id = ? OR (lease_id = '' AND holder = ?) FROM ` + table + ` WHERE id = ? FOR UPDATE`,
+		fateSQL: `SELECT lease_id = ?, lease_id = ? OR (lease_id = '' AND holder = ?) FROM ` + table + ` WHERE id = ? FOR UPDATE`,
 		rowSQL: `SELECT id, lock_id, ` + times + `, CAST(holder AS BINARY), lease_id, GREATEST(token, id << 24),
 	` + live + ` FROM ` + table + ` WHERE lock_id = ? AND lease_id <> ''`,
 		ownerSQL: `SELECT lease_id, ` + live + ` FROM ` + table + ` WHERE id = ?`,
@@ -133,6 +149,7 @@ func (m *mysql) tryOnce(on executor, r Request) (a Answer, err error) {
 	}
 	ttl, holder := microseconds(r.TTL), hex.EncodeToString([]byte(r.Holder))
 	if row == nil {
+		on.judge = lockWaits{m}
 		id, _, err := on.execID(m.insertSQL, []any{[]byte(r.LockID), ttl, holder, r.LeaseID})
 		switch {
 		case mysqlNumber(err) == 1205: // somebody has made the row, and pinned it
@@ -149,7 +166,7 @@ func (m *mysql) tryOnce(on executor, r Request) (a Answer, err error) {
 			return a, nil
 		}
 	}
-	token, taken, err := on.execID(m.takeSQL, []any{ttl, holder, r.LeaseID, row.ID, []byte(r.LockID), r.LeaseID})
+	token, taken, err := m.update(on, takes, []any{ttl, holder, r.LeaseID, row.ID, []byte(r.LockID), r.LeaseID})
 	if err == nil && taken && token == 0 { // a trigger on the table hides it
 		_, err = on.queryOne(`SELECT token FROM `+m.table+` WHERE id = ?`, []any{row.ID}, &token)
 	}
@@ -183,7 +200,7 @@ func (r *Row) setMicroseconds(since int64, expires sql.NullInt64) {
 // renew only looks for a lease that never expires.
 func (m *mysql) renew(on executor, k Key, ttl *time.Duration) (found bool, err error) {
 	if ttl != nil {
-		return m.change(on, m.renewSQL, []any{microseconds(ttl)}, k, true)
+		return m.change(on, renews, []any{microseconds(ttl)}, k, true)
 	}
 	err = m.outside(on, func() (err error) {
 		state, err := m.owner(on, k, "")
@@ -195,31 +212,57 @@ func (m *mysql) renew(on executor, k Key, ttl *time.Duration) (found bool, err e
 
 func (m *mysql) release(on executor, r Release) (found bool, err error) {
 	if r.MinHold > 0 {
-		return m.change(on, m.leaveSQL, []any{microseconds(&r.MinHold)}, r.Key, false)
+		return m.change(on, leaves, []any{microseconds(&r.MinHold)}, r.Key, false)
 	}
-	return m.change(on, m.releaseSQL, nil, r.Key, false)
+	return m.change(on, releases, nil, r.Key, false)
 }
 
 func (m *mysql) rename(on executor, k Key, leaseID string) (bool, error) {
-	return m.change(on, m.renameSQL, []any{leaseID}, k, false)
+	return m.change(on, renames, []any{leaseID}, k, false)
 }
 
 // releaseIn leaves the lease's id in the row, for fate.
 func (m *mysql) releaseIn(tx executor, k Key, minHold time.Duration) (found bool, transaction string, err error) {
 	if minHold > 0 {
-		found, err = m.changeOnce(tx, m.leaveSQL, []any{microseconds(&minHold)}, k, false)
+		found, err = m.changeOnce(tx, leaves, []any{microseconds(&minHold)}, k, false)
 	} else {
-		found, err = m.changeOnce(tx, m.releaseInSQL, nil, k, false)
+		found, err = m.changeOnce(tx, releasesIn, nil, k, false)
 	}
 	return found, k.LeaseID, err
 }
 
 func (m *mysql) guard(tx executor, k Key) (bool, error) {
-	return m.changeOnce(tx, m.guardSQL, nil, k, false)
+	return m.changeOnce(tx, guards, nil, k, false)
+}
+
+// update runs an UPDATE of a row that nobody else has locked.
+func (m *mysql) update(on executor, c mysqlChange, args []any) (id int64, changed bool, err error) {
+	if on.aside != nil {
+		changed, err = on.exec(m.passing[c], args)
+		return 0, changed, err
+	}
+	if !m.mariadb.Load() {
+		return on.execID(m.passing[c], args)
+	}
+	on.judge = lockWaits{m}
+	if id, changed, err = on.execID(m.failing[c], args); mysqlNumber(err) == 1205 {
+		return 0, false, nil
+	}
+	return id, changed, err
+}
+
+// lockWaits calls a row that is locked a conflict, which is not logged.
+type lockWaits struct{ *mysql }
+
+func (l lockWaits) classify(err error) failure {
+	if mysqlNumber(err) == 1205 {
+		return conflicting
+	}
+	return l.mysql.classify(err)
 }
 
 // change runs an UPDATE of a lease's row outside of any transaction.
-func (m *mysql) change(on executor, query string, args []any, k Key, alive bool) (found bool, err error) {
+func (m *mysql) change(on executor, c mysqlChange, args []any, k Key, alive bool) (found bool, err error) {
 	err = m.outside(on, func() (err error) {
 		if k.RowID == 0 {
 			row, _, err := m.look(on, k.LockID)
@@ -228,7 +271,7 @@ func (m *mysql) change(on executor, query string, args []any, k Key, alive bool)
 			}
 			k.RowID = row.ID
 		}
-		found, err = m.changeOnce(on, query, args, k, alive)
+		found, err = m.changeOnce(on, c, args, k, alive)
 		return err
 	})
 	return found, err
@@ -240,9 +283,9 @@ const pinnedPause = 4 * time.Millisecond
 // changeOnce runs an UPDATE of a lease's row, whose arguments the row's id and the lease's follow. It waits while somebody
 // has the row locked, unless that is another's lease: its holder may wait for what this transaction has locked. Nor does
 // it wait if the lease is to be alive, and is not.
-func (m *mysql) changeOnce(on executor, query string, args []any, k Key, alive bool) (found bool, err error) {
+func (m *mysql) changeOnce(on executor, c mysqlChange, args []any, k Key, alive bool) (found bool, err error) {
 	for giveUp := time.Now().Add(Limit); ; {
-		found, err = on.exec(query, append(slices.Clone(args), k.RowID, k.LeaseID))
+		_, found, err = m.update(on, c, append(slices.Clone(args), k.RowID, k.LeaseID))
 		if err != nil || found {
 			return found, err
 		}

@@ -80,6 +80,7 @@ func (m *mysql) inspect(on executor) error {
 	if problem := t.problem(); problem != "" {
 		return unusable(m.table, problem)
 	}
+	m.mariadb.Store(t.isMariaDB())
 	return nil
 }
 
@@ -147,6 +148,8 @@ func (t *mysqlTable) addTerm(rows *sql.Rows) error {
 	return nil
 }
 
+func (t *mysqlTable) isMariaDB() bool { return strings.Contains(t.version, "MariaDB") }
+
 // tooOld says whether the server has no SKIP LOCKED.
 func (t *mysqlTable) tooOld() bool {
 	numbers := regexp.MustCompile(`^(\d+)\.(\d+)`).FindStringSubmatch(t.version)
@@ -155,7 +158,7 @@ func (t *mysqlTable) tooOld() bool {
 	}
 	major, _ := strconv.Atoi(numbers[1])
 	minor, _ := strconv.Atoi(numbers[2])
-	if strings.Contains(t.version, "MariaDB") {
+	if t.isMariaDB() {
 		return major < 10 || major == 10 && minor < 6
 	}
 	return major < 8

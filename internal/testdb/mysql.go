@@ -30,10 +30,10 @@ var mysqlKind = &Kind{
 	ReadOnly:   [2]string{"read_only", "1290"},
 	DDLCommits: true,
 	verbs: map[string]*regexp.Regexp{
-		"acquire": regexp.MustCompile(`INTO \S+\s+\(lock_id, creation_time|^UPDATE \S+ SET token = `),
-		"renew":   regexp.MustCompile(`^UPDATE \S+ SET expires_at = `),
-		"release": regexp.MustCompile(`^UPDATE \S+ SET (holder = lease_id, )?lease_id = (''|CONCAT)`),
-		"guard":   regexp.MustCompile(`^UPDATE \S+ SET creation_time = creation_time`),
+		"acquire": regexp.MustCompile(`INTO \S+\s+\(lock_id, creation_time|UPDATE \S+ SET token = `),
+		"renew":   regexp.MustCompile(`UPDATE \S+ SET expires_at = `),
+		"release": regexp.MustCompile(`UPDATE \S+ SET (holder = lease_id, )?lease_id = (''|CONCAT)`),
+		"guard":   regexp.MustCompile(`UPDATE \S+ SET creation_time = creation_time`),
 	},
 	letGo: `UNLOCK TABLES`, // a rollback keeps the lock
 	Errors: Errors{
