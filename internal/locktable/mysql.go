@@ -84,7 +84,8 @@ func newMySQL(name, table string) *mysql {
 		// transaction that could roll it back (innodb_rollback_on_timeout).
 		update := `UPDATE ` + table + ` SET ` + of.set
 		passing[change] = update + `
-WHERE id = (SELECT id FROM (SELECT id FROM ` + table + ` WHERE id = ? AND ` + of.condition + ` FOR UPDATE SKIP LOCKED) AS free)`
+WHERE id = (SELECT id FROM (SELECT id FROM ` + table + ` WHERE id = ? AND ` + of.condition + `
+	FOR UPDATE SKIP LOCKED) AS free)`
 		failing[change] = `/*M! SET STATEMENT innodb_lock_wait_timeout = 0 FOR */ ` + update + ` WHERE id = ? AND ` + of.condition
 	}
 	return &mysql{

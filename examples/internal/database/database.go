@@ -17,9 +17,9 @@ import (
 )
 
 // Usage describes -dsn.
-const Usage = "the `database`: postgres://user@localhost/database, mysql://user:password@localhost/database, or the path of " +
-	"a SQLite file; also PostgreSQL's key=value pairs, or user:password@tcp(localhost:3306)/database as the driver for MySQL " +
-	"has it (default: a temporary SQLite file)"
+const Usage = "the `database`: postgres://user@localhost/database, mysql://user:password@localhost/database, or the path " +
+	"of a SQLite file; also PostgreSQL's key=value pairs, or user:password@tcp(localhost:3306)/database, as the driver " +
+	"for MySQL has it (default: a temporary SQLite file)"
 
 // Database is where a program keeps its tables.
 type Database struct {
