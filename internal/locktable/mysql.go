@@ -22,8 +22,8 @@ import (
 //
 // Ids are sent as bytes, also if the driver puts them into the text of a statement: a connection may have any charset.
 //
-// No statement waits for a row that somebody's transaction has locked. All but the look find their row by its id: by lock_id
-// they would lock the gap before it, and so keep out new ids.
+// No statement but fate's waits for a row that somebody's transaction has locked. All that change a row find it by its id: by
+// lock_id they would lock the gap before it, and so keep out new ids.
 type mysql struct {
 	name, table                                   string // not quoted, and quoted
 	lookSQL, insertSQL, fateSQL, rowSQL, ownerSQL string
@@ -50,8 +50,8 @@ const leftMark = "-"
 
 func newMySQL(name, table string) *mysql {
 	const (
-		// It is that of the statement's beginning, which is as good, as no statement waits. SYSDATE is later, but in the session's
-		// zone, which may leave out an hour.
+		// It is that of the statement's beginning, which is as good, as no statement waits. SYSDATE is later, but in the
+		// session's zone, which may leave out an hour.
 		now    = `UTC_TIMESTAMP(6)`
 		expiry = now + ` + INTERVAL ? MICROSECOND` // NULL for one that is NULL
 		live   = `(expires_at IS NULL OR expires_at > ` + now + `)`
