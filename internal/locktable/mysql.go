@@ -153,7 +153,7 @@ func (m *mysql) tryOnce(on executor, r Request) (a Answer, err error) {
 		on.judge = lockWaits{m}
 		id, _, err := on.execID(m.insertSQL, []any{[]byte(r.LockID), ttl, holder, r.LeaseID})
 		switch {
-		case mysqlNumber(err) == 1205: // somebody has made the row, and pinned it
+		case isLocked(err): // somebody has made the row, and pinned it
 			return a, nil
 		case err != nil || id == 0:
 			return a, err
@@ -246,7 +246,7 @@ func (m *mysql) update(on executor, c mysqlChange, args []any) (id int64, change
 		return on.execID(m.passing[c], args)
 	}
 	on.judge = lockWaits{m}
-	if id, changed, err = on.execID(m.failing[c], args); mysqlNumber(err) == 1205 {
+	if id, changed, err = on.execID(m.failing[c], args); isLocked(err) {
 		return 0, false, nil
 	}
 	return id, changed, err
@@ -256,7 +256,7 @@ func (m *mysql) update(on executor, c mysqlChange, args []any) (id int64, change
 type lockWaits struct{ *mysql }
 
 func (l lockWaits) classify(err error) failure {
-	if mysqlNumber(err) == 1205 {
+	if isLocked(err) {
 		return conflicting
 	}
 	return l.mysql.classify(err)
@@ -315,24 +315,32 @@ const (
 	gone
 )
 
-// whose says whose a row is that an UPDATE has passed. A transaction reads what it has read before, or locks what it reads:
-// there the row, if it is locked, is looked at on another connection, if there is one.
+// whose says whose a row is that an UPDATE has passed. A transaction reads what it has read before, unless it locks what it
+// reads. If somebody else has it locked, the row is looked at on another connection, if there is one.
 func (m *mysql) whose(on executor, k Key) (o ownership, err error) {
 	if on.aside == nil {
 		return m.owner(on, k, "")
 	}
-	if o, err = m.owner(on, k, ` FOR UPDATE SKIP LOCKED`); err != nil || o != gone {
+	aside := on.aside
+	on.hush, on.judge = conflicts, lockWaits{m}
+	if o, err = m.owner(on, k, ` FOR UPDATE NOWAIT`); !isLocked(err) {
 		return o, err
 	}
 	limited, cancel := context.WithTimeout(on.ctx, asideLimit)
 	defer cancel()
-	if err := on.aside(limited, func(on executor) (err error) {
+	if err := aside(limited, func(on executor) (err error) {
 		o, err = m.owner(on, k, "")
 		return err
 	}); err != nil {
 		return ours, nil // nobody knows better
 	}
 	return o, nil
+}
+
+// isLocked knows the error of a statement that would have to wait for a row. The first is MariaDB's.
+func isLocked(err error) bool {
+	number := mysqlNumber(err)
+	return number == 1205 || number == 3572
 }
 
 // asideLimit is for how long to look for another connection.

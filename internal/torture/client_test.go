@@ -70,7 +70,7 @@ func (c *client) upTo(d time.Duration) time.Duration {
 }
 
 func (c *client) once() {
-	u := &usage{client: c, id: c.Mutexes[c.rand.IntN(len(c.Mutexes))], note: &note{}}
+	u := &usage{client: c, id: c.Mutexes[c.rand.IntN(len(c.Mutexes))], note: &note{owner: goroutine()}}
 	ctx, cancel := context.WithTimeout(context.WithValue(c.verbs, noteKey{}, u.note), 10*time.Second)
 	defer cancel()
 	if c.Habits.Cancel && c.maybe(0.2) {

@@ -228,9 +228,8 @@ func countLost(db *gorm.DB) {
 	if noAnswer(db.Error) {
 		note.lost.Add(1)
 	}
-	if rows, reads := db.Statement.Dest.(*sql.Rows); reads && rows != nil {
-		note.mu.Lock()
-		defer note.mu.Unlock()
+	// What another goroutine reads, as renewals do, is not for the client's to ask.
+	if rows, reads := db.Statement.Dest.(*sql.Rows); reads && rows != nil && note.owner == goroutine() {
 		note.asks = append(note.asks, func() bool { return noAnswer(rows.Err()) }) // it says so also once it is closed
 	}
 }

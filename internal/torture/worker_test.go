@@ -10,7 +10,9 @@ import (
 	"io"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -170,14 +172,19 @@ type note struct {
 	lost   atomic.Int32 // statements without an answer
 	logged atomic.Pointer[error]
 
-	mu   sync.Mutex
-	asks []func() (lost bool) // of answers that may break off yet
+	owner string               // the goroutine of the client
+	asks  []func() (lost bool) // of answers to it that may break off yet
+}
+
+// goroutine names the one that runs.
+func goroutine() string {
+	text := make([]byte, 64)
+	name, _, _ := strings.Cut(string(text[:runtime.Stack(text, false)]), " [")
+	return name
 }
 
 // unanswered counts the statements without an answer so far.
 func (n *note) unanswered() int {
-	n.mu.Lock()
-	defer n.mu.Unlock()
 	n.asks = slices.DeleteFunc(n.asks, func(lost func() bool) bool {
 		if !lost() {
 			return false
