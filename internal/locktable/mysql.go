@@ -22,8 +22,8 @@ import (
 //
 // Ids are sent as bytes, also if the driver puts them into the text of a statement: a connection may have any charset.
 //
-// No statement but fate's waits for a row that somebody's transaction has locked. All that change a row find it by its id: by
-// lock_id they would lock the gap before it, and so keep out new ids.
+// No statement but fate's waits for a row that somebody's transaction has locked. All that change a row find it by its id:
+// by lock_id they would lock the gap before it, and so keep out new ids.
 type mysql struct {
 	name, table                                   string // not quoted, and quoted
 	lookSQL, insertSQL, fateSQL, rowSQL, ownerSQL string
