@@ -10,7 +10,8 @@ const MaxLockIDLength = 256
 // you like; write it only through this package. The table's name follows the handle's NamingStrategy ("db_mutexes" by
 // default), the columns' names do not.
 //
-// On MySQL and MariaDB the row of a mutex that is free may stay, without a LeaseID; acquires of new ids remove it after an hour.
+// On MySQL and MariaDB the row of a mutex that is free may stay, without a LeaseID. Acquires of new ids remove it after an
+// hour.
 //
 // A row that has run out, of a holder that crashed or of a MinHold, stays until the mutex is used next. Deleting such rows
 // is safe: at the worst a holder that is late, but that nobody has followed, is told that its lease was lost. (On MySQL and
