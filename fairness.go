@@ -12,8 +12,8 @@ const (
 	// it has clients if they are fewer, it gives the mutex to a waiter of another process that it has heard of.
 	//
 	// A process that cannot hear leaves the mutex free for standBackDeaf, which is longer than others pause between two
-	// questions. It does so once within standBackEvery, and after localRuns runs if somebody else has held the mutex within
-	// rivalsWithin.
+	// questions. It does so after localRuns runs if somebody else has held the mutex within rivalsWithin, else once within
+	// standBackEvery.
 	localRuns      = 4
 	standBackDeaf  = 32 * time.Millisecond
 	standBackEvery = time.Second
@@ -129,8 +129,11 @@ func (q *queue) standBack(now time.Time) time.Duration {
 	return max(0, pause-now.Sub(q.freed))
 }
 
-// standsBack says whether it is time to let other processes go first that tell nobody of their waiters.
+// standsBack says whether it is time to let other processes go first that tell nobody of their waiters. A process that knows
+// of another has all its runs, so that the other comes to see it, and knows of it as well.
 func (q *queue) standsBack(now time.Time) bool {
-	return q.local && (now.Sub(q.stoodBack) >= standBackEvery ||
-		q.deaf() && q.sinceBack >= localRuns && now.Sub(q.foreign) <= rivalsWithin)
+	if q.deaf() && now.Sub(q.foreign) <= rivalsWithin {
+		return q.local && q.sinceBack >= localRuns
+	}
+	return q.local && now.Sub(q.stoodBack) >= standBackEvery
 }

@@ -269,6 +269,29 @@ func TestAProcessStandsBack(t *testing.T) {
 	}
 }
 
+func TestADeafProcessThatKnowsOfAnotherHasAllItsRuns(t *testing.T) {
+	m, qs := queueOf(t)
+	m.key.notifies = false
+	w := qs.join(m)
+	defer qs.leave(w, nil)
+	q, now := w.queue, time.Now()
+	require.True(t, q.deaf())
+	for _, test := range []struct {
+		name    string
+		foreign time.Time
+		runs    int
+		want    bool
+	}{
+		{"the other is yet to see it", now, 1, false},
+		{"it has had its runs", now, localRuns, true},
+		{"it has seen nobody for long", now.Add(-2 * rivalsWithin), 1, true},
+	} {
+		q.local, q.stoodBack, q.freed = true, now.Add(-2*standBackEvery), now
+		q.foreign, q.sinceBack = test.foreign, test.runs
+		require.Equal(t, test.want, qs.standBack(q) > 0, test.name)
+	}
+}
+
 func TestQuestionsAreSpaced(t *testing.T) {
 	b := backoff{next: pollFirst, most: pollLast}
 	seen, _ := heldBy("first")
