@@ -106,6 +106,37 @@ func TestAReleaseKeepsTheRow(t *testing.T) {
 	require.Nil(t, holder)
 }
 
+func TestARowThatThisProcessFreedIsTakenWithoutALook(t *testing.T) {
+	d := testdb.MySQL(t)
+	out := &logs{}
+	db := open(t, d, &gorm.Config{Logger: out.logger(logger.Info)})
+	other := open(t, d)
+	requireFree(t, db, "job")
+	looks := func() int { return strings.Count(out.String(), "SELECT id, ") }
+	before := looks()
+	for range 3 {
+		requireFree(t, db, "job")
+	}
+	require.Equal(t, before, looks())
+
+	lease := acquire(t, other, "job", dbmutex.WithHolder("the other"))
+	var held *dbmutex.HeldError
+	require.ErrorAs(t, db.Mutex("job").Do(nothing), &held)
+	require.Equal(t, "the other", held.Holder)
+	require.NoError(t, lease.Release())
+	requireFree(t, db, "job")
+
+	lease = acquire(t, other, "job", dbmutex.WithTTL(time.Millisecond))
+	<-lease.Context().Done()
+	require.Eventually(t, func() bool { return db.Mutex("job").Do(nothing) == nil }, time.Minute, time.Millisecond)
+	require.True(t, lease.Lost())
+
+	require.NoError(t, other.Exec(`DELETE FROM db_mutexes`).Error)
+	again := acquire(t, db, "job")
+	require.Greater(t, again.Token(), lease.Token())
+	require.ErrorIs(t, other.Mutex("job").Do(nothing), dbmutex.ErrNotAcquired)
+}
+
 // Some new rows have some others looked at.
 func TestRowsThatHaveBeenFreeForAnHourAreRemoved(t *testing.T) {
 	db := open(t, testdb.MySQL(t))

@@ -11,6 +11,7 @@ import (
 	"reflect"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -30,6 +31,7 @@ type mysql struct {
 	oldSQL, sweepSQL                              string
 	passing, failing                              map[mysqlChange]string // of a row that somebody has locked
 	mariadb                                       atomic.Bool            // the server is MariaDB
+	freed                                         freedRows
 }
 
 // mysqlChange is an UPDATE of a mutex's row.
@@ -37,6 +39,7 @@ type mysqlChange int
 
 const (
 	takes mysqlChange = iota
+	retakes
 	renews
 	releases
 	leaves
@@ -64,14 +67,14 @@ func newMySQL(name, table string) *mysql {
 		old    = `lease_id = '' AND expires_at < ` + now + ` - INTERVAL 1 HOUR AND token >> 24 <= id`
 	)
 	owned := `lease_id = ?`
+	// The token is drawn once the row is won, and is greater than those of a row that the mutex had before.
+	lease := `token = LAST_INSERT_ID(GREATEST(token, id << 24) + 1), creation_time = ` + now + `, expires_at = ` + expiry + `,
+	holder = ` + holder + `, lease_id = ?`
 	passing, failing := map[mysqlChange]string{}, map[mysqlChange]string{}
 	for change, of := range map[mysqlChange]struct{ set, condition string }{
-		// A row that has this lease's own id is there if the answer to an earlier try was lost. The token is drawn once the row
-		// is won, and is greater than those of a row that the mutex had before.
-		takes: {
-			`token = LAST_INSERT_ID(GREATEST(token, id << 24) + 1), creation_time = ` + now + `, expires_at = ` + expiry + `,
-	holder = ` + holder + `, lease_id = ?`, `lock_id = ? AND (lease_id IN ('', ?) OR expires_at <= ` + now + `)`,
-		},
+		// A row that has this lease's own id is there if the answer to an earlier try was lost.
+		takes:      {lease, `lock_id = ? AND (lease_id IN ('', ?) OR expires_at <= ` + now + `)`},
+		retakes:    {lease, `lock_id = ? AND lease_id = ''`},
 		renews:     {`expires_at = ` + expiry, owned + ` AND ` + live},
 		releases:   {freed, owned},
 		leaves:     {left, owned},
@@ -142,13 +145,20 @@ func (m *mysql) acquire(on executor, r Request) (a Answer, err error) {
 	return a, err
 }
 
-// tryOnce looks at the row, and takes it if it seems to be there to be taken.
+// tryOnce looks at the row, and takes it if it seems to be there to be taken. A row that this process has freed it tries to
+// take at once.
 func (m *mysql) tryOnce(on executor, r Request) (a Answer, err error) {
+	ttl, holder := microseconds(r.TTL), hex.EncodeToString([]byte(r.Holder))
+	if id := m.freed.take(r.LockID); id != 0 {
+		token, taken, err := m.update(on, retakes, []any{ttl, holder, r.LeaseID, id, []byte(r.LockID)})
+		if err != nil || taken && token != 0 {
+			return Answer{Token: token, RowID: id}, err
+		}
+	}
 	row, left, err := m.look(on, r.LockID)
 	if err != nil {
 		return a, err
 	}
-	ttl, holder := microseconds(r.TTL), hex.EncodeToString([]byte(r.Holder))
 	if row == nil {
 		on.judge = lockWaits{m}
 		id, _, err := on.execID(m.insertSQL, []any{[]byte(r.LockID), ttl, holder, r.LeaseID})
@@ -215,7 +225,10 @@ func (m *mysql) release(on executor, r Release) (found bool, err error) {
 	if r.MinHold > 0 {
 		return m.change(on, leaves, []any{microseconds(&r.MinHold)}, r.Key, false)
 	}
-	return m.change(on, releases, nil, r.Key, false)
+	if found, err = m.change(on, releases, nil, r.Key, false); found {
+		m.freed.put(r.LockID, r.RowID)
+	}
+	return found, err
 }
 
 func (m *mysql) rename(on executor, k Key, leaseID string) (bool, error) {
@@ -377,6 +390,39 @@ func (m *mysql) fate(on executor, k Key, transaction string) (Fate, error) {
 		return Aborted, nil
 	}
 	return Unknown, nil // another lease has written over it
+}
+
+// freedRows are the ids of rows that this process has freed, by their mutexes' ids. Somebody else may have taken them since.
+type freedRows struct {
+	mu  sync.Mutex
+	ids map[string]int64
+}
+
+// freedLimit is how many to remember.
+const freedLimit = 1000
+
+func (f *freedRows) put(lockID string, rowID int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.ids == nil {
+		f.ids = map[string]int64{}
+	}
+	for other := range f.ids {
+		if len(f.ids) < freedLimit {
+			break
+		}
+		delete(f.ids, other)
+	}
+	f.ids[lockID] = rowID
+}
+
+// take forgets the row, and returns its id, or 0.
+func (f *freedRows) take(lockID string) int64 {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	id := f.ids[lockID]
+	delete(f.ids, lockID)
+	return id
 }
 
 // begin pins nothing, as on PostgreSQL. A renewal changes the row that the end of the transaction writes to. That makes the
