@@ -1,7 +1,6 @@
 package dbmutex_test
 
 import (
-	"context"
 	"database/sql"
 	"strings"
 	"testing"
@@ -196,7 +195,7 @@ func TestCharsetsOfTheDSN(t *testing.T) {
 			open(t, d)
 			config, err := driver.ParseDSN(d.DSN)
 			require.NoError(t, err)
-			dsn := config.FormatDSN() + "&charset=" + charset
+			dsn := config.FormatDSN() + "&interpolateParams=false&charset=" + charset
 			db := testdb.MySQLAt(dsn).Registered(t, dbmutex.DefaultSettings())
 			exercise(t, db)
 			plain := d.Registered(t, dbmutex.DefaultSettings())
@@ -216,11 +215,6 @@ func TestCharsetsOfTheDSN(t *testing.T) {
 		})
 	}
 }
-
-var (
-	_ context.Context
-	_ sql.IsolationLevel
-)
 
 func TestAHiddenPoolWithoutAutocommitIsRefused(t *testing.T) {
 	d := testdb.MySQL(t)

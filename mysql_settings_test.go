@@ -191,7 +191,7 @@ func TestALookForATransactionCostsTheDriverNothing(t *testing.T) {
 		require.NoError(t, db.Mutex("job").Do(nothing))
 		before := statements()
 		require.NoError(t, db.Mutex("job").Do(nothing))
-		require.Equal(t, before+1+3, statements(), "a look, an acquire and a release")
+		require.Equal(t, before+1+2, statements(), "an acquire and a release")
 	}
 }
 

@@ -23,10 +23,11 @@ func requireLasts(t *testing.T, ttl time.Duration, first, last, ends time.Time) 
 // requireHeldUntil says when the database and a HeldError think that a mutex's lease ends, and gives what the database says.
 func requireHeldUntil(t *testing.T, db *dbmutex.DB, id string) *dbmutex.DBMutex {
 	t.Helper()
-	stored := row(t, db, id)
+	stored, err := db.Mutex(id).Holder()
+	require.NoError(t, err)
 	require.NotNil(t, stored)
 	require.NotNil(t, stored.ExpiresAt)
-	_, err := db.Mutex(id, dbmutex.WithWait(time.Millisecond)).Acquire()
+	_, err = db.Mutex(id, dbmutex.WithWait(time.Millisecond)).Acquire()
 	require.ErrorIs(t, err, dbmutex.ErrNotAcquired)
 	var held *dbmutex.HeldError
 	require.ErrorAs(t, err, &held)

@@ -34,6 +34,12 @@ func (m *mysql) clean(on executor) (left bool, restore func(), err error) {
 	if err != nil {
 		return false, restore, err
 	}
+	return m.cleanFrom(on, conn, status, known)
+}
+
+// cleanFrom is clean of a connection whose status may be known.
+func (m *mysql) cleanFrom(on executor, conn *sql.Conn, status uint64, known bool) (left bool, restore func(), err error) {
+	restore = func() {}
 	autocommit := known && status&statusAutocommit != 0
 	left = known && status&statusInTransaction != 0
 	if left || !autocommit {
@@ -104,7 +110,7 @@ func (m *mysql) outside(on executor, fn func() error) error {
 	if broken != nil || !known || status&(statusInTransaction|statusAutocommit) == statusAutocommit {
 		return err
 	}
-	_, restore, err := m.clean(on)
+	_, restore, err := m.cleanFrom(on, conn, 0, false) // a server whose autocommit is 0 may tell otherwise (MySQL 9.7)
 	defer func() { restore() }()
 	if err != nil {
 		return &unsentError{err, true}

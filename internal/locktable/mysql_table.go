@@ -107,6 +107,9 @@ func (m *mysql) describe(on executor) (t mysqlTable, err error) {
 	_, err = on.queryOne(`SELECT VERSION(), @@sql_mode, HEX(?), MAX(engine), MAX(table_type)
 FROM information_schema.tables WHERE table_schema = CASE ? WHEN 0 THEN DATABASE() ELSE ? END AND table_name = ?`,
 		[]any{"ü", len(database), database, name}, &t.version, &t.mode, &t.probe, &engine, &of)
+	if mysqlNumber(err) == 3988 { // MySQL cannot change the probe as the session wants
+		return t, nil
+	}
 	t.engine, t.of = engine.String, of.String
 	if err == nil { // information_schema has one of its own
 		_, err = on.queryOne(`SELECT @@autocommit`, nil, &t.autocommit)
