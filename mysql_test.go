@@ -135,6 +135,14 @@ func TestARowThatThisProcessFreedIsTakenWithoutALook(t *testing.T) {
 	again := acquire(t, db, "job")
 	require.Greater(t, again.Token(), lease.Token())
 	require.ErrorIs(t, other.Mutex("job").Do(nothing), dbmutex.ErrNotAcquired)
+
+	require.NoError(t, again.Release())
+	require.NoError(t, other.Exec(`TRUNCATE db_mutexes`).Error) // ids begin anew
+	for n := int64(1); n <= again.Token()>>24; n++ {
+		requireFree(t, other, fmt.Sprint(n))
+	}
+	acquire(t, db, "job")
+	requireHeld(t, other, "job")
 }
 
 // Some new rows have some others looked at.
