@@ -6,6 +6,8 @@ import (
 	"slices"
 	"testing"
 	"time"
+
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
 // fault is a kind of misfortune.
@@ -54,6 +56,25 @@ func (r *round) misuse() {
 	if r.maybe(0.5) {
 		r.suffer("worker stopped for a while", func(*testing.T) {
 			r.workers[r.rand.IntN(len(r.workers))].pause(100*time.Millisecond + r.upTo(1900*time.Millisecond))
+		})
+	}
+}
+
+// loseServer makes a server crash in some rounds, and stop for long in others.
+func (r *round) loseServer(server *testdb.Server, crashes, stops float64) {
+	if r.maybe(crashes) {
+		r.sufferOnce("server crashed", func(t *testing.T) {
+			from := now()
+			server.Stop(t, "immediate")
+			server.Start(t)
+			r.crashes = append(r.crashes, interval{from, now()})
+		})
+	}
+	if r.maybe(stops) {
+		r.sufferOnce("server away for long", func(t *testing.T) {
+			server.Stop(t, "fast")
+			time.Sleep(r.absence())
+			server.Start(t)
 		})
 	}
 }

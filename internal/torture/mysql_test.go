@@ -110,21 +110,7 @@ func (a *mysqlArena) begin(t *testing.T, r *round) {
 			_ = a.db.Exec(`UPDATE db_mutexes SET expires_at = expires_at - INTERVAL 2 HOUR WHERE lease_id = ''`).Error
 		})
 	}
-	if r.maybe(0.3) {
-		r.sufferOnce("server crashed", func(t *testing.T) {
-			from := now()
-			a.server.Stop(t, "immediate")
-			a.server.Start(t)
-			r.crashes = append(r.crashes, interval{from, now()})
-		})
-	}
-	if r.maybe(0.1) {
-		r.sufferOnce("server away for long", func(t *testing.T) {
-			a.server.Stop(t, "fast")
-			time.Sleep(r.absence())
-			a.server.Start(t)
-		})
-	}
+	r.loseServer(a.server, 0.3, 0.1)
 	if r.maybe(0.7) {
 		a.breakIn(r, 2)
 	}

@@ -84,21 +84,7 @@ func (a *postgresArena) begin(t *testing.T, r *round) {
 	if r.maybe(0.5) {
 		r.suffer("backends stopped for a while", func(*testing.T) { a.stopBackends(r) })
 	}
-	if r.maybe(0.4) {
-		r.sufferOnce("server crashed", func(t *testing.T) {
-			from := now()
-			a.cluster.Stop(t, "immediate")
-			a.cluster.Start(t)
-			r.crashes = append(r.crashes, interval{from, now()})
-		})
-	}
-	if r.maybe(0.12) {
-		r.sufferOnce("server away for long", func(t *testing.T) {
-			a.cluster.Stop(t, "fast")
-			time.Sleep(r.absence())
-			a.cluster.Start(t)
-		})
-	}
+	r.loseServer(a.cluster.Server, 0.4, 0.12)
 	if r.maybe(0.7) {
 		a.breakIn(r, 5)
 	}
