@@ -46,7 +46,7 @@ func TestAVerbEndsThoughItsSessionCannotBeRestored(t *testing.T) {
 	d := testdb.MySQL(t)
 	open(t, d)
 	p := proxy.New(t, d)
-	db := withParam(t, p.Database.DSN, "autocommit", "0").Registered(t, dbmutex.DefaultSettings())
+	db := p.Database.With("autocommit", "0").Registered(t, dbmutex.DefaultSettings())
 	lease := acquire(t, db, "job")
 	thaw := make(chan struct{})
 	var once sync.Once

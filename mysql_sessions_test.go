@@ -14,18 +14,6 @@ import (
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
-// withParam is a MySQL DSN whose sessions have a variable.
-func withParam(t testing.TB, dsn, name, value string) *testdb.Database {
-	t.Helper()
-	config, err := driver.ParseDSN(dsn)
-	require.NoError(t, err)
-	if config.Params == nil {
-		config.Params = map[string]string{}
-	}
-	config.Params[name] = value
-	return testdb.MySQLAt(config.FormatDSN())
-}
-
 // one limits a handle's pool to one connection.
 func one(t testing.TB, db *dbmutex.DB) *sql.DB {
 	t.Helper()
@@ -77,7 +65,7 @@ func TestATransactionThatAFailedProcedureLeftOpenIsSeen(t *testing.T) {
 func TestAChainedTransactionIsSeen(t *testing.T) {
 	d := testdb.MySQL(t)
 	other := open(t, d)
-	db := withParam(t, d.DSN, "completion_type", "1").Registered(t, dbmutex.DefaultSettings())
+	db := d.With("completion_type", "1").Registered(t, dbmutex.DefaultSettings())
 	one(t, db)
 	require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
 	require.NoError(t, db.Gorm.Transaction(func(tx *gorm.DB) error { return tx.Exec(`INSERT INTO made VALUES (1)`).Error }))
@@ -126,7 +114,7 @@ func TestWhatAFailedProcedureWroteWithoutAutocommitIsNotCommitted(t *testing.T) 
 	require.NoError(t, other.Exec(`CREATE TABLE made (id integer)`).Error)
 	const breaks = `CREATE PROCEDURE breaks() BEGIN INSERT INTO made VALUES (1); SIGNAL SQLSTATE '45000'; END`
 	require.NoError(t, other.Exec(breaks).Error)
-	db := withParam(t, d.DSN, "autocommit", "0").Registered(t, dbmutex.DefaultSettings())
+	db := d.With("autocommit", "0").Registered(t, dbmutex.DefaultSettings())
 	one(t, db)
 	require.NoError(t, db.Exec(`ROLLBACK`).Error)
 	require.Error(t, db.Exec(`CALL breaks()`).Error)
@@ -161,28 +149,9 @@ func TestSessionsWithSettingsThatPeopleHave(t *testing.T) {
 		t.Run(strings.TrimSpace(name)+"="+value, func(t *testing.T) {
 			d := testdb.MySQL(t)
 			open(t, d)
-			with := withParam(t, d.DSN, strings.TrimSpace(name), value)
+			with := d.With(strings.TrimSpace(name), value)
 			for _, more := range []string{"", "&interpolateParams=true&clientFoundRows=true"} {
-				dsn := with.DSN
-				if more != "" {
-					dsn += more
-				}
-				db := testdb.MySQLAt(dsn).Registered(t, dbmutex.DefaultSettings())
-				exercise(t, db)
-				plain := d.Registered(t, dbmutex.DefaultSettings())
-				for _, id := range []string{"job", "Straße", "日本語 🔒", "a\\'\"`b%_?"} {
-					lease := acquire(t, db, id, dbmutex.WithHolder("Zoë 🔒"))
-					requireHeld(t, plain, id)
-					holder, err := plain.Mutex(id).Holder()
-					require.NoError(t, err)
-					require.Equal(t, id, holder.LockID)
-					require.Equal(t, "Zoë 🔒", holder.Holder)
-					holder, err = db.Mutex(id).Holder()
-					require.NoError(t, err)
-					require.Equal(t, id, holder.LockID)
-					require.Equal(t, "Zoë 🔒", holder.Holder)
-					require.NoError(t, lease.Release())
-				}
+				requireTextsAsTheyAre(t, d, testdb.MySQLAt(with.DSN+more))
 			}
 		})
 	}
@@ -193,33 +162,34 @@ func TestCharsetsOfTheDSN(t *testing.T) {
 		t.Run(charset, func(t *testing.T) {
 			d := testdb.MySQL(t)
 			open(t, d)
-			config, err := driver.ParseDSN(d.DSN)
-			require.NoError(t, err)
-			dsn := config.FormatDSN() + "&interpolateParams=false&charset=" + charset
-			db := testdb.MySQLAt(dsn).Registered(t, dbmutex.DefaultSettings())
-			exercise(t, db)
-			plain := d.Registered(t, dbmutex.DefaultSettings())
-			for _, id := range []string{"job", "Straße", "日本語 🔒", "\\'\"`b%_?", "ソ能\\"} {
-				lease := acquire(t, db, id, dbmutex.WithHolder("Zoë 🔒 ソ能"))
-				requireHeld(t, plain, id)
-				holder, err := plain.Mutex(id).Holder()
-				require.NoError(t, err)
-				require.Equal(t, id, holder.LockID)
-				require.Equal(t, "Zoë 🔒 ソ能", holder.Holder)
-				holder, err = db.Mutex(id).Holder()
-				require.NoError(t, err)
-				require.Equal(t, id, holder.LockID)
-				require.Equal(t, "Zoë 🔒 ソ能", holder.Holder)
-				require.NoError(t, lease.Release())
-			}
+			requireTextsAsTheyAre(t, d, testdb.MySQLAt(d.DSN+"&interpolateParams=false&charset="+charset))
 		})
+	}
+}
+
+// requireTextsAsTheyAre: ids and holders are the same in sessions of both kinds.
+func requireTextsAsTheyAre(t testing.TB, plain, unusual *testdb.Database) {
+	t.Helper()
+	theirs := plain.Registered(t, dbmutex.DefaultSettings())
+	db := unusual.Registered(t, dbmutex.DefaultSettings())
+	exercise(t, db)
+	for _, id := range []string{"job", "Straße", "日本語 🔒", "a\\'\"`b%_?", "ソ能\\"} {
+		lease := acquire(t, db, id, dbmutex.WithHolder("Zoë 🔒 ソ能"))
+		requireHeld(t, theirs, id)
+		for _, reader := range []*dbmutex.DB{theirs, db} {
+			holder, err := reader.Mutex(id).Holder()
+			require.NoError(t, err)
+			require.Equal(t, id, holder.LockID)
+			require.Equal(t, "Zoë 🔒 ソ能", holder.Holder)
+		}
+		require.NoError(t, lease.Release())
 	}
 }
 
 func TestAHiddenPoolWithoutAutocommitIsRefused(t *testing.T) {
 	d := testdb.MySQL(t)
 	open(t, d)
-	pool := one(t, withParam(t, d.DSN, "autocommit", "0").Registered(t, dbmutex.DefaultSettings()))
+	pool := one(t, d.With("autocommit", "0").Registered(t, dbmutex.DefaultSettings()))
 	gdb, err := gorm.Open(mysql.New(mysql.Config{Conn: poolOfOnesOwn{pool}}))
 	require.NoError(t, err)
 	db := testdb.Register(t, gdb, dbmutex.DefaultSettings())
@@ -231,7 +201,7 @@ func TestASessionThatChangesTextsIsRefused(t *testing.T) {
 	d := testdb.MySQL(t)
 	open(t, d)
 	for name, value := range map[string]string{"character_set_client": "latin1", "collation_connection": "ascii_bin"} {
-		db := withParam(t, d.DSN, name, value).Registered(t, dbmutex.DefaultSettings())
+		db := d.With(name, value).Registered(t, dbmutex.DefaultSettings())
 		require.ErrorContains(t, db.Mutex("job").Do(nothing), "changes texts on their way")
 	}
 }

@@ -99,7 +99,7 @@ func TestATryThatReadsUncommittedDoesNotWaitForARelease(t *testing.T) {
 	if strings.Contains(version, "MariaDB") {
 		name = "tx_isolation"
 	}
-	db := withParam(t, d.DSN, name, "'READ-UNCOMMITTED'").Registered(t, dbmutex.DefaultSettings())
+	db := d.With(name, "'READ-UNCOMMITTED'").Registered(t, dbmutex.DefaultSettings())
 	lease := acquire(t, db, "job")
 	tx := db.Gorm.Begin()
 	require.NoError(t, lease.ReleaseIn(tx))
