@@ -39,6 +39,7 @@ type mysqlChange int
 
 const (
 	takes mysqlChange = iota
+	retakes
 	renews
 	releases
 	leaves
@@ -73,6 +74,7 @@ func newMySQL(name, table string) *mysql {
 	for change, of := range map[mysqlChange]struct{ set, condition string }{
 		// A row that has this lease's own id is there if the answer to an earlier try was lost.
 		takes:      {lease, `lock_id = ? AND (lease_id IN ('', ?) OR expires_at <= ` + now + `)`},
+		retakes:    {lease, `lock_id = ? AND lease_id = ''`},
 		renews:     {`expires_at = ` + expiry, owned + ` AND ` + live},
 		releases:   {freed, owned},
 		leaves:     {left, owned},
@@ -147,19 +149,10 @@ func (m *mysql) acquire(on executor, r Request) (a Answer, err error) {
 // take at once.
 func (m *mysql) tryOnce(on executor, r Request) (a Answer, err error) {
 	ttl, holder := microseconds(r.TTL), hex.EncodeToString([]byte(r.Holder))
-	take := func(rowID int64) (taken bool, err error) {
-		token, taken, err := m.update(on, takes, []any{ttl, holder, r.LeaseID, rowID, []byte(r.LockID), r.LeaseID})
-		if err == nil && taken && token == 0 { // a trigger on the table hides it
-			_, err = on.queryOne(`SELECT token FROM `+m.table+` WHERE id = ?`, []any{rowID}, &token)
-		}
-		if taken = taken && err == nil; taken {
-			a = Answer{Token: token, RowID: rowID}
-		}
-		return taken, err
-	}
-	if rowID := m.freed.take(r.LockID); rowID != 0 {
-		if taken, err := take(rowID); err != nil || taken {
-			return a, err
+	if id := m.freed.take(r.LockID); id != 0 {
+		token, taken, err := m.update(on, retakes, []any{ttl, holder, r.LeaseID, id, []byte(r.LockID)})
+		if err != nil || taken && token != 0 {
+			return Answer{Token: token, RowID: id}, err
 		}
 	}
 	row, left, err := m.look(on, r.LockID)
@@ -184,8 +177,14 @@ func (m *mysql) tryOnce(on executor, r Request) (a Answer, err error) {
 			return a, nil
 		}
 	}
-	_, err = take(row.ID)
-	return a, err
+	token, taken, err := m.update(on, takes, []any{ttl, holder, r.LeaseID, row.ID, []byte(r.LockID), r.LeaseID})
+	if err == nil && taken && token == 0 { // a trigger on the table hides it
+		_, err = on.queryOne(`SELECT token FROM `+m.table+` WHERE id = ?`, []any{row.ID}, &token)
+	}
+	if err != nil || !taken {
+		return a, err
+	}
+	return Answer{Token: token, RowID: row.ID}, nil
 }
 
 // look reads the row that is there, if any, and how much time its lease has left.
@@ -226,7 +225,7 @@ func (m *mysql) release(on executor, r Release) (found bool, err error) {
 	if r.MinHold > 0 {
 		return m.change(on, leaves, []any{microseconds(&r.MinHold)}, r.Key, false)
 	}
-	if found, err = m.change(on, releases, nil, r.Key, false); found {
+	if found, err = m.change(on, releases, nil, r.Key, false); found && r.RowID != 0 {
 		m.freed.put(r.LockID, r.RowID)
 	}
 	return found, err
