@@ -158,16 +158,18 @@ func (e *TimeoutError) Unwrap() error { return e.Err }
 // failed words a database's error. If the caller's context is done, that is the outcome. If it is not, the error must not
 // look as if it were.
 func (m *Mutex) failed(ctx context.Context, verb string, err error) error {
+	if m.id != "" {
+		verb = fmt.Sprintf("%s %q", verb, m.id)
+	}
 	switch {
 	case locktable.Done(ctx) != nil:
-		return fmt.Errorf("dbmutex: %s %q: %w", verb, m.id, locktable.Done(ctx))
+		return fmt.Errorf("dbmutex: %s: %w", verb, locktable.Done(ctx))
 	case m.table.Missing(err):
-		return fmt.Errorf("dbmutex: %s %q: table %q is missing: run AutoMigrate(&dbmutex.DBMutex{}): %w",
-			verb, m.id, m.key.table, err)
+		return fmt.Errorf("dbmutex: %s: table %q is missing: run AutoMigrate(&dbmutex.DBMutex{}): %w", verb, m.key.table, err)
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
-		return fmt.Errorf("dbmutex: %s %q: not done in time: %s", verb, m.id, err.Error())
+		return fmt.Errorf("dbmutex: %s: not done in time: %s", verb, err.Error())
 	default:
-		return fmt.Errorf("dbmutex: %s %q: %w", verb, m.id, err)
+		return fmt.Errorf("dbmutex: %s: %w", verb, err)
 	}
 }
 

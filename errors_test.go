@@ -48,6 +48,10 @@ func requireRefused(t *testing.T, out *logs, m *dbmutex.Mutex, want error) {
 	require.ErrorIs(t, err, want)
 	_, err = m.Holder()
 	require.ErrorIs(t, err, want)
+	_, err = m.Inspect()
+	require.ErrorIs(t, err, want)
+	_, err = m.ForceReleaseLease("lease")
+	require.ErrorIs(t, err, want)
 	require.Equal(t, before, out.String(), "no SQL")
 }
 

@@ -247,3 +247,109 @@ func ExampleSettings() {
 	fmt.Println(plugin.Name(), *settings.TTL)
 	// Output: dbmutex 30m0s
 }
+
+func ExampleDB_Leases() {
+	db, done := openExample()
+	defer done()
+	for _, id := range []string{"export/1", "export/2", "report"} {
+		lease, err := db.Mutex(id, dbmutex.WithHolder("machine-7")).Acquire()
+		if err != nil {
+			panic(err)
+		}
+		defer func() { _ = lease.Release() }()
+	}
+
+	leases, err := db.Leases(dbmutex.LeaseQuery{Prefix: "export/", Limit: 50})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	for _, lease := range leases {
+		fmt.Println(lease.LockID, "is held by", lease.Holder, "- for less than a minute:", lease.HeldFor() < time.Minute)
+	}
+	// The next page has After: leases[len(leases)-1].LockID.
+
+	// Output:
+	// export/1 is held by machine-7 - for less than a minute: true
+	// export/2 is held by machine-7 - for less than a minute: true
+}
+
+func ExampleDB_AllLeases() {
+	db, done := openExample()
+	defer done()
+	lease, err := db.Mutex("nightly-report", dbmutex.WithHolder("machine-7")).Acquire()
+	if err != nil {
+		panic(err)
+	}
+	defer func() { _ = lease.Release() }()
+
+	for lease, err := range db.AllLeases(dbmutex.LeaseQuery{State: dbmutex.LeasesAll}) {
+		if err != nil {
+			fmt.Println(err)
+			break
+		}
+		fmt.Printf("%s, held by %s, ran out: %t\n", lease.LockID, lease.Holder, lease.Expired())
+	}
+	// Output: nightly-report, held by machine-7, ran out: false
+}
+
+func ExampleDB_LeaseStats() {
+	db, done := openExample()
+	defer done()
+	lease, err := db.Mutex("nightly-report", dbmutex.WithoutTTL()).Acquire()
+	if err != nil {
+		panic(err)
+	}
+	defer func() { _ = lease.Release() }()
+
+	stats, err := db.LeaseStats()
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	fmt.Println("held:", stats.Held, "without expiry:", stats.WithoutExpiry, "ran out:", stats.Expired)
+	fmt.Println("the oldest:", stats.Oldest.LockID)
+	// Output:
+	// held: 1 without expiry: 1 ran out: 0
+	// the oldest: nightly-report
+}
+
+// Two holders have crashed; the lease of one has run out.
+func ExampleDB_Prune() {
+	db, done := openExample()
+	defer done()
+	for _, ttl := range []time.Duration{time.Millisecond, time.Hour} {
+		if _, err := db.Mutex(fmt.Sprint("job of ", ttl), dbmutex.WithTTL(ttl)).Acquire(); err != nil {
+			panic(err)
+		}
+	}
+	time.Sleep(10 * time.Millisecond)
+
+	removed, err := db.Prune()
+	fmt.Println(removed, err)
+	// Output: 1 <nil>
+}
+
+// An operator saw a lease that never expires, of a holder that crashed. When it is to be released, others may have been
+// quicker: then the next holder keeps its lease.
+func ExampleMutex_ForceReleaseLease() {
+	db, done := openExample()
+	defer done()
+	report := db.Mutex("nightly-report", dbmutex.WithoutTTL())
+	if _, err := report.Acquire(); err != nil {
+		panic(err)
+	}
+
+	seen, err := report.Inspect()
+	if err != nil || seen == nil {
+		fmt.Println("no lease:", err)
+		return
+	}
+	for range 2 {
+		released, err := db.Mutex("nightly-report", dbmutex.WithHolder("anna")).ForceReleaseLease(seen.LeaseID)
+		fmt.Println("released:", released, err)
+	}
+	// Output:
+	// released: true <nil>
+	// released: false <nil>
+}

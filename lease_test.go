@@ -103,6 +103,10 @@ func TestReleasesWaitForAGuard(t *testing.T) {
 		}{
 			"Release":      {release: (*dbmutex.Lease).Release},
 			"ForceRelease": {release: func(l *dbmutex.Lease) error { return db.Mutex(l.LockID()).ForceRelease() }},
+			"ForceReleaseLease": {release: func(l *dbmutex.Lease) error {
+				_, err := db.Mutex(l.LockID()).ForceReleaseLease(row(t, db, l.LockID()).LeaseID)
+				return err
+			}},
 			"MinHold release": {
 				release: (*dbmutex.Lease).Release, opts: []dbmutex.Option{dbmutex.WithMinHold(time.Minute)}, held: true,
 			},

@@ -268,7 +268,7 @@ func TestATransactionThatWasLeftOpenInAPoolOfOnesOwn(t *testing.T) {
 		}
 		db.Statement.ConnPool = db.Config.ConnPool
 		exercise(t, db)
-		require.Empty(t, out.String())
+		require.NotContains(t, out.String(), "rolled back")
 
 		begin()
 		lease := acquire(t, db, "job")

@@ -6,16 +6,15 @@ import "time"
 const MaxLockIDLength = 256
 
 // DBMutex is the table of the leases that are held: one row a mutex, and none once it is released. Make it with
-// DB.Migrate, or with GORM's AutoMigrate once the plugin is registered (on MySQL it chooses types of columns). Read it as
-// you like; write it only through this package. The table's name follows the handle's NamingStrategy ("db_mutexes" by
-// default), the columns' names do not.
+// DB.Migrate, or with GORM's AutoMigrate once the plugin is registered (on PostgreSQL and MySQL it chooses types of
+// columns). To see what is held, use DB.Leases; write it only through this package. The table's name follows the handle's
+// NamingStrategy ("db_mutexes" by default), the columns' names do not.
 //
-// On MySQL and MariaDB the row of a mutex that is free may stay, without a LeaseID. Acquires of new ids remove it after an
-// hour.
+// On MySQL and MariaDB the row of a mutex that is free may stay, without a LeaseID. DB.Prune removes it, and so do acquires
+// of new ids after an hour.
 //
-// A row that has run out, of a holder that crashed or of a MinHold, stays until the mutex is used next. Deleting such rows
-// is safe: at the worst a holder that is late, but that nobody has followed, is told that its lease was lost. (On MySQL and
-// MariaDB fencing tokens may fall if a mutex loses its row after more than 16 million leases.)
+// A row that has run out, of a holder that crashed or of a MinHold, stays until the mutex is used next, or until DB.Prune.
+// To delete rows by a clock other than the database's is not safe, nor to compare their times with one.
 //
 // With pgnotify a row may also keep the mutex for a waiter of another process, for a moment: Holder names the waiter, and
 // LeaseID is that of no lease.

@@ -47,19 +47,9 @@ func (db *DB) Mutex(id string, opts ...Option) *Mutex {
 }
 
 func (m *Mutex) bind(db *DB, opts []Option) error {
-	if db == nil || db.Gorm == nil || db.Config == nil || db.Statement == nil {
-		return fmt.Errorf("%w (the handle is nil)", ErrNotRegistered)
-	}
-	plugin, registered := db.Plugins[PluginName].(*Plugin)
-	switch {
-	case db.Error != nil:
-		return db.Error
-	case !registered:
-		return ErrNotRegistered
-	case db.DryRun:
-		return ErrDryRun
-	case locktable.InTransaction(db.Gorm):
-		return ErrInTransaction
+	plugin, err := db.plugin()
+	if err != nil {
+		return err
 	}
 	if err := validateLockID(m.id); err != nil {
 		return err
@@ -77,7 +67,29 @@ func (m *Mutex) bind(db *DB, opts []Option) error {
 		return err
 	}
 	m.settings.Holder = cmp.Or(m.settings.Holder, thisProcess)
+	return m.bindTable(db, plugin)
+}
 
+// plugin is the handle's, if locks can be asked for on it.
+func (db *DB) plugin() (*Plugin, error) {
+	if db == nil || db.Gorm == nil || db.Config == nil || db.Statement == nil {
+		return nil, fmt.Errorf("%w (the handle is nil)", ErrNotRegistered)
+	}
+	plugin, registered := db.Plugins[PluginName].(*Plugin)
+	switch {
+	case db.Error != nil:
+		return nil, db.Error
+	case !registered:
+		return nil, ErrNotRegistered
+	case db.DryRun:
+		return nil, ErrDryRun
+	case locktable.InTransaction(db.Gorm):
+		return nil, ErrInTransaction
+	}
+	return plugin, nil
+}
+
+func (m *Mutex) bindTable(db *DB, plugin *Plugin) error {
 	if m.ctx = db.Statement.Context; m.ctx == nil {
 		m.ctx = context.Background()
 	}
@@ -271,18 +283,63 @@ func (m *Mutex) Holder() (*DBMutex, error) {
 	return (*DBMutex)(row), nil
 }
 
-// ForceRelease ends the lease that holds the mutex now, whosever it is. It is for operators, for example after the crash
-// of a holder whose lease never expires. The holder learns of it as of a loss: by its next renewal, or at the end of its
-// work. A free mutex is no error. While a transaction pins the lease with Lease.Guard, ForceRelease waits, for 5 seconds
-// at the most, and then says so. The error is the context's or the database's; the lease may last then.
+// Inspect returns the lease whose row is there, also if it ran out, or nil, nil if there is none. What it says may be
+// outdated when it returns. The error is the context's or the database's.
+func (m *Mutex) Inspect() (*LeaseInfo, error) {
+	if err := m.check(); err != nil {
+		return nil, err
+	}
+	rows, err := m.table.List(m.ctx, locktable.Query{LockID: m.id, Which: locktable.LiveAndExpired, Limit: 1})
+	if err != nil {
+		return nil, m.failed(m.ctx, "inspect", err)
+	}
+	for _, row := range rows {
+		info := leaseInfo(row)
+		return &info, nil
+	}
+	return nil, nil
+}
+
+// ForceRelease ends the lease that holds the mutex now, whosever it is, or the one that ran out. It is for operators, for
+// example after the crash of a holder whose lease never expires. The holder learns of it as of a loss: by its next renewal,
+// or at the end of its work. GORM's logger gets a warning that names both the holder and who forced the release, by
+// Settings.Holder.
+//
+// It is no error if nobody holds the mutex: nothing happens then. While a transaction pins the lease with Lease.Guard,
+// ForceRelease waits, for 5 seconds at the most, and then says so. The error is the context's or the database's; the lease
+// may last then.
 func (m *Mutex) ForceRelease() error {
 	if err := m.check(); err != nil {
 		return err
 	}
+	_, err := m.forceRelease("")
+	return err
+}
+
+// ForceReleaseLease is ForceRelease for the lease that was seen, by its DBMutex.LeaseID: a successor is spared. released is
+// false if the lease had ended; that is no error. It is true also for a lease that ran out, if its row was still there, and
+// for one that has gone while the answer to the statement was lost. An empty leaseID is ErrInvalidSettings, before any SQL.
+func (m *Mutex) ForceReleaseLease(leaseID string) (released bool, err error) {
+	if err := m.check(); err != nil {
+		return false, err
+	}
+	if leaseID == "" {
+		return false, fmt.Errorf("%w: the lease's id is empty", ErrInvalidSettings)
+	}
+	ended, err := m.forceRelease(leaseID)
+	return ended != nil, err
+}
+
+// forceRelease ends the lease, or whichever has a row, and returns what the row was.
+func (m *Mutex) forceRelease(leaseID string) (ended *locktable.Row, err error) {
 	limit := time.Now().Add(locktable.Limit)
-	if err := m.table.ForceRelease(m.ctx, limit, m.id); err != nil {
-		return m.notReleased(m.ctx, limit, "force the release of", err)
+	if ended, err = m.table.ForceRelease(m.ctx, limit, m.id, leaseID); err != nil {
+		return nil, m.notReleased(m.ctx, limit, "force the release of", err)
+	}
+	if ended != nil {
+		m.config.Logger.Warn(m.ctx, "dbmutex: %s forced the release of %q, held by %s since %s",
+			printable(m.settings.Holder), m.id, printable(ended.Holder), ended.CreationTime.Format(toMilliseconds))
 	}
 	queues.wake(m.key)
-	return nil
+	return ended, nil
 }

@@ -305,6 +305,95 @@ func TestForceRelease(t *testing.T) {
 	})
 }
 
+func TestForceReleaseLeaseEndsExactlyTheLeaseThatWasSeen(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		mutex := db.Mutex("job", dbmutex.WithoutTTL())
+		seen := func() string {
+			info, err := mutex.Inspect()
+			require.NoError(t, err)
+			return info.LeaseID
+		}
+		force := func(leaseID string, want bool) {
+			t.Helper()
+			released, err := mutex.ForceReleaseLease(leaseID)
+			require.NoError(t, err)
+			require.Equal(t, want, released)
+		}
+		force("nobody's", false)
+		first := acquire(t, db, "job", dbmutex.WithoutTTL())
+		acquire(t, db, "another")
+		force(row(t, db, "another").LeaseID, false)
+		force("nobody's", false)
+		require.NoError(t, first.Renew())
+		old := seen()
+		force(old, true)
+		force(old, false)
+		require.ErrorIs(t, first.Release(), dbmutex.ErrTimeout)
+
+		successor := acquire(t, db, "job", dbmutex.WithoutTTL())
+		force(old, false)
+		require.NoError(t, successor.Renew())
+		require.NoError(t, successor.Release())
+
+		acquire(t, db, "job")
+		testdb.Expire(t, db, "job")
+		force(seen(), true) // it ran out, and its row was there
+		require.Nil(t, row(t, db, "job"))
+		require.NotNil(t, row(t, db, "another"))
+	})
+}
+
+func TestForceReleaseLeaseSparesASuccessorWhenItsAnswerIsLost(t *testing.T) {
+	eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
+		acquire(t, db, "job")
+		var successor *dbmutex.Lease
+		pool.after("release", func() error {
+			successor = acquire(t, db, "job")
+			return io.ErrUnexpectedEOF
+		})
+		released, err := db.Mutex("job").ForceReleaseLease(row(t, db, "job").LeaseID)
+		require.NoError(t, err)
+		require.True(t, released)
+		require.NoError(t, successor.Renew())
+	})
+}
+
+func TestAForcedReleaseWakesWaiters(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		db = db.WithContext(limited(t))
+		for _, force := range []func(leaseID string) error{
+			func(string) error { return db.Mutex("job").ForceRelease() },
+			func(leaseID string) error { _, err := db.Mutex("job").ForceReleaseLease(leaseID); return err },
+		} {
+			acquire(t, db, "job", dbmutex.WithoutTTL())
+			next := make(chan error, 1)
+			go func() { next <- db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(nothing) }()
+			require.NoError(t, force(row(t, db, "job").LeaseID))
+			require.NoError(t, <-next)
+		}
+	})
+}
+
+func TestTheLogSaysWhoForcedARelease(t *testing.T) {
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		out := &logs{}
+		db := open(t, d, &gorm.Config{Logger: out.logger(logger.Warn)})
+		operator := db.Mutex("job", dbmutex.WithHolder("anna"))
+		require.NoError(t, operator.ForceRelease())
+		_, err := operator.ForceReleaseLease("nobody's")
+		require.NoError(t, err)
+		require.Empty(t, out.String(), "nothing was released")
+		for range 2 {
+			acquire(t, db, "job", dbmutex.WithHolder("worker\n7"))
+			require.NoError(t, operator.ForceRelease())
+			acquire(t, db, "job", dbmutex.WithHolder("worker\n7"))
+			_, err = operator.ForceReleaseLease(row(t, db, "job").LeaseID)
+			require.NoError(t, err)
+		}
+		require.Equal(t, 4, strings.Count(out.String(), `dbmutex: anna forced the release of "job", held by "worker\n7" since `))
+	})
+}
+
 func TestMinHold(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		lease := acquire(t, db, "job", dbmutex.WithMinHold(10*time.Minute), dbmutex.WithHolder("me"))

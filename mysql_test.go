@@ -146,6 +146,30 @@ func TestARowThatThisProcessFreedIsTakenWithoutALook(t *testing.T) {
 }
 
 // Some new rows have some others looked at.
+// The row says how a transaction ended, should anybody ask.
+func TestPruneKeepsTheRecordOfATransactionForAnHour(t *testing.T) {
+	db := open(t, testdb.MySQL(t))
+	require.NoError(t, db.Mutex("job").Transaction(func(*gorm.DB) error { return nil }))
+	for _, want := range []int64{0, 1} {
+		removed, err := db.Prune()
+		require.NoError(t, err)
+		require.Equal(t, want, removed)
+		require.NoError(t, db.Exec(`UPDATE db_mutexes SET expires_at = expires_at - INTERVAL 2 HOUR`).Error)
+	}
+}
+
+func TestPruneKeepsARowWhoseTokensCouldFall(t *testing.T) {
+	db := open(t, testdb.MySQL(t))
+	lease := acquire(t, db, "job")
+	require.NoError(t, db.Exec(`UPDATE db_mutexes SET token = (id + 1) << 24`).Error)
+	testdb.Expire(t, db, "job")
+	removed, err := db.Prune()
+	require.NoError(t, err)
+	require.Zero(t, removed)
+	next := acquire(t, db, "job")
+	require.Greater(t, next.Token(), lease.Token())
+}
+
 func TestRowsThatHaveBeenFreeForAnHourAreRemoved(t *testing.T) {
 	db := open(t, testdb.MySQL(t))
 	const hourAgo = `UPDATE db_mutexes SET expires_at = UTC_TIMESTAMP(6) - INTERVAL 61 MINUTE WHERE lock_id `

@@ -66,6 +66,7 @@ var All = []Scenario{
 	{"snapshot", (*Env).oldSnapshot},
 	{"sqlite", (*Env).sqlite},
 	{"mysql", (*Env).mysql},
+	{"listing", (*Env).listing},
 }
 
 // database is a server of contenders that use SQL.

@@ -35,6 +35,13 @@ type dialect interface {
 	// row reads the row, and says whether its lease is live. It is nil if there is none.
 	row(on executor, lockID string) (row *Row, live bool, err error)
 
+	// list lists a page of rows, and count counts them all. They wait for nobody. A free row is none.
+	list(on executor, q Query) ([]Listed, error)
+	count(on executor) (Stats, error)
+	// prune removes the next rows that Table.Prune is for, and says where to go on. It passes rows that others have locked, if
+	// the database can.
+	prune(on executor, after place) (next place, removed int64, err error)
+
 	// clean rolls back a transaction that somebody left open on the executor's connection, and says whether there was one.
 	// A pool that is no *sql.DB has no connection to look at: there it looks at the one that the pool gives next, if it can.
 	// restore undoes what clean has changed of the connection, once the connection is not needed any more.
@@ -74,8 +81,8 @@ type remote interface {
 
 // fragile is a dialect whose transactions a statement within them can end.
 type fragile interface {
-	// mark marks a transaction for a statement, as begin does for the whole. unbroken removes that mark, and is an error if the
-	// transaction has ended since, or was none.
+	// mark marks a transaction for a statement, as begin does for the whole. unbroken removes that mark, and is an error if
+	// the transaction has ended since, or was none.
 	mark(tx executor) error
 	unbroken(tx executor, whole bool) error
 }
@@ -109,10 +116,16 @@ func newDialect(database, name, quoted string) (dialect, error) {
 // Shape gives the model's columns the types that the handle's database needs, where GORM would choose others. It runs no
 // SQL.
 func Shape(db *gorm.DB, model any) error {
-	if db == nil || db.Config == nil || db.Dialector == nil || db.Name() != "mysql" {
+	if db == nil || db.Config == nil || db.Dialector == nil {
 		return nil
 	}
-	return shapeMySQL(db, model)
+	switch db.Name() {
+	case "postgres":
+		return shapePostgres(db, model)
+	case "mysql":
+		return shapeMySQL(db, model)
+	}
+	return nil
 }
 
 // Row is a row of the table.
@@ -125,6 +138,9 @@ type Row struct {
 	LeaseID      string
 	Token        int64 // 0 where the column is not used
 }
+
+// leftMark begins the lease_id of a row that MinHold leaves behind, which is nobody's.
+const leftMark = "-"
 
 // Key owns a row: it is the lease's id with the mutex's.
 type Key struct {

@@ -29,6 +29,7 @@ type mysql struct {
 	name, table                                   string // not quoted, and quoted
 	lookSQL, insertSQL, fateSQL, rowSQL, ownerSQL string
 	oldSQL, sweepSQL                              string
+	lister                                        *lister
 	passing, failing                              map[mysqlChange]string // of a row that somebody has locked
 	mariadb                                       atomic.Bool            // the server is MariaDB
 	freed                                         freedRows
@@ -48,9 +49,6 @@ const (
 	guards
 )
 
-// leftMark begins the lease_id of a row that MinHold leaves behind, which is nobody's. The old lease_id follows: see fate.
-const leftMark = "-"
-
 func newMySQL(name, table string) *mysql {
 	const (
 		// It is that of the statement's beginning, which is as good, as no statement waits. SYSDATE is later, but in the
@@ -63,8 +61,9 @@ func newMySQL(name, table string) *mysql {
 		// A connection that has no characters of four bytes refuses them even as bytes.
 		holder = `CONVERT(UNHEX(?) USING utf8mb4)`
 		freed  = `lease_id = '', expires_at = ` + now
-		left   = `lease_id = CONCAT('` + leftMark + `', lease_id), expires_at = creation_time + INTERVAL ? MICROSECOND`
-		old    = `lease_id = '' AND expires_at < ` + now + ` - INTERVAL 1 HOUR AND token >> 24 <= id`
+		// The old lease_id follows the mark: see fate.
+		left = `lease_id = CONCAT('` + leftMark + `', lease_id), expires_at = creation_time + INTERVAL ? MICROSECOND`
+		old  = `lease_id = '' AND expires_at < ` + now + ` - INTERVAL 1 HOUR AND token >> 24 <= id`
 	)
 	owned := `lease_id = ?`
 	// The token is drawn once the row is won, and is greater than those of a row that the mutex had before.
@@ -92,7 +91,7 @@ WHERE id = (SELECT id FROM (SELECT id FROM ` + table + ` WHERE id = ? AND ` + of
 		failing[change] = `/*M! SET STATEMENT innodb_lock_wait_timeout = 0 FOR */ ` + update + ` WHERE id = ? AND ` + of.condition
 	}
 	return &mysql{
-		name: name, table: table, passing: passing, failing: failing,
+		name: name, table: table, passing: passing, failing: failing, lister: newMySQLLister(table),
 		lookSQL: `SELECT id, CAST(holder AS BINARY), ` + times + `, lease_id, TIMESTAMPDIFF(MICROSECOND, ` + now + `, expires_at)
 FROM ` + table + ` WHERE lock_id = ?`,
 		// The number of rows that changed depends on the driver's settings, the id that was drawn does not. A row that somebody

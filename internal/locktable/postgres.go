@@ -2,7 +2,6 @@ package locktable
 
 import (
 	"cmp"
-	"crypto/rand"
 	"database/sql"
 	"encoding/json"
 	"errors"
@@ -22,6 +21,7 @@ type postgres struct {
 	tellSQL, withdrawSQL             string
 	reserveSQL                       map[bool]string // by whether a crash may undo it
 	releaseSQL, leaveSQL             map[ending]string
+	lister                           *lister
 	known                            atomic.Pointer[lookedUp] // nil until inspect
 }
 
@@ -29,6 +29,7 @@ type postgres struct {
 type lookedUp struct {
 	acquireSQL string // with the sequence of its id
 	id         uint32
+	bytewise   bool // lock_id is sorted by the bytes of UTF-8
 }
 
 // ending is what else the statement that ends a lease does.
@@ -105,8 +106,8 @@ FROM ` + table + ` WHERE lock_id = $1`,
 	} {
 		p.releaseSQL[end] = `DELETE FROM ` + table + owned + rest(`$3`)
 		// The new lease_id makes the row ownerless, so that a late renewal cannot revive it; the new id waits for guards.
-		p.leaveSQL[end] = `UPDATE ` + table + ` SET id = DEFAULT, lease_id = $3,
-	expires_at = creation_time + $4::bigint * interval '1 microsecond'` + owned + rest(`$5`)
+		p.leaveSQL[end] = `UPDATE ` + table + ` SET id = DEFAULT, lease_id = '` + leftMark + `' || pg_catalog.substr(lease_id, 2),
+	expires_at = creation_time + $3::bigint * interval '1 microsecond'` + owned + rest(`$4`)
 	}
 	// It waits for guards, as a release does. The waiter's own acquire makes the row its lease. Nothing here matches a row
 	// that is the waiter's already: it may have more time by then than this would give it.
@@ -123,6 +124,7 @@ SELECT pg_catalog.count(*), pg_catalog.pg_notify('` + MessageChannel + `'::text,
 	p.withdrawSQL = `WITH ended AS (DELETE FROM ` + table + owned + only(async) + ` RETURNING lock_id)
 SELECT ` + released + `::text FROM ended
 UNION ALL SELECT pg_catalog.pg_notify('` + MessageChannel + `'::text, $3::text)::text`
+	p.lister = p.newLister()
 	return p
 }
 
@@ -287,7 +289,7 @@ func (p *postgres) releaseIn(tx executor, k Key, minHold time.Duration) (found b
 
 func (p *postgres) endSQL(k Key, minHold time.Duration, end ending) (string, []any) {
 	if minHold > 0 {
-		return p.leaveSQL[end], k.args(rand.Text(), microseconds(&minHold))
+		return p.leaveSQL[end], k.args(microseconds(&minHold))
 	}
 	return p.releaseSQL[end], k.args()
 }

@@ -2,7 +2,6 @@ package locktable
 
 import (
 	"context"
-	crand "crypto/rand"
 	"database/sql"
 	"errors"
 	"fmt"
@@ -18,17 +17,22 @@ import (
 type sqlite struct {
 	name, table                                                           string // not quoted, and quoted
 	lookSQL, acquireSQL, renewSQL, releaseSQL, leaveSQL, guardSQL, rowSQL string
+	lister                                                                *lister
 }
 
+const (
+	sqliteForm = `'%Y-%m-%d %H:%M:%f'`
+	sqliteNow  = `strftime(` + sqliteForm + `, 'now')`
+)
+
 func newSQLite(name, table string) *sqlite {
-	const form = `'%Y-%m-%d %H:%M:%f'`
-	const now = `strftime(` + form + `, 'now')`
+	const form, now = sqliteForm, sqliteNow
 	// A driver reads text, whatever the column's type.
 	const times = `CAST(creation_time AS text), CAST(expires_at AS text)`
 	const expiry = `strftime(` + form + `, 'now', ?)` // NULL for a modifier that is NULL
 	const owned = ` WHERE lock_id = ? AND lease_id = ?`
 	return &sqlite{
-		name: name, table: table,
+		name: name, table: table, lister: newSQLiteLister(table),
 		// A SELECT first, as an INSERT takes the file's write lock even if it inserts nothing.
 		lookSQL: `SELECT holder, ` + times + `, lease_id, expires_at < ` + now + `,
 	CAST((julianday(expires_at) - julianday('now')) * 86400000 AS INTEGER) FROM ` + table + ` WHERE lock_id = ?`,
@@ -42,7 +46,8 @@ RETURNING id`,
 		renewSQL: `UPDATE ` + table + ` SET expires_at = ` + expiry + owned + `
 AND (expires_at IS NULL OR expires_at >= ` + now + `)`,
 		releaseSQL: `DELETE FROM ` + table + owned,
-		leaveSQL:   `UPDATE ` + table + ` SET lease_id = ?, expires_at = strftime(` + form + `, creation_time, ?)` + owned,
+		leaveSQL: `UPDATE ` + table + ` SET lease_id = '` + leftMark + `' || substr(lease_id, 2),
+	expires_at = strftime(` + form + `, creation_time, ?)` + owned,
 		// A write that changes nothing: it keeps every other writer out until the transaction ends.
 		guardSQL: `UPDATE ` + table + ` SET lease_id = lease_id` + owned,
 		rowSQL: `SELECT id, lock_id, ` + times + `, holder, lease_id, coalesce(expires_at >= ` + now + `, 1)
@@ -127,7 +132,7 @@ func (s *sqlite) releaseIn(tx executor, k Key, minHold time.Duration) (found boo
 
 func (s *sqlite) releaseStatement(k Key, minHold time.Duration) (string, []any) {
 	if minHold > 0 {
-		return s.leaveSQL, []any{crand.Text(), modifier(&minHold), k.LockID, k.LeaseID}
+		return s.leaveSQL, []any{modifier(&minHold), k.LockID, k.LeaseID}
 	}
 	return s.releaseSQL, k.args()
 }

@@ -127,9 +127,15 @@ func (e executor) queryAll(query string, args []any, scan func(rows *sql.Rows) e
 
 // exec runs a statement and says whether it changed a row.
 func (e executor) exec(query string, args []any) (changed bool, err error) {
+	rows, err := e.execCount(query, args)
+	return rows > 0, err
+}
+
+// execCount runs a statement and says how many rows it changed.
+func (e executor) execCount(query string, args []any) (rows int64, err error) {
 	tx, main := e.statement(query, args)
 	tx.Callback().Raw().Execute(tx)
-	return tx.RowsAffected > 0, main.outcome(tx.Error)
+	return tx.RowsAffected, main.outcome(tx.Error)
 }
 
 // execID is exec, and gives what the driver says of LAST_INSERT_ID. It is for the main pool.

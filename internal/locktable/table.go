@@ -282,32 +282,38 @@ func (t Table) Withdraw(ctx context.Context, k Key, message string) {
 	_ = t.tryOnce(ctx, func(on executor) error { return t.withdraw(on.hushing(failures), k, message) })
 }
 
-// ForceRelease ends the lease whose row is there, whosever it is, and spares a successor.
-func (t Table) ForceRelease(ctx context.Context, limit time.Time, lockID string) error {
-	var ending bool // a try is about to end key's lease: if its answer is lost, a successor may be in already
-	var key Key
-	_, err := t.settle(ctx, limit, func(on executor) error {
+// ForceRelease ends the lease whose row is there, whosever it is, and spares a successor. With a leaseID it ends that lease
+// alone. It returns the row that it ended, or nil.
+func (t Table) ForceRelease(ctx context.Context, limit time.Time, lockID, leaseID string) (ended *Row, err error) {
+	var ending *Row // a try is about to end it: if that fails, a successor may be in already
+	var doubt bool  // a try may have ended it
+	_, err = t.settle(ctx, limit, func(on executor) error {
 		if err := t.look(on); err != nil {
 			return err
 		}
 		for {
-			again := ending
+			again := ending != nil
 			if !again {
 				row, _, err := t.row(on, lockID)
-				if err != nil || row == nil {
+				if err != nil || row == nil || leaseID != "" && row.LeaseID != leaseID {
 					return err
 				}
-				key, ending = NewKey(lockID, row.LeaseID), true
-				key.RowID = row.ID
+				ending = row
 			}
-			ended, err := t.release(on, Release{Key: key})
-			if err != nil || ended || again {
+			key := NewKey(lockID, ending.LeaseID)
+			key.RowID = ending.ID
+			found, err := t.release(on, Release{Key: key})
+			if found || err == nil && doubt {
+				ended = ending
+			}
+			if err != nil || found || again {
+				doubt = doubt || err != nil && t.failureOf(err) == unknown
 				return err
 			}
-			ending = false // it changed hands in between
+			ending = nil // it changed hands in between
 		}
 	})
-	return err
+	return ended, err
 }
 
 // Prepare makes a transaction of Begin ready for the caller's work. The transaction then ends with Finish.

@@ -85,6 +85,7 @@ func Exercise(t testing.TB, db *dbmutex.DB) {
 		require.NoError(t, err)
 		require.Equal(t, "job", holder.LockID)
 		require.InDelta(t, time.Now().Unix(), holder.CreationTime.Unix(), 60)
+		listed(t, db, holder)
 		begin := db.Gorm.Session(&gorm.Session{NewDB: true}).Begin()
 		require.NoError(t, begin.Error)
 		require.NoError(t, lease.Guard(begin))
@@ -100,6 +101,25 @@ func Exercise(t testing.TB, db *dbmutex.DB) {
 	require.ErrorIs(t, short.Release(), dbmutex.ErrTimeout)
 	require.NoError(t, db.Mutex("job").ForceRelease())
 	require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout)
+}
+
+// listed looks at a lease that is held, and at the table that it is in.
+func listed(t testing.TB, db *dbmutex.DB, holder *dbmutex.DBMutex) {
+	t.Helper()
+	info, err := db.Mutex(holder.LockID).Inspect()
+	require.NoError(t, err)
+	leases, err := db.Leases(dbmutex.LeaseQuery{Prefix: holder.LockID, Limit: 1, Holder: holder.Holder})
+	require.NoError(t, err)
+	stats, err := db.LeaseStats()
+	require.NoError(t, err)
+	for _, seen := range append(leases, *info, *stats.Oldest) {
+		require.Equal(t, holder.LeaseID, seen.LeaseID)
+		require.True(t, holder.CreationTime.Equal(seen.CreationTime), "%v, not %v", seen.CreationTime, holder.CreationTime)
+		require.True(t, holder.ExpiresAt.Equal(*seen.ExpiresAt), "%v, not %v", seen.ExpiresAt, holder.ExpiresAt)
+		require.InDelta(t, time.Now().Unix(), seen.Now.Unix(), 60)
+		require.False(t, seen.Expired())
+		require.InDelta(t, seen.ExpiresAt.Sub(seen.Now), seen.Left, float64(time.Millisecond))
+	}
 }
 
 // WithSetting is a PostgreSQL DSN whose sessions have a setting of the server's.

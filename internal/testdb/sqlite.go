@@ -24,7 +24,7 @@ var sqliteKind = &Kind{
 	verbs: map[string]*regexp.Regexp{
 		"acquire": regexp.MustCompile(`^INSERT OR REPLACE`),
 		"renew":   regexp.MustCompile(`^UPDATE \S+ SET expires_at = `),
-		"release": regexp.MustCompile(`^DELETE FROM|^UPDATE \S+ SET lease_id = \?`),
+		"release": regexp.MustCompile(`^DELETE FROM|^UPDATE \S+ SET lease_id = '`),
 		"guard":   regexp.MustCompile(`^UPDATE \S+ SET lease_id = lease_id`),
 	},
 	hang:    `DELETE FROM db_mutexes WHERE false`, // it takes the write lock

@@ -280,6 +280,15 @@ func Expire(t testing.TB, db *dbmutex.DB, id string) {
 	}
 }
 
+// ExpireAll makes the rows of a condition run out now.
+func ExpireAll(t testing.TB, db *dbmutex.DB, condition string, args ...any) {
+	t.Helper()
+	statement := `UPDATE db_mutexes SET expires_at = ` + At(db.Name(), "").past + ` WHERE ` + condition
+	if err := db.Exec(statement, args...).Error; err != nil {
+		t.Fatalf("testdb: expire: %v", err)
+	}
+}
+
 // Hang makes statements that write to the lock's table wait, as if the database hung, until letGo.
 func (d *Database) Hang(t testing.TB) (letGo func()) {
 	t.Helper()

@@ -12,6 +12,7 @@
 //   - On MariaDB sessions and statements are killed, and the server is stopped for a while. The rows of free mutexes grow
 //     old, so that they are removed. The workers' DSNs differ, and some workers' driver is wrapped.
 //   - On SQLite, under one of two drivers, others lock the file.
+//   - In every second round, or so, the parent prunes all the time: it removes what has run out.
 //   - In a few rounds the database is away for longer than a release is tried in the foreground: the server is stopped, the
 //     network of a worker refuses, or the file is locked, for 6 to 9 seconds.
 //

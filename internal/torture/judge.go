@@ -37,6 +37,7 @@ type record struct {
 	numbers []*lease         // lease number n is at n
 	forced  []interval       // when a ForceRelease may have had its effect
 	anyTime int64            // from when on one may at any time, as its answer was lost; never: no answer was
+	pruned  bool             // rows that have run out may be removed at any time
 	doubts  map[string]int64 // leases that may take effect at any time, from when on; see doubt
 	first   []passer         // the two doubts that begin first
 	passers []passer         // acquires that may have had the mutex and have passed it on, to wait again
@@ -316,7 +317,7 @@ func (r *record) vanished(s state, o *operation) (bool, any) {
 	from := int64(0)
 	if s.phase != freed {
 		from = min(r.numbers[s.lease].releasable, r.anyTime)
-		if s.phase == resting { // a release at the end of that time leaves no row
+		if s.phase == resting || r.pruned { // a release at the end of that time leaves no row
 			from = min(from, s.until)
 		}
 		for _, others := range [][]passer{r.first, r.passers} { // one may have taken over and gone again

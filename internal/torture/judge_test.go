@@ -47,6 +47,7 @@ func TestJudgeOrder(t *testing.T) {
 		verdict porcupine.CheckResult
 		history []*operation
 		crashes []interval
+		pruned  bool
 	}{
 		"one after the other": {verdict: porcupine.Ok, history: []*operation{
 			gets(0, 2, "a", 1), at(10, 12, release, "a", ok), gets(13, 15, "b", 2), at(20, 22, release, "b", ok)}},
@@ -173,6 +174,12 @@ func TestJudgeOrder(t *testing.T) {
 			gets(0, 2, "a", 1), gets(101, 103, "b", 2), at(110, 111, guard, "a", ok)}},
 		"a take-over during a guard": {verdict: porcupine.Illegal, history: []*operation{
 			gets(0, 2, "a", 1), at(90, 91, guard, "a", ok), gets(105, 106, "b", 2), at(120, 121, pinned, "a", ok)}},
+		"a loss that a pruner caused": {verdict: porcupine.Ok, pruned: true, history: []*operation{
+			gets(0, 2, "a", 1), at(200, 201, release, "a", lost), gets(210, 212, "b", 2)}},
+		"a row that a pruner removed before its time": {verdict: porcupine.Illegal, pruned: true, history: []*operation{
+			gets(0, 2, "a", 1), at(20, 21, look, "", free)}},
+		"a lease that was pruned, and renewed after it": {verdict: porcupine.Illegal, pruned: true, history: []*operation{
+			gets(0, 2, "a", 1), at(120, 121, look, "", free), at(130, 131, renew, "a", ok, until(230))}},
 		"a loss that nobody caused": {verdict: porcupine.Illegal, history: []*operation{
 			gets(0, 2, "a", 1), at(200, 201, release, "a", lost)}},
 		"a loss before the deadline": {verdict: porcupine.Illegal, history: []*operation{
@@ -203,7 +210,9 @@ func TestJudgeOrder(t *testing.T) {
 			gets(0, 2, "a", 1), at(10, 11, holder, "", free)}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			verdict, why := newRecord(c.history, c.crashes, undoWindow).judgeOrder(time.Minute)
+			record := newRecord(c.history, c.crashes, undoWindow)
+			record.pruned = c.pruned
+			verdict, why := record.judgeOrder(time.Minute)
 			if assert.Equal(t, c.verdict, verdict) && why != nil {
 				assert.Contains(t, why.excerpt(), "?", "the excerpt shows what is not explained")
 			}

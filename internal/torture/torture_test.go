@@ -3,6 +3,7 @@
 package torture
 
 import (
+	"context"
 	"flag"
 	"fmt"
 	"maps"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"testing"
 	"time"
 
@@ -84,6 +86,7 @@ type round struct {
 	gap     time.Duration // between faults, on average
 	setting string        // of the database
 	async   bool          // commits do not wait for the disk
+	pruned  bool          // all the time
 	undone  int64         // for how long before a crash a release may have been undone
 
 	workers []*worker
@@ -99,6 +102,7 @@ func newRound(number int, total *tally) *round {
 	for i := range 1 + r.rand.IntN(5) {
 		r.mutexes = append(r.mutexes, fmt.Sprintf("round %d, mutex %d", number, i))
 	}
+	r.pruned = r.maybe(0.5)
 	r.gap = 100*time.Millisecond + r.upTo(300*time.Millisecond)
 	r.job = job{
 		Mutexes: r.mutexes, Clients: clients,
@@ -133,6 +137,7 @@ func (r *round) run(t *testing.T, a arena) {
 	for slot := range workers {
 		r.workers = append(r.workers, r.start(t, slot))
 	}
+	stopPruning := r.prune()
 	for end := time.Now().Add(r.length); time.Now().Before(end); {
 		time.Sleep(min(r.upTo(2*r.gap), time.Until(end)))
 		struck := time.Now()
@@ -143,6 +148,7 @@ func (r *round) run(t *testing.T, a arena) {
 	for _, w := range r.workers {
 		r.finish(t, w)
 	}
+	stopPruning()
 	a.quiesce(t)
 	r.parent.stop()
 	r.parent.conclude(t)
@@ -155,6 +161,25 @@ func (r *round) run(t *testing.T, a arena) {
 	a.end(t, r)
 }
 
+// prune removes what has run out, again and again, if the round is for that.
+func (r *round) prune() (stop func()) {
+	if !r.pruned {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	var pruner sync.WaitGroup
+	pruner.Go(func() {
+		for ctx.Err() == nil {
+			removed, err := r.db.WithContext(ctx).Prune() // the database may be down
+			if err == nil {
+				r.total.add("rows pruned", int(removed))
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	})
+	return func() { cancel(); pruner.Wait() }
+}
+
 func (r *round) judge(t *testing.T) {
 	byMutex := map[string][]*operation{}
 	for _, o := range r.history {
@@ -163,6 +188,7 @@ func (r *round) judge(t *testing.T) {
 	for _, id := range r.mutexes {
 		history := byMutex[id]
 		record := newRecord(history, r.crashes, r.undone)
+		record.pruned = r.pruned
 		result, why := record.judgeOrder(judgeLimit)
 		r.total.add("histories "+string(result), 1)
 		switch {
