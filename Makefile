@@ -20,7 +20,7 @@ BENCHFLAGS =
 # What is to be tagged, for every module.
 VERSION = v0.1.0
 
-.PHONY: help setup test test-matrix torture fuzz bench release-check lint fmt
+.PHONY: help setup test test-observers test-matrix torture fuzz bench release-check lint fmt
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -35,6 +35,12 @@ test: setup ## set up and run the tests of every module
 		(cd $$module && $(REQUIRED) go test $(TESTFLAGS) ./...) || failed="$$failed $$module"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "tests failed in:$$failed" >&2; exit 1; fi
+
+test-observers: setup ## run the root module's tests under observers that panic, block, or return a bad context
+	@for observer in panics blocks nil cancelled; do \
+		echo "go test with an observer: $$observer"; \
+		$(REQUIRED) DBMUTEX_TEST_OBSERVER=$$observer go test -count=1 $(TESTFLAGS) . || exit 1; \
+	done
 
 test-matrix: ## run the root module's tests on all versions that README names; needs npm
 	@internal/testdb/matrix.sh

@@ -4,8 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"gorm.io/driver/sqlite"
@@ -352,4 +354,54 @@ func ExampleMutex_ForceReleaseLease() {
 	// Output:
 	// released: true <nil>
 	// released: false <nil>
+}
+
+// LogTo logs what happens to mutexes, here from level Info on.
+func ExampleLogTo() {
+	db, done := openExample()
+	defer done()
+
+	logger := slog.New(slog.NewTextHandler(os.Stdout, &slog.HandlerOptions{
+		ReplaceAttr: func(_ []string, a slog.Attr) slog.Attr { // what differs from run to run
+			switch a.Key {
+			case slog.TimeKey, "waited", "held", "error":
+				return slog.Attr{}
+			}
+			return a
+		},
+	}))
+	report := db.Mutex("report", dbmutex.WithObserver(dbmutex.LogTo(logger)), dbmutex.WithHolder("machine-7"))
+	err := report.Do(func(context.Context) error {
+		_, err := report.Acquire() // as another process would
+		return errors.Join(err, report.ForceRelease())
+	})
+	fmt.Println(errors.Is(err, dbmutex.ErrTimeout))
+	// Output:
+	// level=INFO msg="the mutex is held" mutex=report holder=machine-7 outcome=held tries=1
+	// level=WARN msg="the release of the mutex was forced" mutex=report holder=machine-7 token=1
+	// level=ERROR msg="the mutex was released, but its lease had been lost" mutex=report holder=machine-7 token=1 outcome=lost
+	// true
+}
+
+// An Observer of one's own counts runs that found the mutex held.
+func ExampleObserver() {
+	db, done := openExample()
+	defer done()
+
+	counter := &heldCounter{}
+	report := db.Mutex("nightly-report", dbmutex.WithObserver(counter), dbmutex.WithSkipHeld())
+	err := report.Do(func(context.Context) error {
+		return report.Do(func(context.Context) error { return nil }) // as another process would
+	})
+	fmt.Println(counter.skipped.Load(), err)
+	// Output: 1 <nil>
+}
+
+type heldCounter struct{ skipped atomic.Int64 }
+
+func (c *heldCounter) Observe(ctx context.Context, e dbmutex.Event) context.Context {
+	if e.Kind == dbmutex.AcquireEnded && e.Outcome == dbmutex.OutcomeSkipped {
+		c.skipped.Add(1)
+	}
+	return ctx
 }

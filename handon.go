@@ -12,7 +12,12 @@ func (l *Lease) handOn(next *waiter, limit time.Time) (*Lease, locktable.Outcome
 	if o.Row != locktable.RowFound {
 		return nil, o
 	}
-	return newLease(next.mutex, next.request.Key, a), o
+	l.mu.Lock()
+	l.handedOn = true
+	l.mu.Unlock()
+	received := newLease(next.mutex, next.request.Key, a)
+	received.received = true
+	return received, o
 }
 
 // pass gives a lease that nobody has used to a waiter of another process.

@@ -18,13 +18,15 @@ type Lease struct {
 
 	work     leaseContext    // the handle's context, with the lease for LeaseFrom
 	parent   context.Context // the handle's without its end, for statements that must run nevertheless
-	ctx      context.Context
+	ctx      context.Context // guarded by mu
 	cancel   context.CancelCauseFunc
 	acquired time.Time   // when the answer came
 	timer    *time.Timer // ends ctx at the deadline; nil = never
 
-	inTransaction bool   // it is Mutex.Transaction's
-	stopRenewing  func() // nil = there are no renewals
+	inTransaction bool     // it is Mutex.Transaction's
+	received      bool     // this process's last holder handed it on
+	stopRenewing  func()   // nil = there are no renewals
+	telling       *telling // nil = nobody is told
 
 	verb sync.Mutex // held by the one Renew or Release that runs
 	// Guarded by verb:
@@ -38,6 +40,7 @@ type Lease struct {
 	failure     error   // of the last renewal, if it failed
 	outcome     error   // of the release, once the state is not held
 	ending      bool    // it was to be released, whether that was done or not
+	handedOn    bool    // its release gave its row to a waiter of this process
 }
 
 // state is how far a lease has come. A lease past its deadline is held until a statement finds otherwise.
@@ -77,8 +80,12 @@ func LeaseFrom(ctx context.Context) (*Lease, bool) {
 
 // newLease begins the lease that an answer gives.
 func newLease(m *Mutex, k locktable.Key, a locktable.Answer) *Lease {
+	var told *telling
+	if m.acquiring != nil {
+		m, told = m.acquiring.mutex, &telling{}
+	}
 	k.RowID = a.RowID
-	l := &Lease{mutex: m, key: k, token: a.Token, parent: m.ctx, acquired: time.Now()}
+	l := &Lease{mutex: m, key: k, token: a.Token, parent: m.ctx, acquired: time.Now(), telling: told}
 	if m.ctx.Done() != nil {
 		l.parent = context.WithoutCancel(m.ctx)
 	}
@@ -86,7 +93,11 @@ func newLease(m *Mutex, k locktable.Key, a locktable.Answer) *Lease {
 	l.ctx, l.cancel = context.WithCancelCause(&l.work)
 	if ttl := m.settings.TTL; ttl != nil {
 		l.deadline = a.Start.Add(*ttl)
-		runOut := func() { l.cancel(l.unasked(0, nil)) }
+		runOut := func() {
+			timeout := l.unasked(0, nil)
+			l.cancel(timeout)
+			l.tellSoon(LeaseRanOut, timeout)
+		}
 		if l.expired() { // the answer came late
 			runOut()
 		}
@@ -110,7 +121,11 @@ func (l *Lease) Token() int64 { return l.token }
 //   - the release: context.Cause is context.Canceled.
 //
 // Its Err is context.Canceled in the last three cases. It has no Deadline: see ExpiresAt.
-func (l *Lease) Context() context.Context { return l.ctx }
+func (l *Lease) Context() context.Context {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.ctx
+}
 
 // ExpiresAt is when the lease ends unless it is renewed, by this process's clock and not later than by the database's;
 // ok is false for one that never expires.
@@ -254,9 +269,16 @@ func (l *Lease) renew(ctx context.Context, part time.Duration) error {
 		return l.unasked(l.late(time.Now()), nil)
 	case o.Row == locktable.RowFound:
 		l.doubt = false
-		return l.extend(start, transaction)
+		err := l.extend(start, transaction)
+		if err == nil {
+			l.tellSoon(LeaseRenewed, nil)
+		}
+		return err
 	case o.Row == locktable.RowMissing:
 		l.endMissing(0, o.Err)
+		if l.current() == lost {
+			l.tellSoon(LeaseLost, l.result())
+		}
 		return l.over()
 	case o.Row == locktable.RowEnded:
 		return l.runOut(errEnded)
@@ -271,8 +293,9 @@ func (l *Lease) renew(ctx context.Context, part time.Duration) error {
 // remember keeps the failure of a renewal, for the error of a lease that ends because of it.
 func (l *Lease) remember(failure error) {
 	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.failure = failure
+	l.mu.Unlock()
+	l.tellSoon(RenewalFailed, failure)
 }
 
 // runOut ends the lease's context now, before its deadline. Its row is left to the release, which tells whether somebody
@@ -286,6 +309,7 @@ func (l *Lease) runOut(why error) error {
 		l.timer.Stop()
 	}
 	l.cancel(timeout)
+	l.tellSoon(LeaseRanOut, timeout)
 	return timeout
 }
 
@@ -320,6 +344,13 @@ func (l *Lease) releasedBy() *string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.transaction
+}
+
+// keepRenewing starts the renewals, unless they are not wanted or run already.
+func (l *Lease) keepRenewing() {
+	if s := &l.mutex.settings; s.Renew && s.TTL != nil && l.stopRenewing == nil {
+		l.startRenewing()
+	}
 }
 
 // startRenewing renews the lease every TTL/3 until it is released or lost. It tries a failed renewal again after TTL/30. A
@@ -388,7 +419,7 @@ func (l *Lease) run(fn func(ctx context.Context) error) error {
 			l.releaseAndLog()
 		}
 	}()
-	err := fn(l.ctx)
+	err := fn(l.Context())
 	ended := time.Now()
 	returned = true
 	return l.finish(ended, err)

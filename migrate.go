@@ -25,7 +25,7 @@ const migrationTTL = 5 * time.Minute
 // database's error. A failure leaves what was migrated before it.
 func (db *DB) Migrate(models ...any) error {
 	m := db.Mutex(migrationID, func(s *Settings) {
-		*s = Settings{Holder: s.Holder}
+		*s = Settings{Holder: s.Holder, Observer: s.Observer}
 		WithTTL(migrationTTL)(s)
 		s.Wait, s.Renew = Forever, true
 	})

@@ -26,6 +26,8 @@ type Mutex struct {
 	caller *gorm.Statement // of the handle, for what Transaction carries over
 	table  locktable.Table
 	key    queueKey
+
+	acquiring *acquiring // nil but while an acquire is observed
 }
 
 // Mutex names a mutex, with the plugin's settings as opts change them. It runs no SQL. If the call is wrong, every verb says
@@ -209,9 +211,9 @@ func (m *Mutex) checkLeasing(verb string) error {
 }
 
 func (m *Mutex) acquire() (*Lease, error) {
-	lease, err := m.wait()
-	if err == nil && m.settings.Renew && m.settings.TTL != nil {
-		lease.startRenewing()
+	lease, err := m.obtain()
+	if err == nil {
+		lease.keepRenewing()
 	}
 	return lease, err
 }
@@ -238,6 +240,7 @@ func (m *Mutex) try(r locktable.Request) (*Lease, locktable.Answer, error) {
 		return nil, locktable.Answer{}, m.failed(m.ctx, "acquire", err)
 	}
 	a, err := m.table.Acquire(m.ctx, r)
+	m.acquiring.tried(a)
 	switch {
 	case err != nil:
 		return nil, a, m.failed(m.ctx, "acquire", err)
@@ -341,5 +344,6 @@ func (m *Mutex) forceRelease(leaseID string) (ended *locktable.Row, err error) {
 			printable(m.settings.Holder), m.id, printable(ended.Holder), ended.CreationTime.Format(toMilliseconds))
 	}
 	queues.wake(m.key)
+	m.tellForced(ended)
 	return ended, nil
 }

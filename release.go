@@ -32,7 +32,15 @@ func (l *Lease) Release() error {
 }
 
 // release is Release after work that ended at a moment.
-func (l *Lease) release(ended time.Time) error {
+func (l *Lease) release(ended time.Time) (err error) {
+	if l.telling != nil {
+		defer func() { l.tellEnded(ended, l.howEnded(), err) }()
+	}
+	return l.releaseRow(ended)
+}
+
+// releaseRow is release without a word to the observer.
+func (l *Lease) releaseRow(ended time.Time) error {
 	if l.stopRenewing != nil {
 		l.stopRenewing()
 	}

@@ -50,6 +50,9 @@ type Settings struct {
 
 	// Holder is who holds the lease, for people who look at the table or at a HeldError. "" means host/pid.
 	Holder string
+
+	// Observer is told what happens to mutexes, for logs, metrics and traces. Defaults to nil: nobody is told.
+	Observer Observer
 }
 
 // DefaultSettings has a TTL of DefaultTTL, does not wait and does not renew.
@@ -109,6 +112,9 @@ func WithSkipHeld() Option { return func(s *Settings) { s.SkipHeld = true } }
 
 // WithHolder names the holder, for people; "" means host/pid.
 func WithHolder(holder string) Option { return func(s *Settings) { s.Holder = holder } }
+
+// WithObserver tells o, rather than Settings.Observer, what happens to the mutex. nil: nobody is told.
+func WithObserver(o Observer) Option { return func(s *Settings) { s.Observer = o } }
 
 // clone shares nothing with s.
 func (s Settings) clone() Settings {

@@ -49,12 +49,16 @@ func (m *Mutex) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) 
 			return fmt.Errorf("%w: Transaction writes to the lock's table, so it cannot be read-only", ErrInvalidSettings)
 		}
 	}
-	lease, err := m.wait()
+	lease, err := m.obtain()
 	if err != nil {
 		return err
 	}
+	if lease.stopRenewing != nil {
+		lease.stopRenewing() // whether they go on depends on the transaction
+		lease.stopRenewing = nil
+	}
 	lease.inTransaction = true
-	ctx := context.Context(&lease.work)
+	ctx := lease.valued()
 	tx, giveBack, err := m.table.Begin(ctx, opts, m.settings.Wait)
 	if err != nil {
 		return lease.finish(time.Now(), m.failed(ctx, "begin the transaction of", err))
@@ -129,26 +133,29 @@ func (l *Lease) commit(tx *gorm.DB, ended time.Time, giveBack func(error)) error
 	err = tx.Statement.ConnPool.(gorm.TxCommitter).Commit()
 	giveBack(err)
 	if err == nil {
-		return l.committed()
+		return l.committed(ended)
 	}
 	if !m.table.InDoubt(err) {
 		return l.finish(ended, m.failed(ctx, verb, err))
 	}
 	switch fate, asked := m.table.Fate(l.parent, l.key, transaction); fate {
 	case locktable.Committed:
-		return l.committed()
+		return l.committed(ended)
 	case locktable.Aborted:
 		return l.finish(ended, m.failed(ctx, verb, err))
 	default:
-		_ = l.Release() // harmless if it committed
-		return errors.Join(fmt.Errorf("dbmutex: %s %q: whether it committed is unknown: %w", verb, m.id, err), asked)
+		_ = l.releaseRow(time.Now()) // harmless if it committed
+		err = errors.Join(fmt.Errorf("dbmutex: %s %q: whether it committed is unknown: %w", verb, m.id, err), asked)
+		l.tellEnded(ended, OutcomeUnknown, err)
+		return err
 	}
 }
 
-// committed ends a lease that its transaction has released.
-func (l *Lease) committed() error {
+// committed ends a lease that its transaction has released, after work that ended at a moment.
+func (l *Lease) committed(ended time.Time) error {
 	l.end(released, nil)
 	l.tellGone()
 	queues.released(l.mutex.key)
+	l.tellEnded(ended, OutcomeReleased, nil)
 	return nil
 }

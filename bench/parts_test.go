@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"runtime"
 	"sync/atomic"
@@ -13,8 +14,10 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/bench/contender"
 	"github.com/gorm-dbmutex/dbmutex/bench/scenario"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
 // BenchmarkCycle acquires and releases a free lock.
@@ -78,6 +81,31 @@ func BenchmarkSQLite(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkObserver is the cycle of dbmutex without an observer, with one that does nothing, and with one that logs nothing.
+func BenchmarkObserver(b *testing.B) {
+	for _, d := range testdb.All(b) {
+		db := d.Mutexes(b, dbmutex.DefaultSettings())
+		for _, c := range []struct {
+			name     string
+			observer dbmutex.Observer
+		}{{"none", nil}, {"idle", idle{}}, {"LogTo", dbmutex.LogTo(slog.New(slog.DiscardHandler))}} {
+			b.Run(d.Name+"/"+c.name, func(b *testing.B) {
+				b.ReportAllocs()
+				for b.Loop() {
+					err := db.Mutex("one", dbmutex.WithObserver(c.observer)).Do(func(context.Context) error { return nil })
+					if err != nil {
+						b.Fatal(err)
+					}
+				}
+			})
+		}
+	}
+}
+
+type idle struct{}
+
+func (idle) Observe(ctx context.Context, _ dbmutex.Event) context.Context { return ctx }
 
 // each runs a benchmark on every contender, in a place of its own.
 func each(b *testing.B, fn func(b *testing.B, instance contender.Instance)) {

@@ -51,7 +51,7 @@ const (
 	sqliteAcquire = `INSERT OR REPLACE INTO bare (lock_id, creation_time, expires_at, holder, lease_id)
 SELECT ?, ` + sqliteNow + `, strftime(` + sqliteForm + `, 'now', ?), ?, ?
 WHERE NOT EXISTS (SELECT 1 FROM bare
-	WHERE lock_id = ? AND lease_id <> ? AND (expires_at IS NULL OR expires_at >= ` + sqliteNow + `))
+	WHERE lock_id = ? AND lease_id <> ? AND (lease_id <> ? OR expires_at IS NULL OR expires_at >= ` + sqliteNow + `))
 RETURNING id`
 	sqliteRelease = `DELETE FROM bare WHERE lock_id = ? AND lease_id = ?`
 )
@@ -86,30 +86,30 @@ func (b *bareSQLite) query(ctx context.Context, stmt *sql.Stmt, query string, ar
 	return b.db.QueryRowContext(ctx, query, args...)
 }
 
-// answers says whether the row that is there, if any, has ended.
-func (b *bareSQLite) answers(ctx context.Context, id string) (found, ended bool, err error) {
-	var holder, leaseID string
+// answers says whose the row is that is there, if any, and whether it has ended.
+func (b *bareSQLite) answers(ctx context.Context, id string) (leaseID string, ended bool, err error) {
+	var holder string
 	var since, expires time.Time
 	var left int64
 	err = b.query(ctx, b.look, sqliteLook, id).Scan(&holder, &since, &expires, &leaseID, &ended, &left)
 	if errors.Is(err, sql.ErrNoRows) {
-		return false, false, nil
+		return "", false, nil
 	}
-	return true, ended, err
+	return leaseID, ended, err
 }
 
 func (b *bareSQLite) Cycle(ctx context.Context, id string) error {
-	found, ended, err := b.answers(ctx, id)
+	seen, ended, err := b.answers(ctx, id)
 	if err != nil {
 		return err
 	}
-	if found && !ended {
+	if seen != "" && !ended {
 		return errRefused
 	}
 	leaseID := rand.Text()
 	var token int64
 	lasts := fmt.Sprintf("+%.3f seconds", TTL.Seconds())
-	err = b.query(ctx, b.acquire, sqliteAcquire, id, lasts, Holder, leaseID, id, leaseID).Scan(&token)
+	err = b.query(ctx, b.acquire, sqliteAcquire, id, lasts, Holder, leaseID, id, leaseID, seen).Scan(&token)
 	if err != nil {
 		return err
 	}
@@ -129,8 +129,8 @@ func (b *bareSQLite) Cycle(ctx context.Context, id string) error {
 }
 
 func (b *bareSQLite) Try(ctx context.Context, id string) error {
-	found, ended, err := b.answers(ctx, id)
-	if err == nil && (!found || ended) {
+	seen, ended, err := b.answers(ctx, id)
+	if err == nil && (seen == "" || ended) {
 		err = errNotRefused
 	}
 	return err

@@ -3,6 +3,8 @@ package locktable
 import (
 	"database/sql"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
 
 	"gorm.io/gorm"
@@ -17,8 +19,8 @@ type dialect interface {
 	// change.
 	inspect(on executor) error
 
-	// acquire takes the mutex if it is free, if its lease has run out, or if the row is the request's own already. Else it
-	// says whose the mutex is. It waits for nobody's transaction.
+	// acquire takes the mutex if it is free, if its lease has run out, or if the row is the request's own already. It says
+	// whose the mutex is, or whose lease it took over. It waits for nobody's transaction.
 	acquire(on executor, r Request) (Answer, error)
 
 	// renew, release and guard say whether the row was there.
@@ -41,6 +43,9 @@ type dialect interface {
 	// prune removes the next rows that Table.Prune is for, and says where to go on. It passes rows that others have locked, if
 	// the database can.
 	prune(on executor, after place) (next place, removed int64, err error)
+
+	// token is the fencing token of a row's lease, or 0 if the row does not have it.
+	token(row *Row) int64
 
 	// clean rolls back a transaction that somebody left open on the executor's connection, and says whether there was one.
 	// A pool that is no *sql.DB has no connection to look at: there it looks at the one that the pool gives next, if it can.
@@ -176,6 +181,16 @@ type Request struct {
 	Kept   bool           // the mutex is kept for it already, as far as is known
 }
 
+// past is the lease that has run out, if the row that a request takes over is one's: it may also be the request's own
+// already, free, or what MinHold has left.
+func (r Request) past(row *Row) *Row {
+	none := []string{"", r.LeaseID, r.Ticket}
+	if row == nil || strings.HasPrefix(row.LeaseID, leftMark) || slices.Contains(none, row.LeaseID) {
+		return nil
+	}
+	return row
+}
+
 // Answer is the outcome of an acquire: a token, or the lease in the way.
 type Answer struct {
 	Token int64         // 0: not acquired
@@ -186,6 +201,7 @@ type Answer struct {
 	Doubt bool          // the request may have an effect later: see Table.DiscardLater
 	Busy  bool          // others kept the request from having an effect, and may let it have one later
 	Ended bool          // of Held: it holds the mutex no more, but the mutex could not be taken over
+	Past  *Row          // with Token: the lease that had run out, and whose row is the new lease's; nil if there was none
 }
 
 // Release says how a lease ends.

@@ -71,8 +71,9 @@ func newMySQL(name, table string) *mysql {
 	holder = ` + holder + `, lease_id = ?`
 	passing, failing := map[mysqlChange]string{}, map[mysqlChange]string{}
 	for change, of := range map[mysqlChange]struct{ set, condition string }{
-		// A row that has this lease's own id is there if the answer to an earlier try was lost.
-		takes:      {lease, `lock_id = ? AND (lease_id IN ('', ?) OR expires_at <= ` + now + `)`},
+		// A row that has this lease's own id is there if the answer to an earlier try was lost. It must be the row that lookSQL
+		// has seen.
+		takes:      {lease, `lock_id = ? AND lease_id = ? AND (lease_id IN ('', ?) OR expires_at <= ` + now + `)`},
 		retakes:    {lease, `lock_id = ? AND lease_id = ''`},
 		renews:     {`expires_at = ` + expiry, owned + ` AND ` + live},
 		releases:   {freed, owned},
@@ -176,14 +177,14 @@ func (m *mysql) tryOnce(on executor, r Request) (a Answer, err error) {
 			return a, nil
 		}
 	}
-	token, taken, err := m.update(on, takes, []any{ttl, holder, r.LeaseID, row.ID, []byte(r.LockID), r.LeaseID})
+	token, taken, err := m.update(on, takes, []any{ttl, holder, r.LeaseID, row.ID, []byte(r.LockID), row.LeaseID, r.LeaseID})
 	if err == nil && taken && token == 0 { // a trigger on the table hides it
 		_, err = on.queryOne(`SELECT token FROM `+m.table+` WHERE id = ?`, []any{row.ID}, &token)
 	}
 	if err != nil || !taken {
 		return a, err
 	}
-	return Answer{Token: token, RowID: row.ID}, nil
+	return Answer{Token: token, RowID: row.ID, Past: r.past(row)}, nil
 }
 
 // look reads the row that is there, if any, and how much time its lease has left.
@@ -449,6 +450,8 @@ func (m *mysql) row(on executor, lockID string) (row *Row, live bool, err error)
 	})
 	return row, live, err
 }
+
+func (m *mysql) token(row *Row) int64 { return row.Token }
 
 // mysqlNumber is the number of a server's error, or 0. The type is that of the driver, which is not imported.
 func mysqlNumber(err error) uint64 {

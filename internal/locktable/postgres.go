@@ -59,11 +59,11 @@ func newPostgres(table string) *postgres {
 		// lock keeps it out, but lets renewals through. A row with this lease's own id is there if the answer to an earlier
 		// try was lost.
 		takeOverSQL: `WITH stale AS MATERIALIZED (
-	SELECT id FROM ` + table + `
+	SELECT id, CASE WHEN lease_id IN ($2, $5) THEN '' ELSE ` + leaseJSON + ` END AS lease FROM ` + table + `
 	WHERE lock_id = $1 AND (expires_at <= ` + now + ` OR lease_id IN ($2, $5)) FOR UPDATE SKIP LOCKED)
 UPDATE ` + table + ` AS m
 SET id = DEFAULT, creation_time = ` + now + `, expires_at = ` + expires("$3") + `, holder = $4, lease_id = $2
-FROM stale WHERE m.id = stale.id RETURNING m.id, ` + durable,
+FROM stale WHERE m.id = stale.id RETURNING m.id, stale.lease, ` + durable,
 
 		// $6 is the next lease, if the answer to an earlier try was lost: the row may be its own then. Its token is drawn in
 		// time: whoever else wins the row ends this lease first. It waits for guards, as a release does.
@@ -138,6 +138,11 @@ func expires(parameter string) string {
 	return now + ` + ` + parameter + `::bigint * interval '1 microsecond'`
 }
 
+// leaseJSON is a row's lease, for heldBy.
+var leaseJSON = `pg_catalog.json_build_object('holder', holder, 'lease', lease_id,
+		'since', ` + epoch("creation_time") + `, 'expires', ` + epoch("expires_at") + `,
+		'left', ` + epoch("expires_at - "+now) + `)::text`
+
 // acquireSQL takes the mutex if it is free.
 //
 // If the mutex is held the statement writes nothing, waits for nobody and needs no transaction id; an upsert would
@@ -145,9 +150,7 @@ func expires(parameter string) string {
 // draws for itself may be smaller than that of a lease that came before.
 func (p *postgres) acquireSQL(sequence string) string {
 	return `WITH other AS (
-	SELECT pg_catalog.json_build_object('holder', holder, 'lease', lease_id,
-		'since', ` + epoch("creation_time") + `, 'expires', ` + epoch("expires_at") + `,
-		'left', ` + epoch("expires_at - "+now) + `)::text AS lease
+	SELECT ` + leaseJSON + ` AS lease
 	FROM ` + p.table + ` WHERE lock_id = $1),
 made AS (
 	INSERT INTO ` + p.table + ` (lock_id, creation_time, expires_at, holder, lease_id)
@@ -167,13 +170,20 @@ func (p *postgres) acquire(on executor, r Request) (a Answer, err error) {
 		token int64
 		other string
 	}
-	takeOver := func() (found bool, err error) {
-		return on.queryOne(p.takeOverSQL, r.args(microseconds(r.TTL), r.Holder, cmp.Or(r.Ticket, r.LeaseID)),
-			&row.token, new(sql.NullString))
+	takeOver := func() (a Answer, err error) {
+		found, err := on.queryOne(p.takeOverSQL, r.args(microseconds(r.TTL), r.Holder, cmp.Or(r.Ticket, r.LeaseID)),
+			&row.token, &row.other, new(sql.NullString))
+		if err != nil || !found {
+			return Answer{}, err
+		}
+		if row.other != "" {
+			a, _ = heldBy(r.LockID, row.other)
+		}
+		return Answer{Token: row.token, Past: r.past(a.Held)}, nil
 	}
 	if r.Kept {
-		if found, err := takeOver(); err != nil || found {
-			return Answer{Token: row.token}, err
+		if a, err := takeOver(); err != nil || a.Token != 0 {
+			return a, err
 		}
 	}
 	for range maxLooks {
@@ -193,11 +203,8 @@ func (p *postgres) acquire(on executor, r Request) (a Answer, err error) {
 		if a.Held.LeaseID != r.LeaseID && a.Held.LeaseID != r.Ticket && !a.Ended {
 			return a, nil
 		}
-		if found, err = takeOver(); err != nil {
-			return Answer{}, err
-		}
-		if found {
-			return Answer{Token: row.token}, nil
+		if taken, err := takeOver(); err != nil || taken.Token != 0 {
+			return taken, err
 		}
 	}
 	return a, nil
@@ -359,6 +366,9 @@ func (p *postgres) row(on executor, lockID string) (_ *Row, live bool, err error
 	}
 	return row, live, nil
 }
+
+// token: only the id of a row that was taken over is its token.
+func (p *postgres) token(*Row) int64 { return 0 }
 
 func (p *postgres) rename(on executor, k Key, leaseID string) (bool, error) {
 	return on.exec(`UPDATE `+p.table+` SET lease_id = $3`+owned+` RETURNING `+durable, k.args(leaseID))

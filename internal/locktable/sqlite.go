@@ -37,11 +37,12 @@ func newSQLite(name, table string) *sqlite {
 		lookSQL: `SELECT holder, ` + times + `, lease_id, expires_at < ` + now + `,
 	CAST((julianday(expires_at) - julianday('now')) * 86400000 AS INTEGER) FROM ` + table + ` WHERE lock_id = ?`,
 		// OR REPLACE takes over a row that has expired, or that bears this lease's own id because the outcome of an
-		// earlier try was lost. It always draws a new AUTOINCREMENT id, which grows as the file has one writer.
+		// earlier try was lost. It always draws a new AUTOINCREMENT id, which grows as the file has one writer. If there is
+		// another row than the one that lookSQL has seen, it is looked at again.
 		acquireSQL: `INSERT OR REPLACE INTO ` + table + ` (lock_id, creation_time, expires_at, holder, lease_id)
 SELECT ?, ` + now + `, ` + expiry + `, ?, ?
 WHERE NOT EXISTS (SELECT 1 FROM ` + table + `
-	WHERE lock_id = ? AND lease_id <> ? AND (expires_at IS NULL OR expires_at >= ` + now + `))
+	WHERE lock_id = ? AND lease_id <> ? AND (lease_id <> ? OR expires_at IS NULL OR expires_at >= ` + now + `))
 RETURNING id`,
 		renewSQL: `UPDATE ` + table + ` SET expires_at = ` + expiry + owned + `
 AND (expires_at IS NULL OR expires_at >= ` + now + `)`,
@@ -64,18 +65,23 @@ func (s *sqlite) acquire(on executor, r Request) (a Answer, err error) {
 			if a.Held != nil && !a.Ended && a.Held.LeaseID != r.LeaseID {
 				return nil
 			}
+			seen := ""
+			if a.Held != nil {
+				seen = a.Held.LeaseID
+			}
 			// SQLite answers with the row before it commits: a COMMIT that is locked out undoes what it has told.
 			var token int64
 			err := c.patiently(Limit, func(on executor) error {
 				token = 0
 				_, err := on.queryOne(s.acquireSQL,
-					[]any{r.LockID, modifier(r.TTL), r.Holder, r.LeaseID, r.LockID, r.LeaseID}, &token)
+					[]any{r.LockID, modifier(r.TTL), r.Holder, r.LeaseID, r.LockID, r.LeaseID, seen}, &token)
 				return err
 			})
 			if err != nil {
 				return err
 			}
-			if a.Token = token; token != 0 {
+			if token != 0 {
+				a = Answer{Token: token, Past: r.past(a.Held)}
 				return nil
 			}
 		}
@@ -173,6 +179,8 @@ func (s *sqlite) row(on executor, lockID string) (row *Row, live bool, err error
 	})
 	return row, live, err
 }
+
+func (s *sqlite) token(row *Row) int64 { return row.ID }
 
 func (s *sqlite) writeRow(on executor, query string, args []any) (found bool, err error) {
 	err = s.connect(on, func(c *sqliteConn) error {

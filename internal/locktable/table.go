@@ -316,6 +316,9 @@ func (t Table) ForceRelease(ctx context.Context, limit time.Time, lockID, leaseI
 	return ended, err
 }
 
+// Token is the fencing token of a row's lease, or 0 if the row does not have it.
+func (t Table) Token(row *Row) int64 { return t.token(row) }
+
 // Prepare makes a transaction of Begin ready for the caller's work. The transaction then ends with Finish.
 func (t Table) Prepare(tx *gorm.DB, k Key, w Work) (o Outcome, renewable bool) {
 	found, renewable, err := t.begin(in(tx.Statement.Context, tx), k, w)

@@ -21,14 +21,15 @@ import (
 
 // mysqlKind is MySQL or MariaDB.
 var mysqlKind = &Kind{
-	Name:       "mysql",
-	Remote:     true,
-	dialector:  mysql.Open,
-	on:         func(pool gorm.ConnPool) gorm.Dialector { return mysql.New(mysql.Config{Conn: pool}) },
-	past:       `UTC_TIMESTAMP(6) - INTERVAL 1 SECOND`,
-	hang:       `LOCK TABLES db_mutexes WRITE`,
-	ReadOnly:   [2]string{"read_only", "1290"},
-	DDLCommits: true,
+	Name:        "mysql",
+	Remote:      true,
+	KeepsTokens: true,
+	dialector:   mysql.Open,
+	on:          func(pool gorm.ConnPool) gorm.Dialector { return mysql.New(mysql.Config{Conn: pool}) },
+	past:        `UTC_TIMESTAMP(6) - INTERVAL 1 SECOND`,
+	hang:        `LOCK TABLES db_mutexes WRITE`,
+	ReadOnly:    [2]string{"read_only", "1290"},
+	DDLCommits:  true,
 	verbs: map[string]*regexp.Regexp{
 		"acquire": regexp.MustCompile(`INTO \S+\s+\(lock_id, creation_time|UPDATE \S+ SET token = `),
 		"renew":   regexp.MustCompile(`UPDATE \S+ SET expires_at = `),

@@ -15,12 +15,13 @@ import (
 var SQLiteDialector = func(dsn string) gorm.Dialector { return sqlite.Open(dsn) }
 
 var sqliteKind = &Kind{
-	Name:      "sqlite",
-	OneWriter: true,
-	dialector: func(dsn string) gorm.Dialector { return SQLiteDialector(dsn) },
-	on:        func(pool gorm.ConnPool) gorm.Dialector { return &sqlite.Dialector{Conn: pool} },
-	past:      `strftime('%Y-%m-%d %H:%M:%f', 'now', '-1 second')`,
-	Migrating: `CREATE TABLE made (id integer)`,
+	Name:        "sqlite",
+	OneWriter:   true,
+	KeepsTokens: true,
+	dialector:   func(dsn string) gorm.Dialector { return SQLiteDialector(dsn) },
+	on:          func(pool gorm.ConnPool) gorm.Dialector { return &sqlite.Dialector{Conn: pool} },
+	past:        `strftime('%Y-%m-%d %H:%M:%f', 'now', '-1 second')`,
+	Migrating:   `CREATE TABLE made (id integer)`,
 	verbs: map[string]*regexp.Regexp{
 		"acquire": regexp.MustCompile(`^INSERT OR REPLACE`),
 		"renew":   regexp.MustCompile(`^UPDATE \S+ SET expires_at = `),

@@ -24,6 +24,8 @@
 //     found: mariadbd and mariadb-install-db, or else MySQL's mysqld. A script that
 //     stands for the server must exec it, and add its options after those it is given.
 //   - DBMUTEX_TEST_MYSQL: as DBMUTEX_TEST_POSTGRES, for MariaDB.
+//   - DBMUTEX_TEST_OBSERVER: gives all mutexes an observer that "panics", "blocks" for
+//     a while, or returns "nil" or a "cancelled" context. It may make no test fail.
 package testdb
 
 import (
@@ -70,6 +72,8 @@ type Kind struct {
 	// RenewedAt are the isolation levels of transactions during which a lease is renewed.
 	RenewedAt []sql.IsolationLevel
 
+	// KeepsTokens: a lease's row has its fencing token.
+	KeepsTokens bool
 	// Remembers: it can be asked how a transaction ended, whatever happened since.
 	Remembers bool
 	// DDLCommits: a statement such as CREATE TABLE commits the transaction that it runs in.
@@ -256,7 +260,7 @@ func (d *Database) Registered(t testing.TB, settings dbmutex.Settings, opts ...g
 // Register gives a handle the plugin.
 func Register(t testing.TB, db *gorm.DB, settings dbmutex.Settings) *dbmutex.DB {
 	t.Helper()
-	if err := db.Use(dbmutex.New(settings)); err != nil {
+	if err := db.Use(dbmutex.New(observed(settings))); err != nil {
 		t.Fatalf("testdb: register the plugin: %v", err)
 	}
 	return dbmutex.Wrap(db)
@@ -268,7 +272,7 @@ func (d *Database) Connect() (*dbmutex.DB, error) {
 	if err != nil {
 		return nil, err
 	}
-	return dbmutex.Wrap(db), db.Use(dbmutex.New(dbmutex.DefaultSettings()))
+	return dbmutex.Wrap(db), db.Use(dbmutex.New(observed(dbmutex.DefaultSettings())))
 }
 
 // Expire makes the row of a lease, or of a MinHold, run out now, as if its time had passed.

@@ -42,6 +42,10 @@
 // use, and the last lease no row; SQLite's file must be whole. A lease without a TTL that was released may be there again,
 // as a request was late, but not for longer than a minute.
 //
+// Every worker has an observer (dbmutex.Observer), which writes down what it is told. Of a worker that was not killed each
+// acquire must have been told with its outcome and its token, each lease once when it began and, if it was released, once
+// when it ended, and renewals unless they were dropped.
+//
 // # What is not
 //
 // The seed determines the choices of the program, but not how processes run, so no run can be repeated. Fairness and

@@ -27,6 +27,7 @@ type worker struct {
 	stdin   io.Closer
 	stderr  bytes.Buffer
 	history []*operation
+	told    []*told
 	ended   chan struct{} // closed when it has ended, and its history is whole
 	err     error
 }
@@ -61,7 +62,13 @@ func (r *round) start(t *testing.T, slot int) *worker {
 	go func() {
 		defer close(w.ended)
 		var torn []byte
-		w.history, err = readHistory(stdout, func(line []byte) { torn = bytes.Clone(line) })
+		w.history, err = readHistory(stdout, func(line []byte) {
+			if e := readTold(line); e != nil {
+				w.told = append(w.told, e)
+			} else {
+				torn = bytes.Clone(line)
+			}
+		})
 		w.err = w.command.Wait()
 		if err == nil && w.err == nil && torn != nil {
 			err = fmt.Errorf("unreadable: %s", torn)
@@ -102,5 +109,12 @@ func (r *round) finish(t *testing.T, w *worker) {
 		t.Errorf("a worker ended with %v:\n%s", w.err, &w.stderr)
 	}
 	r.history = append(r.history, w.history...)
+	for _, complaint := range judgeTold(w.history, w.told) {
+		t.Error(complaint)
+	}
+	for _, e := range w.told {
+		r.total.add("told: "+e.Event, 1)
+		r.total.add("told: events that were dropped", e.Dropped)
+	}
 	r.total.add("workers that ended, with no goroutine and no connection left", 1)
 }

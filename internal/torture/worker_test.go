@@ -74,7 +74,8 @@ func work(text string) error {
 	if !j.Listen {
 		wake.Listen = nil
 	}
-	db, err := j.open()
+	out := json.NewEncoder(&lines{})
+	db, err := j.open(out)
 	if err != nil {
 		return err
 	}
@@ -85,7 +86,6 @@ func work(text string) error {
 	verbs, end := context.WithCancel(context.Background())
 	defer end()
 	context.AfterFunc(stop, func() { time.AfterFunc(time.Second, end) })
-	out := json.NewEncoder(&lines{})
 	var clients []*client
 	var running sync.WaitGroup
 	for i := range j.Clients {
@@ -139,7 +139,7 @@ func awaitRemoval(db *dbmutex.DB, holders []string) error {
 // drivers are those of all databases, by their names.
 var drivers = map[string]func(dsn string) (gorm.Dialector, error){}
 
-func (j *job) open() (*dbmutex.DB, error) {
+func (j *job) open(out *json.Encoder) (*dbmutex.DB, error) {
 	dialector, err := drivers[j.Driver](j.DSN)
 	if err != nil {
 		return nil, err
@@ -155,7 +155,9 @@ func (j *job) open() (*dbmutex.DB, error) {
 		return nil, err
 	}
 	pool.SetMaxOpenConns(j.Pool)
-	return dbmutex.Wrap(gdb), gdb.Use(dbmutex.New(dbmutex.DefaultSettings()))
+	settings := dbmutex.DefaultSettings()
+	settings.Observer = reporter{out}
+	return dbmutex.Wrap(gdb), gdb.Use(dbmutex.New(settings))
 }
 
 // lines writes each line at once, so that a process that is killed has written what it began.
