@@ -19,16 +19,17 @@ import (
 	otelmutex "github.com/gorm-dbmutex/dbmutex/contrib/otel"
 )
 
-func openDB() *gorm.DB {
+// openDB opens a new SQLite file; done removes it.
+func openDB() (gdb *gorm.DB, done func()) {
 	folder, err := os.MkdirTemp("", "dbmutex")
 	if err != nil {
 		log.Fatal(err)
 	}
-	gdb, err := gorm.Open(sqlite.Open(filepath.Join(folder, "app.db")), &gorm.Config{})
+	gdb, err = gorm.Open(sqlite.Open(filepath.Join(folder, "app.db")), &gorm.Config{})
 	if err != nil {
 		log.Fatal(err)
 	}
-	return gdb
+	return gdb, func() { _ = os.RemoveAll(folder) }
 }
 
 // register is for the README.
@@ -54,7 +55,8 @@ func ExampleNew() {
 	}
 	settings := dbmutex.DefaultSettings()
 	settings.Observer = observer
-	gdb := openDB()
+	gdb, done := openDB()
+	defer done()
 	if err := gdb.Use(dbmutex.New(settings)); err != nil {
 		log.Fatal(err)
 	}
