@@ -2,6 +2,7 @@ package dbmutex_test
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -30,7 +31,18 @@ func TestEveryVerbWorksWithTheLeastPrivileges(t *testing.T) {
 		exercise(t, db)
 		require.NoError(t, db.Migrate(), "the table is there")
 
-		lease := acquire(t, db, "transaction")
+		lease := acquire(t, db, "guarded")
+		require.NoError(t, db.Gorm.Transaction(func(tx *gorm.DB) error { return lease.Guard(tx) }))
+		require.NoError(t, lease.Release())
+
+		require.NoError(t, db.Mutex("renewed", dbmutex.WithTTL(time.Minute), dbmutex.WithRenewal()).Do(
+			func(ctx context.Context) error {
+				lease, _ := dbmutex.LeaseFrom(ctx)
+				require.NoError(t, lease.Renew())
+				return nil
+			}))
+
+		lease = acquire(t, db, "transaction")
 		require.NoError(t, db.Gorm.Transaction(func(tx *gorm.DB) error { return lease.ReleaseIn(tx) }))
 		requireFree(t, db, "transaction")
 
@@ -90,4 +102,61 @@ func TestWithoutUsageOfTheSequenceTheErrorNamesIt(t *testing.T) {
 		require.NotErrorIs(t, err, dbmutex.ErrTimeout, verb)
 	}
 	require.Nil(t, row(t, db, "job"))
+}
+
+func TestEachRightIsNeeded(t *testing.T) {
+	t.Parallel()
+	testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) {
+		for right, verbs := range d.NeededFor {
+			t.Run(right, func(t *testing.T) {
+				d := d.Another(t)
+				owner := open(t, d)
+				db := as(t, d, d.LeastRights...)
+				leases := map[string]*dbmutex.Lease{}
+				for _, id := range []string{"renew", "guard", "release", "release in", "over", "other"} {
+					leases[id] = acquire(t, db, id)
+				}
+				testdb.Expire(t, owner, "over")
+				resting := acquire(t, db, "rest", dbmutex.WithMinHold(time.Minute))
+				var user string
+				require.NoError(t, db.Raw(`SELECT CURRENT_USER`).Scan(&user).Error)
+				user, _, _ = strings.Cut(user, "@")
+				require.NoError(t, owner.Exec(`REVOKE `+right+` FROM `+user).Error)
+
+				inTransaction := func(end func(tx *gorm.DB) error) error { return db.Gorm.Transaction(end) }
+				var failed []string
+				for _, verb := range []struct {
+					name string
+					run  func() error
+				}{
+					{"acquire", func() error { _, err := db.Mutex("free").Acquire(); return err }},
+					{"take over", func() error { _, err := db.Mutex("over").Acquire(); return err }},
+					{"renew", leases["renew"].Renew},
+					{"guard", func() error { return inTransaction(leases["guard"].Guard) }},
+					{"release", leases["release"].Release},
+					{"rest", resting.Release},
+					{"release in", func() error { return inTransaction(leases["release in"].ReleaseIn) }},
+					{"holder", func() error { _, err := db.Mutex("other").Holder(); return err }},
+					{"force release", db.Mutex("other").ForceRelease},
+				} {
+					if err := verb.run(); err != nil {
+						require.ErrorContains(t, err, "denied", verb.name)
+						failed = append(failed, verb.name)
+					}
+				}
+				require.Equal(t, verbs, failed)
+			})
+		}
+	})
+}
+
+func TestTheRightsThatMigrateNeeds(t *testing.T) {
+	t.Parallel()
+	testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) {
+		schema := currentSchema(t, d.Registered(t, dbmutex.DefaultSettings()))
+		db := as(t, d, strings.ReplaceAll(d.MakingRights, "%s", schema))
+		require.NoError(t, db.Migrate())
+		exercise(t, db)
+		require.NoError(t, db.Migrate(), "nothing is left to do")
+	})
 }

@@ -43,7 +43,16 @@ var mysqlKind = &Kind{
 		Forbidden: &driver.MySQLError{Number: 1142, Message: "command denied"},
 	},
 	LeastRights: []string{`SELECT, INSERT, UPDATE, DELETE ON db_mutexes`},
-	Session:     `SELECT CONNECTION_ID()`,
+	NeededFor: map[string][]string{
+		`SELECT ON db_mutexes`: {
+			"acquire", "take over", "renew", "guard", "release", "rest", "release in", "holder", "force release",
+		},
+		`INSERT ON db_mutexes`: {"acquire"},
+		`UPDATE ON db_mutexes`: {"acquire", "take over", "renew", "guard", "release", "rest", "release in", "force release"},
+		`DELETE ON db_mutexes`: nil, // but rows of free mutexes stay for ever
+	},
+	MakingRights: `CREATE, SELECT, INSERT, UPDATE, DELETE ON %s.db_mutexes`,
+	Session:      `SELECT CONNECTION_ID()`,
 	// MySQL's Handler_write also counts the rows of such an answer.
 	Written: `SHOW GLOBAL STATUS WHERE Variable_name IN
 		('Innodb_lsn_current', 'Innodb_redo_log_current_lsn', 'Handler_update', 'Handler_delete')`,

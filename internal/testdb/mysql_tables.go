@@ -19,6 +19,7 @@ func inMySQL(columns columnSet) string {
 }
 
 func init() {
+	mysqlKind.Catalog = []string{`SHOW CREATE TABLE db_mutexes`}
 	mysqlKind.Shape = `SELECT (SELECT GROUP_CONCAT(column_name, ' ', column_type, ' ', is_nullable ORDER BY ordinal_position)
 	FROM information_schema.columns WHERE table_schema = DATABASE() AND table_name = 'db_mutexes') AS shape`
 	mysqlKind.HandMade = map[string][]string{

@@ -49,8 +49,19 @@ var postgresKind = &Kind{
 		Forbidden: &pgconn.PgError{Code: "42501", Message: "permission denied"},
 	},
 	LeastRights: []string{`SELECT, INSERT, UPDATE, DELETE ON db_mutexes`, `USAGE ON SEQUENCE db_mutexes_id_seq`},
-	Session:     `SELECT pg_backend_pid()`,
-	Written:     `SELECT pg_snapshot_xmax(pg_current_snapshot()) AS xid, pg_current_wal_insert_lsn() AS lsn`,
+	NeededFor: map[string][]string{
+		`SELECT ON db_mutexes`: {
+			"acquire", "take over", "renew", "guard", "release", "rest", "release in", "holder", "force release",
+		},
+		`INSERT ON db_mutexes`: {"acquire", "take over"},
+		`UPDATE ON db_mutexes`: {"take over", "renew", "guard", "rest"},
+		`DELETE ON db_mutexes`: {"release", "release in", "force release"},
+		// Without it the first look at the table fails, and an acquire makes the program look again.
+		`USAGE ON SEQUENCE db_mutexes_id_seq`: {"acquire", "take over", "rest", "holder", "force release"},
+	},
+	MakingRights: `CREATE ON SCHEMA %s`,
+	Session:      `SELECT pg_backend_pid()`,
+	Written:      `SELECT pg_snapshot_xmax(pg_current_snapshot()) AS xid, pg_current_wal_insert_lsn() AS lsn`,
 	Refuse: []string{
 		`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'never' USING ERRCODE = '0A000'; END$$`,
 		`CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON db_mutexes EXECUTE FUNCTION refuse()`,

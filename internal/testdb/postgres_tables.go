@@ -8,6 +8,21 @@ func inPostgres(columns columnSet) string {
 }
 
 func init() {
+	postgresKind.Catalog = []string{
+		`SELECT relkind, relpersistence, relreplident, reltablespace FROM pg_class WHERE oid = 'db_mutexes'::regclass`,
+		`SELECT attname, format_type(atttypid, atttypmod), collname, attnotnull, attidentity, attgenerated, attstorage,
+	pg_get_expr(adbin, adrelid) FROM pg_attribute a LEFT JOIN pg_collation c ON c.oid = attcollation
+	LEFT JOIN pg_attrdef ON (adrelid, adnum) = (attrelid, attnum)
+	WHERE attrelid = 'db_mutexes'::regclass AND attnum > 0 ORDER BY attnum`,
+		`SELECT pg_get_indexdef(indexrelid, 0, true), indisprimary, indimmediate, indisvalid FROM pg_index
+	WHERE indrelid = 'db_mutexes'::regclass ORDER BY 1`,
+		`SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint WHERE conrelid = 'db_mutexes'::regclass ORDER BY 1`,
+		`SELECT tgname FROM pg_trigger WHERE tgrelid = 'db_mutexes'::regclass ORDER BY 1`,
+		`SELECT seqrelid::regclass::text, format_type(seqtypid, NULL), seqstart, seqincrement, seqmax, seqmin, seqcache, seqcycle,
+	refobjid::regclass::text, refobjsubid, deptype FROM pg_sequence JOIN pg_depend ON objid = seqrelid AND refobjsubid > 0
+	WHERE refobjid = 'db_mutexes'::regclass`,
+	}
+	postgresKind.Options = `SELECT reloptions::text FROM pg_class WHERE oid = 'db_mutexes'::regclass`
 	postgresKind.Shape = `SELECT (SELECT string_agg(a::text, ' ' ORDER BY attnum) FROM pg_attribute a WHERE attrelid = c.oid)
 	|| c::text || (SELECT string_agg(indexrelid::text, ' ') FROM pg_index WHERE indrelid = c.oid)
 FROM (SELECT oid, relname, relkind FROM pg_class) c WHERE oid = 'db_mutexes'::regclass`

@@ -26,11 +26,14 @@
 //   - DBMUTEX_TEST_MYSQL: as DBMUTEX_TEST_POSTGRES, for MariaDB.
 //   - DBMUTEX_TEST_OBSERVER: gives all mutexes an observer that "panics", "blocks" for
 //     a while, or returns "nil" or a "cancelled" context. It may make no test fail.
+//   - DBMUTEX_TEST_TABLE: "sql" lets the SQL of docs/schema.md make the lock's table, rather than Migrate.
 package testdb
 
 import (
 	"database/sql"
 	"database/sql/driver"
+	"errors"
+	"os"
 	"regexp"
 	"strings"
 	"testing"
@@ -39,6 +42,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/schema"
 )
 
 // Kind is a kind of database, such as "sqlite". A test that must know more than its promises asks for a fact, not for
@@ -57,6 +61,10 @@ type Kind struct {
 
 	// LeastRights are all that a program needs once the table is there, for Database.Granted.
 	LeastRights []string
+	// NeededFor are the verbs that fail without a right, by the right as it stands in a REVOKE.
+	NeededFor map[string][]string
+	// MakingRights are all that it takes to make the table and to use it then; %s stands for CurrentSchema.
+	MakingRights string
 	// Errors are the usual driver's, by what they mean, if the database is Remote.
 	Errors Errors
 
@@ -96,6 +104,10 @@ type Kind struct {
 	Unusable map[string][]string
 	// Shape is a query for what the database says of the table.
 	Shape string
+	// Catalog are queries for what makes the table what it is: columns, indexes and the like. Their answers are the same for
+	// tables that were made in the same way. Options is a query for what Migrate sets besides, or "".
+	Catalog []string
+	Options string
 
 	engine    *engine // nil: there is no server
 	fresh     func(t testing.TB) *Database
@@ -225,9 +237,7 @@ func (d *Database) Open(t testing.TB, opts ...gorm.Option) *gorm.DB {
 func (d *Database) Mutexes(t testing.TB, settings dbmutex.Settings, opts ...gorm.Option) *dbmutex.DB {
 	t.Helper()
 	db := d.Registered(t, settings, opts...)
-	if err := db.Migrate(); err != nil {
-		t.Fatalf("testdb: make the table in %s: %v", d.Name, err)
-	}
+	d.makeTable(t, db)
 	return db
 }
 
@@ -235,10 +245,38 @@ func (d *Database) Mutexes(t testing.TB, settings dbmutex.Settings, opts ...gorm
 func (d *Database) MutexesOn(t testing.TB, pool gorm.ConnPool, settings dbmutex.Settings, opts ...gorm.Option) *dbmutex.DB {
 	t.Helper()
 	db := Register(t, d.OpenOn(t, pool, opts...), settings)
+	d.makeTable(t, db)
+	return db
+}
+
+// makeTable makes the lock's table, unless it is there.
+func (d *Database) makeTable(t testing.TB, db *dbmutex.DB) {
+	t.Helper()
+	if os.Getenv("DBMUTEX_TEST_TABLE") == "sql" {
+		if err := d.makeTableBySQL(t); err != nil {
+			t.Fatalf("testdb: make the table in %s by SQL: %v", d.Name, err)
+		}
+	}
 	if err := db.Migrate(); err != nil {
 		t.Fatalf("testdb: make the table in %s: %v", d.Name, err)
 	}
-	return db
+}
+
+// makeTableBySQL leaves no connection behind.
+func (d *Database) makeTableBySQL(t testing.TB) error {
+	db, err := d.Connect()
+	if err != nil {
+		return err
+	}
+	if !db.Migrator().HasTable(&dbmutex.DBMutex{}) {
+		var text string
+		if text, err = schema.SQL(d.Name); err == nil {
+			err = db.Exec(text).Error
+		}
+		t.Logf("testdb: SQL has made the table in %s", d.Name)
+	}
+	pool, _ := db.DB()
+	return errors.Join(err, pool.Close())
 }
 
 // OpenOn is Open on a pool that is there.

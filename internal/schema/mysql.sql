@@ -1,0 +1,10 @@
+CREATE TABLE db_mutexes (
+    id            bigint          PRIMARY KEY AUTO_INCREMENT,
+    lock_id       varbinary(1024) NOT NULL,
+    creation_time datetime(6)     NOT NULL,
+    expires_at    datetime(6),
+    holder        mediumtext      CHARACTER SET utf8mb4 NOT NULL,
+    lease_id      varchar(64)     NOT NULL,
+    token         bigint          NOT NULL DEFAULT 0,
+    UNIQUE INDEX idx_db_mutexes_lock_id (lock_id)
+) ENGINE = InnoDB;
