@@ -182,7 +182,7 @@ func TestRowsThatHaveBeenFreeForAnHourAreRemoved(t *testing.T) {
 	for _, id := range []string{"ended", "worn out"} {
 		acquire(t, db, id)
 	}
-	acquire(t, db, "never ends", dbmutex.WithoutTTL())
+	lease := acquire(t, db, "never ends", dbmutex.WithoutTTL())
 	require.NoError(t, db.Exec(hourAgo+`<> 'never ends'`).Error)
 	require.NoError(t, db.Exec(`UPDATE db_mutexes SET lease_id = '', token = (id + 1) << 24 WHERE lock_id = 'worn out'`).Error)
 	left := func(pattern string) (ids []string) {
@@ -190,6 +190,8 @@ func TestRowsThatHaveBeenFreeForAnHourAreRemoved(t *testing.T) {
 		require.NoError(t, rows.Pluck("lock_id", &ids).Error)
 		return ids
 	}
+	pin := db.Gorm.Begin() // it is not waited for
+	require.NoError(t, lease.Guard(pin))
 	fresh := 0
 	require.Eventually(t, func() bool {
 		fresh++
@@ -201,6 +203,7 @@ func TestRowsThatHaveBeenFreeForAnHourAreRemoved(t *testing.T) {
 		fresh++
 		requireFree(t, db, fmt.Sprint("new ", fresh))
 	}
+	require.NoError(t, pin.Rollback().Error)
 	require.Len(t, left("new %"), fresh, "they have not been free for an hour")
 	require.Equal(t, []string{"ended"}, left("ended"), "a lease that ran out tells who did not release")
 	require.Equal(t, []string{"never ends"}, left("never ends"))

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/go-sql-driver/mysql"
 	"github.com/stretchr/testify/require"
 	"gorm.io/gorm"
 
@@ -230,7 +231,7 @@ func cutting(t *testing.T, direct, proxied *dbmutex.DB, cut func() error) {
 					})
 					return errors.Join(err, direct.Exec(`UPDATE counters SET n = ?`, n+1).Error)
 				})
-				unconnected := errors.Is(err, driver.ErrBadConn) ||
+				unconnected := errors.Is(err, driver.ErrBadConn) || errors.Is(err, mysql.ErrInvalidConn) ||
 					err != nil && strings.HasPrefix(err.Error(), `dbmutex: acquire "job": failed to connect`)
 				if err != nil && !unconnected {
 					t.Error(err)

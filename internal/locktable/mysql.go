@@ -28,7 +28,7 @@ import (
 type mysql struct {
 	name, table                                   string // not quoted, and quoted
 	lookSQL, insertSQL, fateSQL, rowSQL, ownerSQL string
-	oldSQL, sweepSQL                              string
+	oldSQL                                        string
 	lister                                        *lister
 	passing, failing                              map[mysqlChange]string // of a row that somebody has locked
 	mariadb                                       atomic.Bool            // the server is MariaDB
@@ -63,7 +63,6 @@ func newMySQL(name, table string) *mysql {
 		freed  = `lease_id = '', expires_at = ` + now
 		// The old lease_id follows the mark: see fate.
 		left = `lease_id = CONCAT('` + leftMark + `', lease_id), expires_at = creation_time + INTERVAL ? MICROSECOND`
-		old  = `lease_id = '' AND expires_at < ` + now + ` - INTERVAL 1 HOUR AND token >> 24 <= id`
 	)
 	owned := `lease_id = ?`
 	// The token is drawn once the row is won, and is greater than those of a row that the mutex had before.
@@ -104,9 +103,7 @@ VALUES (?, ` + now + `, ` + expiry + `, ` + holder + `, ?, 0) ON DUPLICATE KEY U
 		rowSQL: `SELECT id, lock_id, ` + times + `, CAST(holder AS BINARY), lease_id, GREATEST(token, id << 24),
 	` + live + ` FROM ` + table + ` WHERE lock_id = ? AND lease_id <> ''`,
 		ownerSQL: `SELECT lease_id, ` + live + ` FROM ` + table + ` WHERE id = ?`,
-		oldSQL:   fmt.Sprintf(`SELECT id, %s FROM %s WHERE id > ? ORDER BY id LIMIT %d`, old, table, sweepRows),
-		sweepSQL: `DELETE FROM ` + table + ` WHERE id IN (SELECT id FROM (SELECT id FROM ` + table + `
-	WHERE id IN (%s) AND ` + old + ` FOR UPDATE SKIP LOCKED) AS old)`,
+		oldSQL:   fmt.Sprintf(`SELECT id, %s FROM %s WHERE id > ? ORDER BY id LIMIT %d`, mysqlOld, table, sweepRows),
 	}
 }
 

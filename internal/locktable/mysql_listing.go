@@ -3,7 +3,6 @@ package locktable
 import (
 	"database/sql"
 	"fmt"
-	"strings"
 	"time"
 )
 
@@ -72,10 +71,7 @@ func (m *mysql) prune(on executor, after place) (next place, removed int64, err 
 		if next.end = len(ids) < pruneRows; err != nil || len(ids) == 0 {
 			return err
 		}
-		// Any other way to write it may read the table from end to end, and wait for what is locked.
-		removed, err = on.execCount(fmt.Sprintf(`DELETE m FROM (SELECT id FROM %s WHERE id IN (%s) AND %s
-	LIMIT %d FOR UPDATE SKIP LOCKED) AS old STRAIGHT_JOIN %s AS m ON m.id = old.id`,
-			m.table, strings.Join(ids, ","), mysqlPrunable, pruneRows, m.table), nil)
+		removed, err = on.execCount(m.removeSQL(ids, mysqlPrunable), nil)
 		return err
 	})
 	return next, removed, err

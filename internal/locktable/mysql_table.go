@@ -281,6 +281,9 @@ const (
 	sweepRows  = 64
 )
 
+// mysqlOld is the condition of a row that sweep removes.
+const mysqlOld = `lease_id = '' AND expires_at < UTC_TIMESTAMP(6) - INTERVAL 1 HOUR AND token >> 24 <= id`
+
 // sweep removes rows that have been free for an hour, now that there is a new one. It waits for nobody.
 func (m *mysql) sweep(on executor, newest int64) {
 	if rand.IntN(sweepEvery) != 0 {
@@ -298,6 +301,14 @@ func (m *mysql) sweep(on executor, newest int64) {
 		return err
 	})
 	if err == nil && len(old) > 0 {
-		_, _ = on.exec(fmt.Sprintf(m.sweepSQL, strings.Join(old, ",")), nil)
+		_, _ = on.exec(m.removeSQL(old, mysqlOld), nil)
 	}
+}
+
+// removeSQL removes those of some rows that meet a condition, and that nobody has locked. Any other way to write it may read
+// the table from end to end, and wait for what is locked.
+func (m *mysql) removeSQL(ids []string, condition string) string {
+	return fmt.Sprintf(`DELETE m FROM (SELECT id FROM %s WHERE id IN (%s) AND %s
+	LIMIT %d FOR UPDATE SKIP LOCKED) AS old STRAIGHT_JOIN %s AS m ON m.id = old.id`,
+		m.table, strings.Join(ids, ","), condition, len(ids), m.table)
 }
