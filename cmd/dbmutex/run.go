@@ -193,6 +193,7 @@ func (r *runner) acquire(signals <-chan os.Signal) (lease *dbmutex.Lease, end fu
 		defer limit.Stop()
 	}
 	started := time.Now()
+	r.log.Debug("waiting for "+strconv.Quote(r.id), "lock_id", r.id)
 	lease, err = db.WithContext(ctx).Mutex(r.id, dbmutex.WithTTL(r.ttl), dbmutex.WithRenewal(), dbmutex.WithWait(r.patience),
 		dbmutex.WithMinHold(r.minHold), dbmutex.WithHolder(r.whoAmI())).Acquire()
 	switch {
