@@ -10,6 +10,7 @@ import (
 
 	"gorm.io/driver/postgres"
 	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
 	"gorm.io/gorm/schema"
 
 	"github.com/gorm-dbmutex/dbmutex"
@@ -59,7 +60,7 @@ func (g *global) open(ctx context.Context, mayMake bool) (*dbmutex.DB, error) {
 		return nil, err
 	}
 	config := &gorm.Config{
-		Logger:         gormLogger{g.log},
+		Logger:         logger.Discard, // what fails here is returned
 		NamingStrategy: naming{schema.NamingStrategy{IdentifierMaxLength: 64}, g.table},
 	}
 	type opened struct {
@@ -76,6 +77,7 @@ func (g *global) open(ctx context.Context, mayMake bool) (*dbmutex.DB, error) {
 		if o.err != nil {
 			return nil, fmt.Errorf("connect to the database: %w", o.err)
 		}
+		o.db.Logger = gormLogger{g.log}
 		return dbmutex.Wrap(o.db), o.db.Use(dbmutex.New(dbmutex.DefaultSettings()))
 	case <-time.After(g.timeout):
 		return nil, fmt.Errorf("connect to the database: no answer within %v", g.timeout)

@@ -45,7 +45,7 @@ func TestManualPagesAreWritten(t *testing.T) {
 	require.Zero(t, execute([]string{"man", folder}))
 	page, err := os.ReadFile(filepath.Join(folder, "dbmutex-run.1"))
 	require.NoError(t, err)
-	require.Contains(t, string(page), "DBMUTEX\\_TOKEN")
+	require.Contains(t, string(page), "DBMUTEX_TOKEN")
 }
 
 func TestEveryShellHasItsCompletion(t *testing.T) {

@@ -34,7 +34,7 @@ func (h textHandler) Handle(_ context.Context, r slog.Record) error {
 
 // oneLine is a message without the name of the package, which the program has too.
 func oneLine(text string) string {
-	return strings.ReplaceAll(strings.TrimPrefix(text, "dbmutex: "), "\n", "; ")
+	return strings.NewReplacer("\n\t", " ", "\n", "; ").Replace(strings.TrimPrefix(text, "dbmutex: "))
 }
 
 // gormLogger passes on what dbmutex warns of. Errors of statements are returned, so it does not log those.

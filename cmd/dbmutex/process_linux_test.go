@@ -1,9 +1,7 @@
 package main
 
 import (
-	"fmt"
 	"io"
-	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,7 +9,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/creack/pty"
 	"github.com/stretchr/testify/require"
@@ -133,24 +130,6 @@ func TestAsProcess1OfANamespaceItReapsAll(t *testing.T) {
 	require.NotContains(t, stdout, "(sleep)")
 }
 
-// witness is a command that must be alone: it holds a lock of the system's on a file while it runs.
-func witness(name string) int {
-	f, err := os.OpenFile(name, os.O_CREATE|os.O_RDWR, 0o600)
-	if err != nil {
-		return 99
-	}
-	if syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB) != nil {
-		_ = os.WriteFile(name+".overlap", nil, 0o600)
-		return 98
-	}
-	fmt.Println(os.Getpid())
-	time.Sleep(time.Duration(rand.IntN(200)) * time.Millisecond)
-	if os.Getenv(asWitness+"_STAYS") != "" {
-		time.Sleep(limit)
-	}
-	return 0
-}
-
 // rounds is how many runs TestTwoRunsNeverOverlap makes on each database.
 func rounds() int {
 	n, err := strconv.Atoi(os.Getenv("DBMUTEX_TEST_ROUNDS"))
@@ -192,6 +171,7 @@ func TestTwoRunsNeverOverlap(t *testing.T) {
 				letGo := d.Hang(t)
 				first.requireCode(124)
 				letGo()
+				waiting = waiting[1:]
 			case 5: // a waiter is killed
 				require.NoError(t, waiting[1].Process.Kill())
 			}

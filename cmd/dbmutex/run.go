@@ -42,11 +42,11 @@ between: write  dbmutex run ID -- sh -c '...'  for one.
 
 The exit code is the command's own, or 128+n if signal n ended it, unless:
 
-   75        somebody else holds the mutex, also after --wait; the command did not run
-  124        the lease was lost, and another run may have overlapped; also if the command exited 0
-  125        dbmutex failed before the command ran: its flags, or the database
-  126, 127   the command cannot be executed, or is not there; this is looked at before the mutex is acquired
-  128+n      signal n came while dbmutex waited; the command did not run
+    75        somebody else holds the mutex, also after --wait; the command did not run
+    124       the lease was lost, and another run may have overlapped; also if the command exited 0
+    125       dbmutex failed before the command ran: its flags, or the database
+    126, 127  the command cannot be executed, or is not there; this is looked at before the mutex is acquired
+    128+n     signal n came while dbmutex waited; the command did not run
 
 The lease lasts for --ttl, and is renewed while the command runs. If renewals fail, the command gets TERM (and CONT) when
 --kill-after is left of the lease, and KILL when the lease ends. If the lease was taken away, it gets TERM at once, and KILL
