@@ -82,7 +82,7 @@ func newRun(g *global) *cobra.Command {
 	flags.StringVarP(&r.wait, "wait", "w", "0", "how long to wait for a mutex that is held: a `duration` such as 5m, or forever")
 	flags.DurationVar(&r.ttl, "ttl", 30*time.Second, "how long the lease lasts if it is not renewed, as after a crash")
 	flags.DurationVar(&r.killAfter, "kill-after", 5*time.Second,
-		"how long the command has between TERM and KILL if the lease ends; at most, and if need be by default, a third of --ttl")
+		"how long the command has between TERM and KILL if the lease ends; at most a third of --ttl, also by default")
 	flags.BoolVar(&r.skipHeld, "skip-held", false, "exit with 0 if the mutex is held")
 	flags.IntVarP(&r.heldCode, "held-exit-code", "E", exitHeld, "exit with this `code` if the mutex is held")
 	flags.IntVar(&r.lostCode, "lost-exit-code", exitLost, "exit with this `code` if the lease was lost")
@@ -171,7 +171,6 @@ func (r *runner) acquire(signals <-chan os.Signal) (lease *dbmutex.Lease, end fu
 	ctx, cancel := context.WithCancelCause(context.Background())
 	end = func() { cancel(nil) }
 	signalled := untilSignal(signals, cancel)
-	var limit *time.Timer
 	defer func() {
 		if sig := signalled(); sig != nil {
 			if lease != nil {
@@ -189,7 +188,9 @@ func (r *runner) acquire(signals <-chan os.Signal) (lease *dbmutex.Lease, end fu
 		cancel(nil)
 	}
 	if r.patience != dbmutex.Forever {
-		limit = time.AfterFunc(r.patience+r.timeout, func() { cancel(fmt.Errorf("the database did not answer within %v", r.timeout)) })
+		limit := time.AfterFunc(r.patience+r.timeout, func() {
+			cancel(fmt.Errorf("the database did not answer within %v", r.timeout))
+		})
 		defer limit.Stop()
 	}
 	started := time.Now()

@@ -110,7 +110,7 @@ func (r *runner) finish(lease *dbmutex.Lease, code int, stopped bool) error {
 	case lost || stopped && err != nil && timeout == nil:
 		return &exitError{r.lostCode, fmt.Errorf("the command may have overlapped with another: %w", err)}
 	case stopped:
-		return &exitError{r.lostCode, fmt.Errorf("the command was ended as the lease of %q was; nobody else held it meanwhile", r.id)}
+		return &exitError{r.lostCode, fmt.Errorf("the command was ended with its lease; nobody else held %q meanwhile", r.id)}
 	case timeout != nil:
 		r.log.Warn(oneLine(err.Error()), "lock_id", r.id)
 	case err != nil:
