@@ -32,7 +32,8 @@ func TestAMySQLURLIsRead(t *testing.T) {
 	require.True(t, config.ParseTime)
 	require.True(t, config.InterpolateParams)
 	for url, address := range map[string]string{
-		"mysql://anna@[::1]:3307/app": "[::1]:3307", "mysql://anna@db.example/app": "db.example:3306", "mysql:///app": "127.0.0.1:3306",
+		"mysql://anna@[::1]:3307/app": "[::1]:3307", "mysql://anna@db.example/app": "db.example:3306",
+		"mysql:///app": "127.0.0.1:3306",
 	} {
 		config, err := mysqlConfig(url)
 		require.NoError(t, err)

@@ -23,7 +23,8 @@ type global struct {
 	log *slog.Logger
 }
 
-const rootLong = `dbmutex keeps commands from overlapping, on all the machines that use a database: PostgreSQL, MySQL, MariaDB or SQLite.
+const rootLong = `dbmutex keeps commands from overlapping, on all the machines that use a database: PostgreSQL, MySQL,
+MariaDB or SQLite.
 
 The database is that of --dsn, or else of DBMUTEX_DSN, or else of DATABASE_URL:
 
@@ -52,7 +53,8 @@ func newRoot(g *global) *cobra.Command {
 	}
 	flags := root.PersistentFlags()
 	flags.StringVar(&g.dsn, "dsn", "", "the `database` (default: DBMUTEX_DSN, or else DATABASE_URL)")
-	flags.StringVar(&g.table, "table", "", "the `name` of the table, or schema.table (default: DBMUTEX_TABLE, or else db_mutexes)")
+	flags.StringVar(&g.table, "table", "",
+		"the `name` of the table, or schema.table (default: DBMUTEX_TABLE, or else db_mutexes)")
 	flags.DurationVar(&g.timeout, "timeout", 10*time.Second, "how long the database may take to answer")
 	flags.BoolVarP(&g.quiet, "quiet", "q", false, "say nothing but errors")
 	flags.BoolVarP(&g.verbose, "verbose", "v", false, "say more")

@@ -37,8 +37,8 @@ type runner struct {
 	patience time.Duration // wait
 }
 
-const runLong = `Run runs a command while it holds the mutex ID, and lets the mutex go when the command has ended. There is no shell in
-between: write  dbmutex run ID -- sh -c '...'  for one.
+const runLong = `Run runs a command while it holds the mutex ID, and lets the mutex go when the command has ended. There is no
+shell in between: write  dbmutex run ID -- sh -c '...'  for one.
 
 The exit code is the command's own, or 128+n if signal n ended it, unless:
 
@@ -79,7 +79,8 @@ func newRun(g *global) *cobra.Command {
 		},
 	}
 	flags := command.Flags()
-	flags.StringVarP(&r.wait, "wait", "w", "0", "how long to wait for a mutex that is held: a `duration` such as 5m, or forever")
+	flags.StringVarP(&r.wait, "wait", "w", "0",
+		"how long to wait for a mutex that is held: a `duration` such as 5m, or forever")
 	flags.DurationVar(&r.ttl, "ttl", 30*time.Second, "how long the lease lasts if it is not renewed, as after a crash")
 	flags.DurationVar(&r.killAfter, "kill-after", 5*time.Second,
 		"how long the command has between TERM and KILL if the lease ends; at most a third of --ttl, also by default")
