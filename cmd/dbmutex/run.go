@@ -37,8 +37,8 @@ type runner struct {
 	patience time.Duration // wait
 }
 
-const runLong = `Run runs a command while it holds the mutex ID, and lets the mutex go when the command has ended. There is no
-shell in between: write  dbmutex run ID -- sh -c '...'  for one.
+const runLong = `Run runs a command while it holds the mutex ID, and lets the mutex go when the command has ended. There is
+no shell in between: write  dbmutex run ID -- sh -c '...'  for one.
 
 The exit code is the command's own, or 128+n if signal n ended it, unless:
 
@@ -136,7 +136,7 @@ func (r *runner) run() error {
 	listenToAll(signals, terminal && !own)
 	c, err := start(path, r.command, r.environment(lease), own, terminal && !own)
 	if err != nil {
-		r.release(lease)
+		r.giveBack(lease)
 		return notStarted(r.command[0], err)
 	}
 	code, stopped := r.supervise(c, lease, signals)
@@ -175,7 +175,7 @@ func (r *runner) acquire(signals <-chan os.Signal) (lease *dbmutex.Lease, end fu
 	defer func() {
 		if sig := signalled(); sig != nil {
 			if lease != nil {
-				r.release(lease)
+				r.giveBack(lease)
 			}
 			lease, err = nil, &exitError{exitSignal + int(sig.(syscall.Signal)), fmt.Errorf("%v: the command did not run", sig)}
 		}

@@ -124,6 +124,13 @@ func (r *runner) finish(lease *dbmutex.Lease, code int, stopped bool) error {
 	return nil
 }
 
+// giveBack releases a lease under which no command ran.
+func (r *runner) giveBack(lease *dbmutex.Lease) {
+	if err := r.release(lease); err != nil {
+		r.log.Warn(oneLine(err.Error()), "lock_id", r.id)
+	}
+}
+
 // release waits for a release, but not for ever.
 func (r *runner) release(lease *dbmutex.Lease) error {
 	done := make(chan error, 1)
