@@ -20,7 +20,7 @@ BENCHFLAGS =
 # What is to be tagged, for every module.
 VERSION = v0.1.0
 
-.PHONY: build help setup test test-observers test-overlaps test-matrix torture fuzz bench release-check lint fmt
+.PHONY: help setup test test-observers test-matrix torture fuzz bench release-check lint fmt
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -44,17 +44,6 @@ test-observers: setup ## run the root module's tests under observers that panic,
 
 test-matrix: ## run the root module's tests on all versions that README names; needs npm
 	@internal/testdb/matrix.sh
-
-build: ## build the command for all systems, into dist
-	@for system in linux darwin windows; do for machine in amd64 arm64; do \
-		suffix=; if [ $$system = windows ]; then suffix=.exe; fi; \
-		echo "dist/dbmutex-$$system-$$machine$$suffix"; \
-		(cd cmd/dbmutex && CGO_ENABLED=0 GOOS=$$system GOARCH=$$machine go build -trimpath -ldflags "-s -w" \
-			-o ../../dist/dbmutex-$$system-$$machine$$suffix .) || exit 1; \
-	done; done
-
-test-overlaps: setup ## 200 runs of the command under faults, on each database, of which no two may overlap
-	cd cmd/dbmutex && $(REQUIRED) DBMUTEX_TEST_ROUNDS=200 go test -count=1 -timeout 0 -v -run TestTwoRunsNeverOverlap .
 
 torture: setup ## let processes compete under random faults, and judge what they saw; DURATION=10m SEED=1
 	cd internal/torture && go test -count=1 -timeout 0 -v -run TestTorture -args -duration=$(DURATION) -seed=$(SEED)

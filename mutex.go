@@ -339,10 +339,6 @@ func (m *Mutex) forceRelease(leaseID string) (ended *locktable.Row, err error) {
 	if ended, err = m.table.ForceRelease(m.ctx, limit, m.id, leaseID); err != nil {
 		return nil, m.notReleased(m.ctx, limit, "force the release of", err)
 	}
-	if ended != nil {
-		m.config.Logger.Warn(m.ctx, "dbmutex: %s forced the release of %q, held by %s since %s",
-			printable(m.settings.Holder), m.id, printable(ended.Holder), ended.CreationTime.Format(toMilliseconds))
-	}
 	queues.wake(m.key)
 	m.tellForced(ended)
 	return ended, nil
