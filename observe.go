@@ -20,14 +20,17 @@ const (
 
 // tell tells the observer, and returns ctx with the values that it has added. ctx is one of this package's own.
 func (m *Mutex) tell(ctx context.Context, e Event) context.Context {
-	all, many := m.settings.Observer.(observers)
-	if !many {
-		return m.tellOne(ctx, m.settings.Observer, e)
-	}
-	for _, one := range all {
+	for _, one := range m.observers() {
 		ctx = m.tellOne(ctx, one, e)
 	}
 	return ctx
+}
+
+func (m *Mutex) observers() observers {
+	if all, many := m.settings.Observer.(observers); many {
+		return all
+	}
+	return observers{m.settings.Observer}
 }
 
 func (m *Mutex) tellOne(ctx context.Context, o Observer, e Event) (with context.Context) {
@@ -160,7 +163,8 @@ type telling struct {
 	later   context.Context
 	begun   bool          // LeaseBegan has been told
 	timeUp  bool          // it has been told that its time is over, by LeaseRanOut or LeaseLost
-	over    bool          // nothing is told any more but LeaseEnded
+	over    bool          // nothing is queued any more, and LeaseEnded comes next
+	ended   bool          // nothing is told any more but LeaseEnded
 	running bool          // there is a goroutine
 	drained chan struct{} // closed when it has ended, once the lease is over
 	queue   []Event
@@ -251,8 +255,18 @@ func (l *Lease) tellQueued(ctx context.Context) {
 		}
 		e := l.event(next.Kind)
 		e.ExpiresAt, e.Err = next.ExpiresAt, next.Err
-		l.mutex.tell(ctx, e)
+		for _, one := range l.mutex.observers() {
+			if !t.hasEnded() { // one before may have been slow
+				l.mutex.tellOne(ctx, one, e)
+			}
+		}
 	}
+}
+
+func (t *telling) hasEnded() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.ended
 }
 
 func (t *telling) next() (e Event, more bool) {
@@ -285,7 +299,7 @@ func (t *telling) end() (later context.Context, dropped int, first bool) {
 		t.mu.Lock()
 	}
 	dropped = t.dropped + len(t.queue)
-	t.queue = nil
+	t.queue, t.ended = nil, true
 	return t.later, dropped, true
 }
 

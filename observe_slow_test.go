@@ -75,6 +75,19 @@ func TestASlowObserverHoldsUpNobodyElse(t *testing.T) {
 	})
 }
 
+func TestNoneOfManyObserversIsToldAfterTheEnd(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		slow, quick := &heldUp{letGo: make(chan struct{})}, &recorder{}
+		lease := acquire(t, db, "job", dbmutex.WithObserver(dbmutex.Observers(slow, quick)))
+		require.NoError(t, lease.Renew())
+		require.Eventually(t, func() bool { return slow.inside.Load() == 1 }, time.Minute, time.Millisecond)
+		require.NoError(t, lease.Release())
+		close(slow.letGo)
+		requireNoTellers(t)
+		require.Equal(t, uneventful, quick.told("job"))
+	})
+}
+
 // What is queued is told in its order, and no more than that is kept.
 func TestAtMostEightEventsOfALeaseWait(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {

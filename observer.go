@@ -124,7 +124,8 @@ type Event struct {
 type observers []Observer
 
 // Observers makes one Observer of many, which are told in their order: each gets the values that those before it have added.
-// nil ones are left out; if none is left it is nil.
+// nil ones are left out; if none is left it is nil. If one is slow, and the lease ends meanwhile, those after it are not
+// told of that event any more.
 func Observers(o ...Observer) Observer {
 	var all observers
 	for _, one := range o {
