@@ -178,8 +178,9 @@ func (db *DB) LeaseStats() (LeaseStats, error) {
 // row that a transaction pins with Lease.Guard stays. On SQLite such a transaction keeps all others from writing: Prune
 // waits for it up to 5 seconds, and then fails.
 //
-// On MySQL and MariaDB it also removes the rows of free mutexes, and counts them; but for an hour not those that record how
-// a transaction ended, and never that of a mutex that had more than 16 million leases, whose tokens could fall.
+// On MySQL and MariaDB it also removes the rows of free mutexes, and counts them; but for an hour not those that may record
+// how a transaction ended, as all that Settings.MinHold has kept do, and never that of a mutex that had more than 16 million
+// leases, whose tokens could fall.
 //
 // It works in batches, each a transaction of its own, and looks at the context before each. The error is as that of Leases;
 // what was removed until then stays removed.

@@ -11,7 +11,6 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"gorm.io/gorm"
-	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
@@ -69,6 +68,19 @@ func TestTokensGrowAfterPrune(t *testing.T) {
 				require.NoError(t, err)
 			}
 		}
+	})
+}
+
+// The record that a transaction leaves in a row that MinHold keeps outlasts a Prune.
+func TestPruneForgetsNoTransactionOfALeaseWithMinHold(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		lease := acquire(t, db, "job", dbmutex.WithTTL(2*time.Second), dbmutex.WithMinHold(1900*time.Millisecond))
+		require.NoError(t, db.Gorm.Transaction(lease.ReleaseIn))
+		deadline, _ := lease.ExpiresAt()
+		time.Sleep(time.Until(deadline) + 10*time.Millisecond)
+		_, err := db.Prune()
+		require.NoError(t, err)
+		require.NoError(t, lease.Release())
 	})
 }
 
@@ -159,28 +171,23 @@ func TestPruneEndsWithItsContext(t *testing.T) {
 		testdb.ExpireAll(t, db, "1 = 1")
 		ctx, cancel := context.WithCancel(context.Background())
 		defer cancel()
-		watched := db.Session(&gorm.Session{Logger: cancelOn{logger.Discard, cancel}}).WithContext(ctx)
-		removed, err := watched.Prune()
+		batches := 0
+		cancelAtSecond := func(tx *gorm.DB) {
+			if strings.Contains(tx.Statement.SQL.String(), "DELETE") {
+				if batches++; batches == 2 {
+					cancel()
+				}
+			}
+		}
+		require.NoError(t, db.Callback().Row().Before("gorm:row").Register("cancel", cancelAtSecond))
+		require.NoError(t, db.Callback().Raw().Before("gorm:raw").Register("cancel", cancelAtSecond))
+		removed, err := db.WithContext(ctx).Prune()
 		require.ErrorIs(t, err, context.Canceled)
 		require.Positive(t, removed)
 		require.Less(t, removed, int64(1200))
 		require.Len(t, listAll(t, db, dbmutex.LeaseQuery{State: dbmutex.LeasesAll}), 1200-int(removed))
 	})
 }
-
-// cancelOn is a logger that cancels a context after the first DELETE.
-type cancelOn struct {
-	logger.Interface
-	cancel context.CancelFunc
-}
-
-func (l cancelOn) Trace(_ context.Context, _ time.Time, statement func() (string, int64), _ error) {
-	if text, _ := statement(); strings.Contains(text, "DELETE") {
-		l.cancel()
-	}
-}
-
-func (l cancelOn) LogMode(logger.LogLevel) logger.Interface { return l }
 
 // Once Prune has seen that a lease ran out, its row becomes a live one: by a take-over, or as the clock is set back.
 func TestPruneLooksAgainBeforeItRemoves(t *testing.T) {

@@ -54,10 +54,11 @@ func (m *mysql) count(on executor) (s Stats, err error) {
 }
 
 // mysqlPrunable is the condition of a row that Prune removes: expires_at says of a free one since when it is. A row that
-// keeps a transaction's record for fate, with a lease's id as the holder, stays for an hour. A token may not fall: the next
-// row of the mutex has a greater id.
+// may keep a transaction's record for fate stays for an hour: a lease's id as the holder, or what MinHold has left. A token
+// may not fall: the next row of the mutex has a greater id.
 var mysqlPrunable = fmt.Sprintf(`expires_at <= UTC_TIMESTAMP(6) AND token >> 24 <= id
-AND NOT (lease_id = '' AND CHAR_LENGTH(holder) = %d AND expires_at > UTC_TIMESTAMP(6) - INTERVAL 1 HOUR)`, LeaseIDLength)
+AND NOT ((lease_id = '' AND CHAR_LENGTH(holder) = %d OR lease_id LIKE '`+leftMark+`%%')
+	AND expires_at > UTC_TIMESTAMP(6) - INTERVAL 1 HOUR)`, LeaseIDLength)
 
 func (m *mysql) prune(on executor, after place) (next place, removed int64, err error) {
 	err = m.outside(on, func() error {
