@@ -278,6 +278,8 @@ func (l *Lease) renew(ctx context.Context, part time.Duration) error {
 		l.endMissing(0, o.Err)
 		if l.current() == lost {
 			l.tellSoon(LeaseLost, l.result())
+		} else {
+			l.tellNoTimeUp()
 		}
 		return l.over()
 	case o.Row == locktable.RowEnded:

@@ -162,7 +162,7 @@ type telling struct {
 	mu      sync.Mutex // guards what follows
 	later   context.Context
 	begun   bool          // LeaseBegan has been told
-	timeUp  bool          // it has been told that its time is over, by LeaseRanOut or LeaseLost
+	timeUp  bool          // LeaseRanOut is not told any more: its end is known
 	over    bool          // nothing is queued any more, and LeaseEnded comes next
 	ended   bool          // nothing is told any more but LeaseEnded
 	running bool          // there is a goroutine
@@ -228,6 +228,15 @@ func (l *Lease) tellSoon(kind EventKind, err error) {
 		l.startTelling()
 	}
 	t.timeUp = t.timeUp || kind == LeaseRanOut || kind == LeaseLost
+}
+
+// tellNoTimeUp is for a lease that has ended in time: its deadline is nobody's any more.
+func (l *Lease) tellNoTimeUp() {
+	if t := l.telling; t != nil {
+		t.mu.Lock()
+		t.timeUp = true
+		t.mu.Unlock()
+	}
 }
 
 // startTelling needs telling.mu held.
@@ -325,8 +334,9 @@ func (l *Lease) tellEnded(ended time.Time, outcome Outcome, err error) {
 func (l *Lease) howEnded() Outcome {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	var timeout *TimeoutError
 	switch {
-	case l.state == lost:
+	case l.state == lost, errors.As(l.outcome, &timeout) && timeout.Lost: // also if it was handed on, perhaps late
 		return OutcomeLost
 	case l.state == held:
 		return OutcomeUnknown

@@ -491,6 +491,21 @@ func TestATransactionsEndIsTold(t *testing.T) {
 }
 
 // What is told has been done, and nothing is kept from others meanwhile.
+// A renewal may find, before the deadline, that the transaction of ReleaseIn has ended the lease.
+func TestALeaseThatATransactionEndedDoesNotRunOut(t *testing.T) {
+	eachObserved(t, func(t *testing.T, db *dbmutex.DB, seen *recorder) {
+		lease, err := db.Mutex("job", dbmutex.WithTTL(3*time.Second)).Acquire()
+		require.NoError(t, err)
+		require.NoError(t, db.Gorm.Transaction(lease.ReleaseIn))
+		require.Error(t, lease.Renew())
+		require.Error(t, lease.Context().Err())
+		deadline, _ := lease.ExpiresAt()
+		time.Sleep(time.Until(deadline) + time.Millisecond)
+		require.NoError(t, lease.Release())
+		require.Equal(t, uneventful, seen.told("job"))
+	})
+}
+
 func TestAnObserverIsToldAfterTheFact(t *testing.T) {
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		other, db := open(t, d), d.Registered(t, dbmutex.DefaultSettings())
