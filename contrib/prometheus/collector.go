@@ -59,7 +59,7 @@ type Collector struct {
 // is wrong with the handle.
 func NewCollector(db *dbmutex.DB, o CollectorOptions) (*Collector, error) {
 	switch {
-	case db == nil || db.Gorm == nil:
+	case db == nil || db.Gorm == nil || db.Config == nil || db.Statement == nil:
 		return nil, fmt.Errorf("%w (the handle is nil)", dbmutex.ErrNotRegistered)
 	case o.Timeout < 0, o.MaxAge < 0, o.PerMutex < 0, o.PerMutex > maxPerMutex:
 		return nil, fmt.Errorf("%w: %+v: nothing may be negative, nor PerMutex above %d",

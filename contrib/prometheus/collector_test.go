@@ -243,7 +243,7 @@ func TestWhatNewCollectorRefuses(t *testing.T) {
 			_, err := prommutex.NewCollector(db, o)
 			require.ErrorIs(t, err, dbmutex.ErrInvalidSettings)
 		}
-		for _, nothing := range []*dbmutex.DB{nil, {}, dbmutex.Wrap(d.Open(t))} {
+		for _, nothing := range []*dbmutex.DB{nil, {}, dbmutex.Wrap(&gorm.DB{}), dbmutex.Wrap(d.Open(t))} {
 			_, err := prommutex.NewCollector(nothing, prommutex.CollectorOptions{})
 			require.ErrorIs(t, err, dbmutex.ErrNotRegistered)
 		}
