@@ -130,7 +130,7 @@ func TestThePromisesAreKeptOnTheTableOfTheDocumentedSQL(t *testing.T) {
 	out, err := suite.CombinedOutput()
 	require.NoError(t, err, "%s", out)
 	for _, test := range tests {
-		require.Contains(t, string(out), "--- PASS: "+test+" ")
+		require.Contains(t, string(out), "=== RUN   "+test+"\n")
 	}
 	for _, d := range testdb.All(t) {
 		require.Contains(t, string(out), "SQL has made the table in "+d.Name)
