@@ -85,14 +85,18 @@ func (d *doctor) lookAtTable(db *dbmutex.DB) error {
 	case db.Statement.Context.Err() != nil:
 		return err
 	default:
-		what, problem := about(err.Error()), err.Error()
+		problem := err.Error()
 		if _, why, unusable := strings.Cut(problem, " cannot be used: "); unusable {
 			problem = why
 		}
-		if what == "rights" {
-			problem += neededRights
+		switch what := about(problem); what {
+		case "missing":
+			d.bad("table", d.table+" is missing: run dbmutex migrate")
+		case "rights":
+			d.bad(what, problem+neededRights)
+		default:
+			d.bad(what, problem)
 		}
-		d.bad(what, problem)
 	}
 	return nil
 }
@@ -100,14 +104,14 @@ func (d *doctor) lookAtTable(db *dbmutex.DB) error {
 const neededRights = "; a program needs SELECT, INSERT, UPDATE and DELETE on the table, on PostgreSQL also USAGE on the " +
 	"sequence"
 
-// about says which part of the table an error is about.
+// about says which part of the table an error is about, or that the table is missing.
 func about(problem string) string {
 	for _, part := range []struct {
 		what  string
 		words []string
 	}{
 		{"rights", []string{"denied"}},
-		{"table", []string{"is missing"}},
+		{"missing", []string{"is missing: run AutoMigrate"}},
 		{"sequence", []string{"sequence", "AUTOINCREMENT", "AUTO_INCREMENT", "fencing tokens"}},
 		{"index", []string{"unique", "index", "PRIMARY KEY"}},
 		{"columns", []string{"column"}},

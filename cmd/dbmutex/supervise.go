@@ -108,7 +108,7 @@ func (r *runner) finish(lease *dbmutex.Lease, code int, stopped bool) error {
 	lost := errors.As(err, &timeout) && timeout.Lost
 	switch {
 	case lost || stopped && err != nil && timeout == nil:
-		return &exitError{r.lostCode, fmt.Errorf("the command may have overlapped with another: %w", err)}
+		return &exitError{r.lostCode, fmt.Errorf("the command may have overlapped with another: %s", oneLine(err.Error()))}
 	case stopped:
 		return &exitError{r.lostCode, fmt.Errorf("the command was ended with its lease; nobody else held %q meanwhile", r.id)}
 	case timeout != nil:
