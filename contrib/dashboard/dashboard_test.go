@@ -105,7 +105,7 @@ func TestAllLinksAreRelative(t *testing.T) {
 		testdb.Acquire(t, s.db, "http://a:b@c/d?e=f&g=h#i")
 		leaseID := testdb.Row(t, s.db, "http://a:b@c/d?e=f&g=h#i").LeaseID
 		query := url.Values{"id": {"http://a:b@c/d?e=f&g=h#i"}, "lease": {leaseID}}.Encode()
-		followed := 0
+		followed := map[string]bool{}
 		for _, mounted := range []string{"", "/ops", "/a/b/c"} {
 			mux := http.NewServeMux()
 			mux.Handle(mounted+"/", http.StripPrefix(mounted, s.dashboard))
@@ -125,16 +125,18 @@ func TestAllLinksAreRelative(t *testing.T) {
 					to, err := from.Parse(link)
 					require.NoError(t, err)
 					require.True(t, strings.HasPrefix(to.String(), base), "%s leads to %s", path, to)
-					followed++
-					w := httptest.NewRecorder()
-					mux.ServeHTTP(w, httptest.NewRequest(http.MethodGet, to.String(), nil))
-					if !strings.Contains(link, "id=x") {
-						require.Equal(t, http.StatusOK, w.Code, link)
+					if page := strings.TrimPrefix(to.String(), base); !followed[page] && !strings.Contains(page, "id=many") {
+						followed[page] = true
+						w := httptest.NewRecorder()
+						mux.ServeHTTP(w, httptest.NewRequest(http.MethodGet, to.String(), nil))
+						if !strings.Contains(page, "id=x") {
+							require.Equal(t, http.StatusOK, w.Code, page)
+						}
 					}
 				}
 			}
 		}
-		require.Greater(t, followed, 100)
+		require.Greater(t, len(followed), 15)
 	})
 }
 
