@@ -20,7 +20,7 @@ BENCHFLAGS =
 # What is to be tagged, for every module.
 VERSION = v0.1.0
 
-.PHONY: help setup test test-observers test-matrix torture fuzz bench release-check lint fmt
+.PHONY: help setup build test test-observers test-overlaps test-matrix torture fuzz bench release-check lint fmt
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -44,6 +44,20 @@ test-observers: setup ## run the root module's tests under observers that panic,
 
 test-matrix: ## run the root module's tests on all versions that README names; needs npm
 	@internal/testdb/matrix.sh
+
+build: ## build the command for all systems, into dist; none may have 25 MB
+	@for system in linux darwin windows; do for machine in amd64 arm64; do \
+		binary=dist/dbmutex-$$system-$$machine; \
+		if [ $$system = windows ]; then binary=$$binary.exe; fi; \
+		echo "$$binary"; \
+		(cd cmd/dbmutex && CGO_ENABLED=0 GOOS=$$system GOARCH=$$machine \
+			go build -trimpath -ldflags "-s -w" -o ../../$$binary .) || exit 1; \
+		if [ $$(wc -c <$$binary) -ge 25000000 ]; then echo "build: $$binary is too large" >&2; exit 1; fi; \
+	done; done
+
+test-overlaps: setup ## 200 runs of the command under faults, on each database, of which no two may overlap
+	cd cmd/dbmutex && \
+		$(REQUIRED) DBMUTEX_TEST_ROUNDS=200 go test -count=1 -timeout 0 -v $(TESTFLAGS) -run TestTwoRunsNeverOverlap .
 
 torture: setup ## let processes compete under random faults, and judge what they saw; DURATION=10m SEED=1
 	cd internal/torture && go test -count=1 -timeout 0 -v -run TestTorture -args -duration=$(DURATION) -seed=$(SEED)

@@ -1,0 +1,146 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"github.com/mattn/go-isatty"
+	"github.com/spf13/cobra"
+
+	"github.com/gorm-dbmutex/dbmutex"
+)
+
+// releaser is one dbmutex release.
+type releaser struct {
+	*global
+
+	id, lease  string
+	force, yes bool
+}
+
+const releaseWarning = "Its work is not stopped. It learns of this by its next renewal, or at its end. " +
+	"Until then the next holder may run beside it."
+
+func newRelease(g *global) *cobra.Command {
+	r := &releaser{global: g}
+	command := &cobra.Command{
+		Use:   "release ID --lease LEASE | --force",
+		Short: "End the lease of a mutex, whosever it is",
+		Long: "Release ends a lease. " + releaseWarning + `
+
+--lease ends exactly the lease that dbmutex show, or list -o json, has shown. A successor is spared: the exit code is 1 if
+that lease had ended. --force ends the lease that is there, whichever it is. In a terminal you must then type the mutex's id,
+and only the lease that you have seen is ended; elsewhere you must say --yes. The exit code is 1 if there was no lease.`,
+		Example: `  dbmutex show nightly-report
+  dbmutex release nightly-report --lease TKL4YA3ZLFCWPPMSJJH5FEAHQU`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			r.id = args[0]
+			switch byLease := cmd.Flags().Changed("lease"); {
+			case byLease == r.force:
+				return errors.New("want either --lease LEASE or --force")
+			case byLease:
+				return r.ask(r.releaseLease)
+			case isatty.IsTerminal(os.Stdin.Fd()):
+				return r.withDB(false, r.releaseSeen)
+			case !r.yes:
+				return errors.New("--force needs --yes, as there is no terminal to type the id in")
+			}
+			return r.ask(r.releaseAny)
+		},
+	}
+	flags := command.Flags()
+	flags.StringVar(&r.lease, "lease", "", "the id of the `lease` to end")
+	flags.BoolVar(&r.force, "force", false, "end the lease that is there, whichever it is")
+	flags.BoolVar(&r.yes, "yes", false, "do so without a terminal")
+	return command
+}
+
+// releaseLease ends the lease whose id is known.
+func (r *releaser) releaseLease(db *dbmutex.DB) error {
+	released, err := db.Mutex(r.id).ForceReleaseLease(r.lease)
+	switch {
+	case err != nil:
+		return err
+	case !released:
+		return &exitError{exitNo, errors.New("that lease had ended: nothing was released")}
+	}
+	r.log.Info(fmt.Sprintf("released %q", r.id), "lock_id", r.id)
+	return nil
+}
+
+// releaseSeen shows the lease, and ends it when its mutex's id was typed.
+func (r *releaser) releaseSeen(ctx context.Context, db *dbmutex.DB) error {
+	var lease *dbmutex.LeaseInfo
+	err := r.within(ctx, db, func(db *dbmutex.DB) (err error) {
+		lease, err = db.Mutex(r.id).Inspect()
+		return err
+	})
+	switch {
+	case err != nil:
+		return err
+	case lease == nil:
+		return r.nothing()
+	}
+	if err := writeText(r.id, page{leases: []dbmutex.LeaseInfo{*lease}}); err != nil {
+		return err
+	}
+	fmt.Fprint(os.Stderr, releaseWarning+"\nType the mutex's id to release it: ")
+	typed, err := typedLine(ctx)
+	switch {
+	case err != nil:
+		return err
+	case typed != r.id:
+		return errors.New("that is not the id: nothing was released")
+	}
+	r.lease = lease.LeaseID
+	return r.within(ctx, db, r.releaseLease)
+}
+
+// typedLine reads a line from the terminal, until the context is done.
+func typedLine(ctx context.Context) (string, error) {
+	lines := make(chan string, 1)
+	go func() {
+		line, err := bufio.NewReader(os.Stdin).ReadString('\n')
+		if err != nil {
+			line = "" // what is not complete is not the id
+		}
+		lines <- strings.TrimRight(line, "\r\n")
+	}()
+	select {
+	case line := <-lines:
+		return line, nil
+	case <-ctx.Done():
+		return "", errors.New("nothing was released")
+	}
+}
+
+// releaseAny ends whichever lease is there.
+func (r *releaser) releaseAny(db *dbmutex.DB) error {
+	told := &forced{}
+	switch err := db.Mutex(r.id, dbmutex.WithObserver(told)).ForceRelease(); {
+	case err != nil:
+		return err
+	case told.Event == nil:
+		return r.nothing()
+	}
+	r.log.Info(fmt.Sprintf("released %q, which %s had", r.id, printable(told.Holder)), "lock_id", r.id)
+	return nil
+}
+
+func (r *releaser) nothing() error {
+	return &exitError{exitNo, fmt.Errorf("%q is not held: nothing was released", r.id)}
+}
+
+// forced is told of a lease that was ended by force.
+type forced struct{ *dbmutex.Event }
+
+// Observe keeps the event.
+func (f *forced) Observe(ctx context.Context, e dbmutex.Event) context.Context {
+	f.Event = &e
+	return ctx
+}

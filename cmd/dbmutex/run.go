@@ -1,0 +1,243 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/mattn/go-isatty"
+	"github.com/spf13/cobra"
+
+	"github.com/gorm-dbmutex/dbmutex"
+)
+
+const runName = "run"
+
+// runner is one dbmutex run.
+type runner struct {
+	*global
+
+	wait                    string
+	ttl, killAfter, minHold time.Duration
+	skipHeld                bool
+	heldCode, lostCode      int
+	holder                  string
+	processGroup            string
+
+	id       string
+	command  []string
+	patience time.Duration // wait
+}
+
+const runLong = `Run runs a command while it holds the mutex ID, and lets the mutex go when the command has ended. There is
+no shell in between: write  dbmutex run ID -- sh -c '...'  for one.
+
+The exit code is the command's own, or 128+n if signal n ended it, unless:
+
+    75        somebody else holds the mutex, also after --wait; the command did not run
+    124       the lease was lost, and another run may have overlapped; also if the command exited 0
+    125       dbmutex failed before the command ran: its flags, or the database
+    126, 127  the command cannot be executed, or is not there; this is looked at before the mutex is acquired
+    128+n     signal n came while dbmutex waited; the command did not run
+
+The lease lasts for --ttl, and is renewed while the command runs. If renewals fail, the command gets TERM (and CONT) when
+--kill-after is left of the lease, and KILL when the lease ends. If the lease was taken away, it gets TERM at once, and KILL
+after --kill-after. Both go to the command's whole process group if it has one of its own.
+
+Signals go on to the command. What it leaves in the background when it ends runs on without the mutex. A dbmutex that is
+stopped by ^Z renews no lease: the command is stopped, too, and is killed if its lease is over when it is to go on.
+
+The command gets DBMUTEX_ID, DBMUTEX_TOKEN (the fencing token) and DBMUTEX_HOLDER in its environment. stdin, stdout and
+stderr are its own; dbmutex itself writes to stderr.
+
+Linux: the end of dbmutex, even by kill -9, ends the command. As process 1 of a container dbmutex reaps all processes.
+macOS and other systems: after a kill -9 of dbmutex the command runs on, and the lease runs out.
+Windows: there is no TERM. A command that has a process group of its own gets ^Break in its place; any other is ended by
+force when its time is over. The command and all that it has started end with dbmutex. No code is 128+n.`
+
+func newRun(g *global) *cobra.Command {
+	r := &runner{global: g}
+	command := &cobra.Command{
+		Use:   runName + " [flags] ID -- command args...",
+		Short: "Run a command while holding a mutex",
+		Long:  runLong,
+		Example: `  dbmutex run nightly-report -- /usr/local/bin/report
+  dbmutex run --wait 5m --ttl 1m deploy -- sh -c 'make && make install'`,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.ArgsLenAtDash() != 1 || len(args) < 2 {
+				return fmt.Errorf("want an id, then --, then a command: dbmutex %s", cmd.Use)
+			}
+			r.id, r.command = args[0], args[1:]
+			if err := r.checkFlags(cmd.Flags().Changed("kill-after")); err != nil {
+				return err
+			}
+			return r.run()
+		},
+	}
+	flags := command.Flags()
+	flags.StringVarP(&r.wait, "wait", "w", "0",
+		"how long to wait for a mutex that is held: a `duration` such as 5m, or forever")
+	flags.DurationVar(&r.ttl, "ttl", 30*time.Second, "how long the lease lasts if it is not renewed, as after a crash")
+	flags.DurationVar(&r.killAfter, "kill-after", 5*time.Second,
+		"how long the command has between TERM and KILL if the lease ends; at most a third of --ttl, also by default")
+	flags.BoolVar(&r.skipHeld, "skip-held", false, "exit with 0 if the mutex is held")
+	flags.IntVarP(&r.heldCode, "held-exit-code", "E", exitHeld, "exit with this `code` if the mutex is held")
+	flags.IntVar(&r.lostCode, "lost-exit-code", exitLost, "exit with this `code` if the lease was lost")
+	flags.DurationVar(&r.minHold, "min-hold", 0, "keep the mutex this long at least, for machines whose clocks differ")
+	flags.StringVar(&r.holder, "holder", "", "who holds the mutex, for people (default: host/pid)")
+	flags.StringVar(&r.processGroup, "process-group", "auto",
+		"the command's process group: own, shared with dbmutex, or `auto`: own unless stdin is a terminal")
+	return command
+}
+
+// checkFlags looks at what the library does not check.
+func (r *runner) checkFlags(killAfterSet bool) error {
+	var err error
+	switch r.patience, err = time.ParseDuration(r.wait); {
+	case r.wait == "forever":
+		r.patience = dbmutex.Forever
+	case err != nil, r.patience < 0:
+		return fmt.Errorf("--wait %q: want a duration such as 5m, or forever", r.wait)
+	}
+	if !killAfterSet {
+		r.killAfter = min(r.killAfter, r.ttl/3)
+	}
+	switch {
+	case r.killAfter < 0, r.killAfter > r.ttl/3:
+		return fmt.Errorf("--kill-after %v: want a third of --ttl at most, which is %v", r.killAfter, r.ttl/3)
+	case r.heldCode < 0, r.heldCode > 255:
+		return fmt.Errorf("--held-exit-code %d: want 0 to 255", r.heldCode)
+	case r.lostCode < 0, r.lostCode > 255:
+		return fmt.Errorf("--lost-exit-code %d: want 0 to 255", r.lostCode)
+	case !slices.Contains([]string{"auto", "own", "shared"}, r.processGroup):
+		return fmt.Errorf("--process-group %q: want auto, own or shared", r.processGroup)
+	}
+	return nil
+}
+
+// run acquires, runs the command, and releases.
+func (r *runner) run() error {
+	path, err := executable(r.command[0])
+	if err != nil {
+		return err
+	}
+	signals := listen()
+	lease, end, err := r.acquire(signals)
+	defer end()
+	if err != nil || lease == nil {
+		return err
+	}
+	terminal := isatty.IsTerminal(os.Stdin.Fd())
+	own := r.processGroup == "own" || r.processGroup == "auto" && !terminal
+	listenToAll(signals, terminal && !own)
+	c, err := start(path, r.command, r.environment(lease), own, terminal && !own)
+	if err != nil {
+		r.giveBack(lease)
+		return notStarted(r.command[0], err)
+	}
+	code, stopped := r.supervise(c, lease, signals)
+	return r.finish(lease, code, stopped)
+}
+
+// executable finds a command as a shell does.
+func executable(name string) (path string, err error) {
+	path, err = exec.LookPath(name)
+	switch {
+	case err == nil:
+		return path, nil
+	case errors.Is(err, exec.ErrNotFound), errors.Is(err, os.ErrNotExist):
+		return "", &exitError{exitNotFound, err}
+	}
+	return "", &exitError{exitNotExecutable, err}
+}
+
+// notStarted is the error of a command that was there.
+func notStarted(name string, err error) error {
+	code := exitNotExecutable
+	switch {
+	case errors.Is(err, os.ErrNotExist): // or the interpreter of a script
+		code = exitNotFound
+	case errors.Is(err, syscall.EAGAIN), errors.Is(err, syscall.ENOMEM):
+		code = exitRunFailure
+	}
+	return &exitError{code, fmt.Errorf("%s: %w", name, err)}
+}
+
+// acquire returns the lease, or nil if the command is to be skipped. A signal ends it. end is for the end of the program.
+func (r *runner) acquire(signals <-chan os.Signal) (lease *dbmutex.Lease, end func(), err error) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	end = func() { cancel(nil) }
+	signalled := untilSignal(signals, cancel)
+	defer func() {
+		if sig := signalled(); sig != nil {
+			if lease != nil {
+				r.giveBack(lease)
+			}
+			lease, err = nil, &exitError{exitSignal + int(sig.(syscall.Signal)), fmt.Errorf("%v: the command did not run", sig)}
+		}
+	}()
+	db, err := r.open(ctx, false)
+	if err != nil {
+		return nil, end, err
+	}
+	end = func() {
+		closeSoon(db)
+		cancel(nil)
+	}
+	if r.patience != dbmutex.Forever {
+		limit := time.AfterFunc(r.patience+r.timeout, func() {
+			cancel(fmt.Errorf("the database did not answer within %v", r.timeout))
+		})
+		defer limit.Stop()
+	}
+	started := time.Now()
+	r.log.Debug("waiting for "+strconv.Quote(r.id), "lock_id", r.id)
+	lease, err = db.WithContext(ctx).Mutex(r.id, dbmutex.WithTTL(r.ttl), dbmutex.WithRenewal(), dbmutex.WithWait(r.patience),
+		dbmutex.WithMinHold(r.minHold), dbmutex.WithHolder(r.whoAmI())).Acquire()
+	switch {
+	case err == nil:
+		r.log.Debug(fmt.Sprintf("acquired %q after %v, with token %d", r.id, time.Since(started).Round(time.Millisecond),
+			lease.Token()), "lock_id", r.id, "token", lease.Token())
+		return lease, end, nil
+	case errors.Is(err, dbmutex.ErrNotAcquired) && r.skipHeld:
+		r.log.Info("skipped: "+oneLine(err.Error()), "lock_id", r.id)
+		return nil, end, nil
+	case errors.Is(err, dbmutex.ErrNotAcquired):
+		r.log.Info(oneLine(err.Error()), "lock_id", r.id)
+		return nil, end, &exitError{code: r.heldCode}
+	case ctx.Err() != nil:
+		return nil, end, fmt.Errorf("%w: %w", context.Cause(ctx), err)
+	}
+	return nil, end, err
+}
+
+// whoAmI is the holder of the lease.
+func (r *runner) whoAmI() string {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown"
+	}
+	return cmp.Or(r.holder, host+"/"+strconv.Itoa(os.Getpid()))
+}
+
+// environment is the command's.
+func (r *runner) environment(lease *dbmutex.Lease) []string {
+	own := []string{
+		"DBMUTEX_ID=" + r.id, "DBMUTEX_TOKEN=" + strconv.FormatInt(lease.Token(), 10), "DBMUTEX_HOLDER=" + r.whoAmI(),
+	}
+	inherited := slices.DeleteFunc(os.Environ(), func(variable string) bool { // getenv takes the first of two
+		return slices.ContainsFunc(own, func(o string) bool {
+			name, _, _ := strings.Cut(o, "=")
+			return strings.HasPrefix(variable, name+"=")
+		})
+	})
+	return append(inherited, own...)
+}
