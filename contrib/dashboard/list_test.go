@@ -212,8 +212,8 @@ func TestAMutexHasAPage(t *testing.T) {
 		require.Regexp(t, `Holder worker-1 Acquired `+row.CreationTime.UTC().Format("2006-01-02 15:04:05 UTC")+` · \d+ s ago `, page)
 		require.Contains(t, page, "Ends "+row.ExpiresAt.UTC().Format("2006-01-02 15:04:05 UTC")+" · in 59 min unless it is renewed ")
 		require.Contains(t, page, "Lease id "+row.LeaseID)
-		require.Contains(t, page, "dbmutex show -- 'a/b c'")
-		require.Contains(t, page, "dbmutex release --lease "+row.LeaseID+" -- 'a/b c'")
+		require.Contains(t, page, "dbmutex show 'a/b c'")
+		require.Contains(t, page, "dbmutex release --lease "+row.LeaseID+" 'a/b c'")
 
 		testdb.Expire(t, s.db, "a/b c")
 		require.Contains(t, s.page(t, "mutex?id=a/b+c"), "ran out, not taken over")
