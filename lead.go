@@ -25,9 +25,9 @@ const (
 // Lease.Token, of LeaseFrom, is the leader's epoch: that of each leader is greater than that of all before.
 //
 // When fn has returned, when the lease was lost and when the database fails, Lead campaigns again, after a pause of 0.05 to
-// 0.15 seconds. The pause doubles each time, up to 10 seconds (5 to 15), until there is a success: fn has returned nil, or it
-// has led for longer than the pause. Meanwhile another process may lead. In one call of Lead, fn never starts before it has
-// returned: one that ignores the end of its context keeps this process, and no other, from leading. A panic or
+// 0.15 seconds. The pause doubles each time, up to 10 seconds (5 to 15), until there is a success: fn has returned nil, or
+// it has led for longer than the pause. Meanwhile another process may lead. In one call of Lead, fn never starts before it
+// has returned: one that ignores the end of its context keeps this process, and no other, from leading. A panic or
 // runtime.Goexit in fn releases, ends Lead and goes on.
 //
 // If the leader crashes, another process takes over when the lease has run out. If it resigns, another one follows as soon

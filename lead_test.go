@@ -245,7 +245,8 @@ func TestThePauseBetweenCampaignsGrowsUntilASuccess(t *testing.T) {
 func TestLeadGoesOnWhileTheDatabaseFails(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		log := &logs{}
-		tokens, stop := leading(t, open(t, d, &gorm.Config{Logger: log.logger(logger.Warn)}), dbmutex.WithTTL(300*time.Millisecond))
+		logged := open(t, d, &gorm.Config{Logger: log.logger(logger.Warn)})
+		tokens, stop := leading(t, logged, dbmutex.WithTTL(300*time.Millisecond))
 		first := soon(t, tokens)
 		require.NoError(t, db.Exec(`ALTER TABLE db_mutexes RENAME TO away`).Error)
 		require.Eventually(t, func() bool { return strings.Contains(log.String(), "run AutoMigrate") },

@@ -21,16 +21,16 @@ const (
 // lease that ran out holds nothing. Renewals are no change, and neither is a release after which MinHold keeps the mutex.
 // The sequence ends with ctx, or with the handle's context, without another item.
 //
-// It looks with one SELECT: every 25 milliseconds after a change, then more and more rarely, up to every half second (0.25 to
-// 0.75 seconds), and when the lease that it has seen runs out. It also looks when this process releases the mutex and, with
-// pgnotify, when another does. (With pgnotify this process then keeps its connection that listens.) It may miss what lasts
-// no longer than its pause, such as a moment in which the mutex is free. With pgnotify an item may also be a waiter, for
-// which the mutex is kept for a moment.
+// It looks with one SELECT: every 25 milliseconds after a change, then more and more rarely, up to every half second (0.25
+// to 0.75 seconds), and when the lease that it has seen runs out. It also looks when this process releases the mutex and,
+// with pgnotify, when another does. (With pgnotify this process then keeps its connection that listens.) It may miss what
+// lasts no longer than its pause, such as a moment in which the mutex is free. With pgnotify an item may also be a waiter,
+// for which the mutex is kept for a moment.
 //
 // A look that fails gives nil and the error, which is the database's; one that has taken 5 seconds counts as failed. Watch
-// goes on, and looks at least every 7.5 seconds. It tells only the first of several failures in a row. The next item then is
-// the state, also if that has not changed. There are two errors that end the sequence: that of the handle or of the id, as for
-// all verbs, and the database's if the pool is closed.
+// goes on, with pauses of up to 7.5 seconds. It tells only the first of several failures in a row. The next item then is
+// the state, also if that has not changed. Two errors end the sequence: that of the handle or of the id, as for all verbs,
+// and the database's if the pool is closed.
 //
 // Watch runs in the goroutine of the loop. Between two looks it keeps no connection of the pool, and after the loop nothing
 // is left of it. It may be called again, and the sequence may be ranged over many times.

@@ -170,8 +170,8 @@ func TestWatchEndsWithTheHandlesContext(t *testing.T) {
 		cancel()
 		soon(t, ended)
 		require.Empty(t, items)
-		for range db.Mutex("job").Watch(ctx) {
-			require.Fail(t, "its context is done")
+		for info, err := range db.Mutex("job").Watch(ctx) {
+			require.Fail(t, "its context is done", "%v, %v", info, err)
 		}
 	})
 }
