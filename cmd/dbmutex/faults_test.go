@@ -26,7 +26,7 @@ func frozen(t *testing.T, fn func(t *testing.T, network *proxy.Proxy, db *dbmute
 
 func TestADatabaseThatHangsEndsTheCommandBeforeItsLease(t *testing.T) {
 	frozen(t, func(t *testing.T, network *proxy.Proxy, db *dbmutex.DB) {
-		beats := `trap 'echo TERM' TERM; echo ready; while :; do date +%s.%N; sleep 0.05; done`
+		beats := `trap 'echo TERM' TERM; echo ready; for i in $(seq 1200); do date +%s.%N; sleep 0.05; done`
 		p := begin(t, program(t, network.Database, shell(beats, "--ttl", "15s")...))
 		require.Equal(t, "ready", p.line())
 		expires := *testdb.Row(t, db, "job").ExpiresAt
@@ -50,7 +50,7 @@ func TestADatabaseThatHangsEndsTheCommandBeforeItsLease(t *testing.T) {
 
 func TestACommandThatObeysTERMStillExits124(t *testing.T) {
 	frozen(t, func(t *testing.T, network *proxy.Proxy, _ *dbmutex.DB) {
-		script := `trap 'exit 0' TERM; echo ready; while :; do sleep 0.05; done`
+		script := `trap 'exit 0' TERM; echo ready; ` + lasts
 		p := begin(t, program(t, network.Database, shell(script, "--ttl", "9s")...))
 		require.Equal(t, "ready", p.line())
 		network.Freeze()

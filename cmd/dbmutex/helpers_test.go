@@ -133,7 +133,8 @@ func (o *output) String() string {
 // program is the program with arguments, not started.
 func program(t *testing.T, d *testdb.Database, args ...string) *exec.Cmd {
 	cmd := exec.Command(binary, args...)
-	cmd.Env = append(os.Environ(), "DBMUTEX_DSN="+dsnOf(t, d), "DBMUTEX_TABLE=", "DATABASE_URL=")
+	cmd.Env = append(os.Environ(), "DBMUTEX_DSN="+dsnOf(t, d), "DBMUTEX_TABLE=", "DATABASE_URL=",
+		"GORACE=atexit_sleep_ms=0") // else the end of each takes a second under -race
 	return cmd
 }
 
@@ -201,6 +202,9 @@ func run(t *testing.T, d *testdb.Database, args ...string) (code int, stdout, st
 func shell(script string, flags ...string) []string {
 	return append(append([]string{"run"}, flags...), "job", "--", "sh", "-c", script)
 }
+
+// lasts is a script that goes on for a minute, and hears of signals. It ends by itself should nobody end it.
+const lasts = `for i in $(seq 1200); do sleep 0.05; done`
 
 // held takes the mutex for the time of the test.
 func held(t *testing.T, db *dbmutex.DB) *dbmutex.Lease {

@@ -29,7 +29,7 @@ func state(pid int) string {
 
 func TestTheEndOfDbmutexEndsTheCommand(t *testing.T) {
 	d, _ := file(t)
-	p := begin(t, program(t, d, shell("trap '' TERM HUP; echo $$; while :; do sleep 0.05; done")...))
+	p := begin(t, program(t, d, shell("trap '' TERM HUP; echo $$; "+lasts)...))
 	pid := number(t, p.line())
 	require.NoError(t, p.Process.Kill())
 	eventually(t, "the command ends", func() bool { s := state(pid); return s == "" || s == "Z" })

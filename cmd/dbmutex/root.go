@@ -60,7 +60,7 @@ func newRoot(g *global) *cobra.Command {
 	flags.BoolVarP(&g.verbose, "verbose", "v", false, "say more")
 	flags.StringVar(&g.logFormat, "log-format", "text", "`text` or json: how dbmutex writes to stderr")
 	root.AddCommand(newRun(g), newList(g), newShow(g), newWatch(g), newRelease(g), newPrune(g), newMigrate(g), newSchema(g),
-		newDoctor(g), newMan(root))
+		newDoctor(g), newServe(g), newMan(root))
 	refuseOtherShells(root)
 	return root
 }

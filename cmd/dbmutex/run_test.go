@@ -158,8 +158,8 @@ func TestWrongUseExits125(t *testing.T) {
 // onSignal is a script that tells of a signal, then of another in its child, and ends with 3.
 const onSignal = `
 trap 'echo command; wait; exit 3' %[1]s
-sh -c 'trap "echo child; exit" %[1]s; echo ready; while :; do sleep 0.05; done' &
-while :; do sleep 0.05; done`
+sh -c 'trap "echo child; exit" %[1]s; echo ready; ` + lasts + `' &
+` + lasts
 
 func TestSignalsGoOnToTheWholeProcessGroup(t *testing.T) {
 	d, db := file(t)
@@ -179,7 +179,7 @@ func TestSignalsGoOnToTheWholeProcessGroup(t *testing.T) {
 
 func TestASharedProcessGroupGetsSignalsInItsCommandAlone(t *testing.T) {
 	d, _ := file(t)
-	script := `trap 'echo command; kill -9 $!; exit 3' INT; sleep 60 & echo ready; while :; do sleep 0.05; done`
+	script := `trap 'echo command; kill -9 $!; exit 3' INT; sleep 60 & echo ready; ` + lasts
 	p := begin(t, program(t, d, shell(script, "--process-group", "shared")...))
 	require.Equal(t, "ready", p.line())
 	require.NoError(t, p.Process.Signal(syscall.SIGINT))
@@ -226,22 +226,18 @@ func TestASignalThatIsIgnoredStaysSo(t *testing.T) {
 
 func TestALeaseThatIsTakenAwayEndsTheCommand(t *testing.T) {
 	each(t, func(t *testing.T, d *testdb.Database, db *dbmutex.DB) {
-		for name, tc := range map[string]struct {
-			script string
-			code   int
-			want   string
-		}{
-			"it obeys":          {`trap 'echo TERM; exit 0' TERM; echo ready; while :; do sleep 0.05; done`, 124, "TERM\n"},
-			"it ignores TERM":   {`trap 'echo TERM' TERM; echo ready; while :; do sleep 0.05; done`, 124, "TERM\n"},
-			"its child ignores": {`sh -c 'trap "echo TERM" TERM; echo ready; while :; do sleep 0.05; done' & wait`, 124, "TERM\n"},
-			"it is stopped":     {`trap 'echo TERM; exit 0' TERM; echo ready; kill -STOP $$; sleep 60`, 124, "TERM\n"},
+		for name, script := range map[string]string{
+			"it obeys":          `trap 'echo TERM; exit 0' TERM; echo ready; ` + lasts,
+			"it ignores TERM":   `trap 'echo TERM' TERM; echo ready; ` + lasts,
+			"its child ignores": `sh -c 'trap "echo TERM" TERM; echo ready; ` + lasts + `' & wait`,
+			"it is stopped":     `trap 'echo TERM; exit 0' TERM; echo ready; kill -STOP $$; sleep 60`,
 		} {
-			p := begin(t, program(t, d, shell(tc.script, "--ttl", "9s")...))
+			p := begin(t, program(t, d, shell(script, "--ttl", "9s")...))
 			require.Equal(t, "ready", p.line())
 			require.NoError(t, db.Mutex("job").ForceRelease())
 			code, stdout := p.code() // also when nobody has stdout any more
-			require.Equal(t, tc.code, code, "%s: %s", name, p.stderr)
-			require.Equal(t, tc.want, stdout, name)
+			require.Equal(t, 124, code, "%s: %s", name, p.stderr)
+			require.Equal(t, "TERM\n", stdout, name)
 			require.Contains(t, p.stderr.String(), "may have overlapped")
 		}
 	})

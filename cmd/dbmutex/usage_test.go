@@ -143,7 +143,7 @@ func TestHelpAndVersion(t *testing.T) {
 	code, stdout, _ = run(t, d, "--help")
 	require.Zero(t, code)
 	for _, name := range []string{
-		"run", "list", "show", "release", "prune", "watch", "migrate", "schema", "doctor", "completion", "DBMUTEX_DSN",
+		"run", "list", "show", "release", "prune", "watch", "migrate", "schema", "doctor", "serve", "completion", "DBMUTEX_DSN",
 		"DATABASE_URL", "DBMUTEX_TABLE", "NO_COLOR", "(ps)", "with 1 if the answer is no",
 	} {
 		require.Contains(t, stdout, name)
@@ -160,7 +160,7 @@ func TestEveryCommandHelps(t *testing.T) {
 	t.Parallel()
 	d := testdb.At("sqlite", "none")
 	for _, name := range []string{
-		"run", "list", "ls", "show", "release", "prune", "watch", "migrate", "schema", "doctor", "completion", "man",
+		"run", "list", "ls", "show", "release", "prune", "watch", "migrate", "schema", "doctor", "serve", "completion", "man",
 	} {
 		code, stdout, _ := run(t, d, name, "--help")
 		require.Zero(t, code)

@@ -139,8 +139,8 @@ func TestTheListStaysFresh(t *testing.T) {
 
 	eval[any](b, `document.querySelector("td.c-id a").focus()`) // what has the focus stays
 	require.NoError(t, lease.Release())
-	n := b.requests.Load()
-	require.Eventually(t, func() bool { return b.requests.Load() > n+10 }, patience, 10*time.Millisecond) // answers last a second
+	n := b.requests.Load() // answers last a second
+	require.Eventually(t, func() bool { return b.requests.Load() > n+10 }, patience, 10*time.Millisecond)
 	require.Equal(t, []string{"job"}, b.ids())
 	eval[any](b, "document.activeElement.blur()")
 	b.until(`document.querySelector(".empty")`)
@@ -148,14 +148,11 @@ func TestTheListStaysFresh(t *testing.T) {
 	for hidden, more := range map[string]bool{"true": false, "false": true} { // a tab that nobody sees
 		eval[any](b, `Object.defineProperty(document, "hidden", {configurable: true, get: () => `+hidden+`});
 			document.dispatchEvent(new Event("visibilitychange"))`)
-		time.Sleep(time.Second) // what is under way ends
-		n := b.requests.Load()
-		if more {
-			require.Eventually(t, func() bool { return b.requests.Load() > n }, patience, 10*time.Millisecond)
-		} else {
+		require.Eventually(t, func() bool {
+			n := b.requests.Load()
 			time.Sleep(time.Second)
-			require.Equal(t, n, b.requests.Load())
-		}
+			return more == (b.requests.Load() > n)
+		}, patience, time.Millisecond)
 	}
 	require.True(t, eval[bool](b, "window.here"), "the page was never loaded again")
 }
@@ -257,7 +254,7 @@ func TestAllWorksWithoutJavaScript(t *testing.T) {
 	b.do(emulation.SetScriptExecutionDisabled(true))
 	b.open("")
 	require.Regexp(t, `^As of \d\d:\d\d:\d\d$`, b.text("[data-live]"))
-	require.Regexp(t, `^29 min \d\d:\d\d:\d\d$`, strings.Join(strings.Fields(b.text("td.c-left")), " "))
+	require.Regexp(t, `^\d+ min \d\d:\d\d:\d\d$`, strings.Join(strings.Fields(b.text("td.c-left")), " "))
 	b.click("a[rel=next]")
 	require.Len(t, b.ids(), 11)
 	b.click("th.c-since a")
