@@ -1,6 +1,7 @@
 package dashboard_test
 
 import (
+	"encoding/json"
 	"context"
 	"net/http"
 	"net/http/httptest"
