@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -15,6 +16,8 @@ type child struct {
 	own      bool // it has a process group of its own
 	terminal bool // it has the terminal's signals from the kernel
 	done     chan int
+
+	toldToStop atomic.Bool // by the program, which was told so itself
 }
 
 var (
@@ -26,6 +29,8 @@ var (
 	fromTerminal = []os.Signal{
 		syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU, syscall.SIGWINCH,
 	}
+	// stops are those of them that stop a program.
+	stops = []os.Signal{syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU}
 	// notForTheCommand are about dbmutex itself.
 	notForTheCommand = []os.Signal{syscall.SIGCHLD, syscall.SIGURG, syscall.SIGPIPE}
 )
@@ -65,12 +70,13 @@ func start(path string, argv, env []string, own, terminal bool) (*child, error) 
 	if err != nil {
 		return nil, err
 	}
-	c := &child{pid, own, terminal, make(chan int, 1)}
+	c := &child{pid: pid, own: own, terminal: terminal, done: make(chan int, 1)}
 	go c.reap()
 	return c, nil
 }
 
-// reap waits for the command, and for all that the program inherits as process 1 of a container.
+// reap waits for the command, and for all that the program inherits as process 1 of a container. The program stops with its
+// command, but not if somebody has stopped the command alone: nobody might let the program go on, and it renews the lease.
 func (c *child) reap() {
 	for {
 		var status syscall.WaitStatus
@@ -81,7 +87,9 @@ func (c *child) reap() {
 			return
 		case pid != c.pid:
 		case status.Stopped():
-			stopWith(status.StopSignal())
+			if c.toldToStop.Swap(false) || c.terminal && slices.Contains(stops, os.Signal(status.StopSignal())) {
+				_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP) // so that a shell gets its terminal back
+			}
 		case status.Signaled():
 			c.done <- exitSignal + int(status.Signal())
 		default:
@@ -90,19 +98,12 @@ func (c *child) reap() {
 	}
 }
 
-// stopWith stops the program with a command that was stopped as ^Z does, so that a shell gets its terminal back.
-func stopWith(sig syscall.Signal) {
-	switch sig {
-	case syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU:
-		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
-	}
-}
-
 // forward passes a signal on.
 func (c *child) forward(sig os.Signal) {
 	if slices.Contains(notForTheCommand, sig) || c.terminal && slices.Contains(fromTerminal, sig) {
 		return
 	}
+	c.toldToStop.Store(slices.Contains(stops, sig))
 	c.signal(sig.(syscall.Signal))
 }
 

@@ -58,7 +58,8 @@ stopped by ^Z renews no lease: the command is stopped, too, and is killed if its
 The command gets DBMUTEX_ID, DBMUTEX_TOKEN (the fencing token) and DBMUTEX_HOLDER in its environment. stdin, stdout and
 stderr are its own; dbmutex itself writes to stderr.
 
-Linux: the end of dbmutex, even by kill -9, ends the command. As process 1 of a container dbmutex reaps all processes.
+Linux: the end of dbmutex, even by kill -9, ends the command, but not what that has started, nor a command that changes
+its user (su, sudo): run dbmutex as that user. As process 1 of a container dbmutex reaps all processes.
 macOS and other systems: after a kill -9 of dbmutex the command runs on, and the lease runs out.
 Windows: there is no TERM. A command that has a process group of its own gets ^Break in its place; any other is ended by
 force when its time is over. The command and all that it has started end with dbmutex. No code is 128+n.`
