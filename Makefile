@@ -20,7 +20,7 @@ BENCHFLAGS =
 # What is to be tagged, for every module.
 VERSION = v0.1.0
 
-.PHONY: help setup build test test-observers test-overlaps test-matrix torture fuzz bench release-check lint fmt
+.PHONY: help setup build test test-observers test-overlaps test-matrix torture fuzz bench screenshots release-check lint fmt
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -69,6 +69,10 @@ fuzz: setup ## fuzz ids, holders, settings and the environment, each for FUZZTIM
 
 bench: setup ## measure this package and its peers side by side, into bench/RESULTS.md; BENCHFLAGS=-scenarios=cycle
 	cd bench && $(REQUIRED) go test -count=1 -timeout 0 -v -run TestBench . -args -full $(BENCHFLAGS)
+
+screenshots: setup ## take the pictures of the dashboard that README shows
+	cd contrib/dashboard/internal/browser && DBMUTEX_TEST_POSTGRES=required go test -count=1 -run TestScreenshots . \
+		-args -screenshots "$(CURDIR)/docs"
 
 release-check: ## use every module as a stranger would once it is tagged; VERSION=v0.1.0
 	cd internal/release && go run . -root ../.. -version $(VERSION)

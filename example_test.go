@@ -138,7 +138,8 @@ func ExampleMutex_Decorate() {
 		fmt.Println("runs once at a time")
 		return nil
 	})
-	fmt.Println(report(context.Background()))
+	err := report(context.Background())
+	fmt.Println(err)
 	fmt.Println(report(context.Background()))
 	// Output:
 	// runs once at a time
@@ -354,6 +355,24 @@ func ExampleMutex_ForceReleaseLease() {
 	// Output:
 	// released: true <nil>
 	// released: false <nil>
+}
+
+// The plugin's settings carry the observer for the whole program.
+func ExampleSettings_observer() {
+	folder, err := os.MkdirTemp("", "dbmutex")
+	if err != nil {
+		panic(err)
+	}
+	defer func() { _ = os.RemoveAll(folder) }()
+	gdb, err := gorm.Open(sqlite.Open(filepath.Join(folder, "app.db")), &gorm.Config{})
+	if err != nil {
+		panic(err)
+	}
+	settings := dbmutex.DefaultSettings()
+	settings.Observer = dbmutex.LogTo(slog.Default())
+	err = gdb.Use(dbmutex.New(settings))
+	fmt.Println(err)
+	// Output: <nil>
 }
 
 // LogTo logs what happens to mutexes, here from level Info on.

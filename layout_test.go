@@ -90,7 +90,7 @@ func TestTheRootPackageHasNoSQL(t *testing.T) {
 // mayKnow are the files that know databases apart: one a database, and programs that open any of them. internal/drivers and
 // bench are about drivers and other locks, which are each for one database. The queue's test needs any that notifies.
 var mayKnow = regexp.MustCompile(`^(internal/(locktable|proxy|testdb|torture)/(dialect|mysql|postgres|sqlite)(_\w+)?\.go|` +
-	`(internal/drivers|bench|examples)/.*|queue_internal_test\.go)$`)
+	`(internal/drivers|bench|cmd/dbmutex|examples)/.*|queue_internal_test\.go)$`)
 
 func TestNobodyElseKnowsDatabasesApart(t *testing.T) {
 	names := regexp.MustCompile(`^(mysql|postgres|sqlite|sqlite3)$`)

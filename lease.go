@@ -264,7 +264,7 @@ func (l *Lease) renew(ctx context.Context, part time.Duration) error {
 	switch {
 	case l.expired():
 		if o.Err != nil {
-			l.remember(m.failed(l.parent, "renew", o.Err))
+			_ = l.remember(o.Err)
 		}
 		return l.unasked(l.late(time.Now()), nil)
 	case o.Row == locktable.RowFound:
@@ -287,17 +287,20 @@ func (l *Lease) renew(ctx context.Context, part time.Duration) error {
 	case ctx.Err() != nil: // the work is done
 		return m.failed(ctx, "renew", o.Err)
 	}
-	err := m.failed(ctx, "renew", o.Err)
-	l.remember(err)
-	return err
+	return l.remember(o.Err)
 }
 
-// remember keeps the failure of a renewal, for the error of a lease that ends because of it.
-func (l *Lease) remember(failure error) {
+// remember words the failure of a renewal, and keeps it for the error of a lease that ends because of it. One that only had
+// no time left says less than the one before.
+func (l *Lease) remember(cause error) error {
+	failure := l.mutex.failed(l.parent, "renew", cause)
 	l.mu.Lock()
-	l.failure = failure
+	if l.failure == nil || !errors.Is(cause, context.DeadlineExceeded) {
+		l.failure = failure
+	}
 	l.mu.Unlock()
 	l.tellSoon(RenewalFailed, failure)
+	return failure
 }
 
 // runOut ends the lease's context now, before its deadline. Its row is left to the release, which tells whether somebody

@@ -59,6 +59,10 @@ func TestLogToHasALevelForEachEvent(t *testing.T) {
 			"DEBUG", []string{"held", "outcome", "token"},
 		},
 		{
+			dbmutex.Event{Kind: dbmutex.LeaseEnded, Outcome: dbmutex.OutcomeReleased, Token: 1, Err: errWork},
+			"WARN", []string{"error", "held", "outcome", "token"},
+		},
+		{
 			dbmutex.Event{Kind: dbmutex.LeaseEnded, Outcome: dbmutex.OutcomeHandedOn, Token: 1},
 			"DEBUG", []string{"held", "outcome", "token"},
 		},

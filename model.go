@@ -11,7 +11,8 @@ const MaxLockIDLength = 256
 // NamingStrategy ("db_mutexes" by default), the columns' names do not.
 //
 // On MySQL and MariaDB the row of a mutex that is free may stay, without a LeaseID. DB.Prune removes it, and so do acquires
-// of new ids after an hour.
+// of new ids after an hour. The table has times in UTC there. DB.Leases reads them right, whatever the DSN says; a query of
+// your own does so only with loc=UTC, the driver's default.
 //
 // A row that has run out, of a holder that crashed or of a MinHold, stays until the mutex is used next, or until DB.Prune.
 // To delete rows by a clock other than the database's is not safe, nor to compare their times with one.

@@ -340,6 +340,10 @@ func (m *Mutex) forceRelease(leaseID string) (ended *locktable.Row, err error) {
 		return nil, m.notReleased(m.ctx, limit, "force the release of", err)
 	}
 	queues.wake(m.key)
+	if ended != nil {
+		m.config.Logger.Warn(m.ctx, "dbmutex: %s forced the release of %q, held by %s since %s",
+			printable(m.settings.Holder), m.id, printable(ended.Holder), ended.CreationTime.Format(toMilliseconds))
+	}
 	m.tellForced(ended)
 	return ended, nil
 }

@@ -374,6 +374,26 @@ func TestAForcedReleaseWakesWaiters(t *testing.T) {
 	})
 }
 
+func TestTheLogSaysWhoForcedARelease(t *testing.T) {
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		out := &logs{}
+		db := open(t, d, &gorm.Config{Logger: out.logger(logger.Warn)})
+		operator := db.Mutex("job", dbmutex.WithHolder("anna"))
+		require.NoError(t, operator.ForceRelease())
+		_, err := operator.ForceReleaseLease("nobody's")
+		require.NoError(t, err)
+		require.Empty(t, out.String(), "nothing was released")
+		for range 2 {
+			acquire(t, db, "job", dbmutex.WithHolder("worker\n7"))
+			require.NoError(t, operator.ForceRelease())
+			acquire(t, db, "job", dbmutex.WithHolder("worker\n7"))
+			_, err = operator.ForceReleaseLease(row(t, db, "job").LeaseID)
+			require.NoError(t, err)
+		}
+		require.Equal(t, 4, strings.Count(out.String(), `dbmutex: anna forced the release of "job", held by "worker\n7" since `))
+	})
+}
+
 func TestMinHold(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		lease := acquire(t, db, "job", dbmutex.WithMinHold(10*time.Minute), dbmutex.WithHolder("me"))

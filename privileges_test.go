@@ -138,6 +138,8 @@ func TestEachRightIsNeeded(t *testing.T) {
 					{"release in", func() error { return inTransaction(leases["release in"].ReleaseIn) }},
 					{"holder", func() error { _, err := db.Mutex("other").Holder(); return err }},
 					{"force release", db.Mutex("other").ForceRelease},
+					{"list", func() error { _, err := db.Leases(dbmutex.LeaseQuery{}); return err }},
+					{"prune", func() error { _, err := db.Prune(); return err }},
 				} {
 					if err := verb.run(); err != nil {
 						require.ErrorContains(t, err, "denied", verb.name)

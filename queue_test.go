@@ -211,20 +211,32 @@ func TestNothingIsLeftOfAWaiterThatIsGone(t *testing.T) {
 	testdb.EachOf(t, testdb.Notifies, func(t *testing.T, d *testdb.Database) {
 		for _, lost := range []error{nil, io.ErrUnexpectedEOF} {
 			db, pool := openFaulty(t, d)
-			first := acquire(t, db, "job")
-			ctx, cancel := context.WithCancel(context.Background())
-			_, failed := waiting(t, db.WithContext(ctx), dbmutex.WithMinHold(10*time.Minute))
-			pool.setLose(func(statement string) error {
-				if strings.HasPrefix(statement, handOn) {
-					if ctx.Err() == nil {
+			var first *dbmutex.Lease
+			var err error
+			for handed := false; !handed; {
+				first = acquire(t, db, "job")
+				ctx, cancel := context.WithCancel(context.Background())
+				t.Cleanup(cancel)
+				acquired, failed := waiting(t, db.WithContext(ctx), dbmutex.WithMinHold(10*time.Minute))
+				pool.setLose(func(statement string) error {
+					if !strings.HasPrefix(statement, handOn) {
+						return nil
+					}
+					if !handed {
+						handed = true
 						cancel()
 						require.ErrorIs(t, <-failed, context.Canceled)
 					}
 					return lost
+				})
+				if err = first.Release(); !handed { // the waiter was asking in that moment, and had the mutex by itself
+					lease := <-acquired
+					require.NoError(t, <-failed)
+					require.NoError(t, db.Mutex("job").ForceRelease())
+					require.ErrorIs(t, lease.Release(), dbmutex.ErrTimeout)
 				}
-				return nil
-			})
-			if err := first.Release(); lost != nil {
+			}
+			if lost != nil {
 				require.ErrorIs(t, err, lost)
 				require.NoError(t, first.Release(), "it may be called again, and nobody overlapped")
 			} else {

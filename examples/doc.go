@@ -7,6 +7,7 @@
 //   - fencing: a store outside of the database that refuses a late holder (Lease.Token)
 //   - tasks: asynq's tasks of one type do not overlap (contrib/asynq)
 //   - schedule: of two gocron schedulers, one runs the job at each tick (contrib/gocron)
+//   - dashboard: who holds what, in a browser, behind a login (contrib/dashboard)
 //
 // Each but minimal takes a -dsn: postgres://user@localhost/database, mysql://user:password@localhost/database (MySQL or
 // MariaDB), or the path of a SQLite file. Without it they use a temporary SQLite file, in pure Go.

@@ -10,6 +10,7 @@ require (
 	github.com/google/uuid v1.6.0
 	github.com/gorm-dbmutex/dbmutex v0.1.0
 	github.com/gorm-dbmutex/dbmutex/contrib/asynq v0.1.0
+	github.com/gorm-dbmutex/dbmutex/contrib/dashboard v0.1.0
 	github.com/gorm-dbmutex/dbmutex/contrib/gocron v0.1.0
 	github.com/hibiken/asynq v0.26.0
 	github.com/stretchr/testify v1.12.1
@@ -54,5 +55,7 @@ require (
 replace github.com/gorm-dbmutex/dbmutex => ../
 
 replace github.com/gorm-dbmutex/dbmutex/contrib/asynq => ../contrib/asynq
+
+replace github.com/gorm-dbmutex/dbmutex/contrib/dashboard => ../contrib/dashboard
 
 replace github.com/gorm-dbmutex/dbmutex/contrib/gocron => ../contrib/gocron

@@ -10,6 +10,8 @@ import (
 
 	"github.com/mattn/go-isatty"
 	"github.com/spf13/cobra"
+	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
 )
@@ -62,7 +64,7 @@ and only the lease that you have seen is ended; elsewhere you must say --yes. Th
 
 // releaseLease ends the lease whose id is known.
 func (r *releaser) releaseLease(db *dbmutex.DB) error {
-	released, err := db.Mutex(r.id).ForceReleaseLease(r.lease)
+	released, err := silent(db).Mutex(r.id).ForceReleaseLease(r.lease)
 	switch {
 	case err != nil:
 		return err
@@ -122,7 +124,7 @@ func typedLine(ctx context.Context) (string, error) {
 // releaseAny ends whichever lease is there.
 func (r *releaser) releaseAny(db *dbmutex.DB) error {
 	told := &forced{}
-	switch err := db.Mutex(r.id, dbmutex.WithObserver(told)).ForceRelease(); {
+	switch err := silent(db).Mutex(r.id, dbmutex.WithObserver(told)).ForceRelease(); {
 	case err != nil:
 		return err
 	case told.Event == nil:
@@ -131,6 +133,9 @@ func (r *releaser) releaseAny(db *dbmutex.DB) error {
 	r.log.Info(fmt.Sprintf("released %q, which %s had", r.id, printable(told.Holder)), "lock_id", r.id)
 	return nil
 }
+
+// silent is the handle without GORM's log, which would say of a release what the command says itself.
+func silent(db *dbmutex.DB) *dbmutex.DB { return db.Session(&gorm.Session{Logger: logger.Discard}) }
 
 func (r *releaser) nothing() error {
 	return &exitError{exitNo, fmt.Errorf("%q is not held: nothing was released", r.id)}

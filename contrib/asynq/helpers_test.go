@@ -128,8 +128,10 @@ func (p *place) requireBecomesFree(t *testing.T, id string) {
 	}, time.Minute, 10*time.Millisecond)
 }
 
+// mutex is the mutex as the test itself uses it, beside the middleware: GORM's log is not told of that.
 func (p *place) mutex(id string) *dbmutex.Mutex {
-	return p.db.Mutex(id, func(s *dbmutex.Settings) { s.SkipHeld = false })
+	silent := p.db.Session(&gorm.Session{Logger: logger.Discard})
+	return silent.Mutex(id, func(s *dbmutex.Settings) { s.SkipHeld = false })
 }
 
 var requireTimeout = testdb.RequireTimeout

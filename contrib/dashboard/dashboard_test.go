@@ -243,7 +243,8 @@ func TestWords(t *testing.T) {
 		require.Equal(t, want, dashboard.Grouped(n))
 	}
 	for s, want := range map[string]string{
-		"export/customer/80131": "export/customer/80131", "-x": "-x", "a b": "'a b'", "it's": `'it'\''s'`, "$(reboot)": "'$(reboot)'",
+		"export/customer/80131": "export/customer/80131", "-x": "-- -x", "-x y": "-- '-x y'", "a b": "'a b'",
+		"it's": `'it'\''s'`, "$(reboot)": "'$(reboot)'",
 		"": "''", "a\nb": "", "~root": "'~root'",
 	} {
 		require.Equal(t, want, dashboard.Argument(s))

@@ -44,7 +44,7 @@ var files = func() map[string]file {
 // link is where a page finds a file.
 func link(name string) string { return "static/" + name + "?v=" + files[name].hash }
 
-// static serves a file. Under the hash of another version, as a proxy may ask for while versions change, it must not be kept.
+// static serves a file. It must not be kept under the hash of another version, which a browser asks for while versions change.
 func static(w http.ResponseWriter, r *http.Request) {
 	f := files[strings.TrimPrefix(place(r), "static/")]
 	w.Header().Set("Content-Type", f.kind)

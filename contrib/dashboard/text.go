@@ -91,13 +91,16 @@ func grouped(n int64) string {
 
 var plainArgument = regexp.MustCompile(`^[\w./:@%+=,-]+$`)
 
-// argument is a text as an argument of a command in a shell. It is "" if a person could not type it.
+// argument is a text as the last argument of a command in a shell. It is "" if a person could not type it.
 func argument(s string) string {
 	switch {
 	case visible(s) != s:
 		return ""
-	case plainArgument.MatchString(s):
-		return s
+	case !plainArgument.MatchString(s):
+		s = "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
 	}
-	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'"
+	if strings.HasPrefix(strings.TrimPrefix(s, "'"), "-") {
+		s = "-- " + s
+	}
+	return s
 }

@@ -5,11 +5,13 @@ import (
 	"os"
 	"regexp"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
 	model "github.com/prometheus/client_model/go"
 	"github.com/stretchr/testify/require"
+	"go.yaml.in/yaml/v3"
 
 	"github.com/gorm-dbmutex/dbmutex"
 	prommutex "github.com/gorm-dbmutex/dbmutex/contrib/prometheus"
@@ -98,32 +100,55 @@ func TestTheDashboardIsWhole(t *testing.T) {
 	}
 }
 
-func TestTheDashboardAsksForMetricsThatThereAre(t *testing.T) {
-	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
-		r := prometheus.NewRegistry()
-		settings := dbmutex.DefaultSettings()
-		settings.Observer = newObserver(t, r, prommutex.ObserverOptions{})
-		tellEveryKind(settings.Observer)
-		db := d.Mutexes(t, settings)
-		testdb.Acquire(t, db, "job")
-		collector, err := prommutex.NewCollector(db, prommutex.CollectorOptions{PerMutex: 1, Timeout: always.Timeout})
-		require.NoError(t, err)
-		require.NoError(t, r.Register(collector))
-		families, err := r.Gather()
-		require.NoError(t, err)
-		exported, labels := map[string]string{}, []string{"job", "instance", "le"} // a metric by the names of its series
-		for _, family := range families {
-			exported[family.GetName()] = family.GetName()
-			for _, suffix := range []string{"_bucket", "_count", "_sum"} {
-				if family.GetType() == model.MetricType_HISTOGRAM {
-					exported[family.GetName()+suffix] = family.GetName()
-				}
-			}
-			for _, label := range family.GetMetric()[0].GetLabel() {
-				labels = append(labels, label.GetName())
+// export exports everything that there is: each metric by the names of its series, and the labels of them all.
+func export(t *testing.T, d *testdb.Database) (metrics map[string]string, labels []string) {
+	t.Helper()
+	r := prometheus.NewRegistry()
+	settings := dbmutex.DefaultSettings()
+	settings.Observer = newObserver(t, r, prommutex.ObserverOptions{})
+	tellEveryKind(settings.Observer)
+	db := d.Mutexes(t, settings)
+	testdb.Acquire(t, db, "job")
+	collector, err := prommutex.NewCollector(db, prommutex.CollectorOptions{PerMutex: 1, Timeout: always.Timeout})
+	require.NoError(t, err)
+	require.NoError(t, r.Register(collector))
+	families, err := r.Gather()
+	require.NoError(t, err)
+	metrics, labels = map[string]string{}, []string{"job", "instance", "le"}
+	for _, family := range families {
+		metrics[family.GetName()] = family.GetName()
+		for _, suffix := range []string{"_bucket", "_count", "_sum"} {
+			if family.GetType() == model.MetricType_HISTOGRAM {
+				metrics[family.GetName()+suffix] = family.GetName()
 			}
 		}
+		for _, label := range family.GetMetric()[0].GetLabel() {
+			labels = append(labels, label.GetName())
+		}
+	}
+	return metrics, labels
+}
 
+// requireShowsAll requires that the texts name no metric but those that there are, and each of them.
+func requireShowsAll(t *testing.T, texts []string, metrics map[string]string, labels []string) {
+	t.Helper()
+	shown := map[string]bool{}
+	for _, text := range texts {
+		for _, name := range regexp.MustCompile(`\bdbmutex_\w+`).FindAllString(text, -1) {
+			if !slices.Contains(labels, name) {
+				require.Contains(t, metrics, name, text)
+				shown[metrics[name]] = true
+			}
+		}
+	}
+	for _, metric := range metrics {
+		require.True(t, shown[metric], "%s is not shown", metric)
+	}
+}
+
+func TestTheDashboardAsksForMetricsThatThereAre(t *testing.T) {
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		metrics, labels := export(t, d)
 		var queries []string
 		board := readDashboard(t)
 		for _, variable := range board.Templating.List[1:] {
@@ -137,15 +162,36 @@ func TestTheDashboardAsksForMetricsThatThereAre(t *testing.T) {
 				}
 			}
 		}
-		shown := map[string]bool{}
-		for _, query := range queries {
-			for _, name := range regexp.MustCompile(`\bdbmutex_\w+`).FindAllString(query, -1) {
-				if !slices.Contains(labels, name) {
-					require.Contains(t, exported, name, query)
-					shown[exported[name]] = true
-				}
+		requireShowsAll(t, queries, metrics, labels)
+	})
+}
+
+func TestThePageAboutOperatingNamesMetricsThatThereAre(t *testing.T) {
+	page, err := os.ReadFile("../../docs/operating.md")
+	require.NoError(t, err)
+	metrics, labels := export(t, testdb.SQLite(t))
+	requireShowsAll(t, []string{string(page)}, metrics, labels)
+
+	_, after, _ := strings.Cut(string(page), "```yaml\n")
+	text, _, _ := strings.Cut(after, "```")
+	var file struct {
+		Groups []struct {
+			Name  string
+			Rules []struct {
+				Alert, Expr, For    string
+				Labels, Annotations map[string]string
 			}
 		}
-		require.Len(t, shown, len(families), "a metric that no panel shows")
-	})
+	}
+	reader := yaml.NewDecoder(strings.NewReader(text))
+	reader.KnownFields(true)
+	require.NoError(t, reader.Decode(&file))
+	require.Len(t, file.Groups, 1)
+	rules := file.Groups[0].Rules
+	require.Len(t, rules, strings.Count(text, "alert:"))
+	for _, rule := range rules {
+		require.NotEmpty(t, rule.Annotations["summary"], rule.Alert)
+		require.Contains(t, []string{"warning", "critical"}, rule.Labels["severity"], rule.Alert)
+		require.Contains(t, string(page), "| `"+rule.Alert+"` |", "what to do")
+	}
 }

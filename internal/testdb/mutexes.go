@@ -26,7 +26,7 @@ func Acquire(t testing.TB, db *dbmutex.DB, id string, opts ...dbmutex.Option) *d
 // Taken asks for the rows of mutexes that are not free. (A free mutex may have a row, which is no lease's.)
 func Taken(db *gorm.DB) *gorm.DB { return db.Model(&dbmutex.DBMutex{}).Where("lease_id <> ''") }
 
-// Row is the row of a mutex that is not free, expired or not.
+// Row is the row of a mutex that is not free, expired or not, as it stands in the table.
 func Row(t testing.TB, db *dbmutex.DB, id string) *dbmutex.DBMutex {
 	t.Helper()
 	var rows []dbmutex.DBMutex
@@ -34,7 +34,19 @@ func Row(t testing.TB, db *dbmutex.DB, id string) *dbmutex.DBMutex {
 	if len(rows) == 0 {
 		return nil
 	}
-	return &rows[0]
+	r := &rows[0]
+	if db.Name() == mysqlKind.Name { // its times are in UTC, though the driver takes them for those of the DSN's loc
+		r.CreationTime = inUTC(r.CreationTime)
+		if r.ExpiresAt != nil {
+			*r.ExpiresAt = inUTC(*r.ExpiresAt)
+		}
+	}
+	return r
+}
+
+// inUTC has the same date and time of day, in UTC.
+func inUTC(t time.Time) time.Time {
+	return time.Date(t.Year(), t.Month(), t.Day(), t.Hour(), t.Minute(), t.Second(), t.Nanosecond(), time.UTC)
 }
 
 // RequireFree says what others see of a mutex.

@@ -45,11 +45,11 @@ var mysqlKind = &Kind{
 	LeastRights: []string{`SELECT, INSERT, UPDATE, DELETE ON db_mutexes`},
 	NeededFor: map[string][]string{
 		`SELECT ON db_mutexes`: {
-			"acquire", "take over", "renew", "guard", "release", "rest", "release in", "holder", "force release",
+			"acquire", "take over", "renew", "guard", "release", "rest", "release in", "holder", "force release", "list", "prune",
 		},
 		`INSERT ON db_mutexes`: {"acquire"},
 		`UPDATE ON db_mutexes`: {"acquire", "take over", "renew", "guard", "release", "rest", "release in", "force release"},
-		`DELETE ON db_mutexes`: nil, // but rows of free mutexes stay for ever
+		`DELETE ON db_mutexes`: {"prune"}, // and rows of free mutexes stay for ever
 	},
 	MakingRights: `CREATE, SELECT, INSERT, UPDATE, DELETE ON %s.db_mutexes`,
 	Session:      `SELECT CONNECTION_ID()`,

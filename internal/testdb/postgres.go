@@ -51,13 +51,13 @@ var postgresKind = &Kind{
 	LeastRights: []string{`SELECT, INSERT, UPDATE, DELETE ON db_mutexes`, `USAGE ON SEQUENCE db_mutexes_id_seq`},
 	NeededFor: map[string][]string{
 		`SELECT ON db_mutexes`: {
-			"acquire", "take over", "renew", "guard", "release", "rest", "release in", "holder", "force release",
+			"acquire", "take over", "renew", "guard", "release", "rest", "release in", "holder", "force release", "list", "prune",
 		},
 		`INSERT ON db_mutexes`: {"acquire", "take over"},
-		`UPDATE ON db_mutexes`: {"take over", "renew", "guard", "rest"},
-		`DELETE ON db_mutexes`: {"release", "release in", "force release"},
+		`UPDATE ON db_mutexes`: {"take over", "renew", "guard", "rest", "prune"},
+		`DELETE ON db_mutexes`: {"release", "release in", "force release", "prune"},
 		// Without it the first look at the table fails, and an acquire makes the program look again.
-		`USAGE ON SEQUENCE db_mutexes_id_seq`: {"acquire", "take over", "rest", "holder", "force release"},
+		`USAGE ON SEQUENCE db_mutexes_id_seq`: {"acquire", "take over", "rest", "holder", "force release", "list", "prune"},
 	},
 	MakingRights: `CREATE ON SCHEMA %s`,
 	Session:      `SELECT pg_backend_pid()`,

@@ -149,7 +149,7 @@ func TestServerIsSkippedWhereNobodyWantsIt(t *testing.T) {
 
 func TestServerOfDSNDoesNotAnswer(t *testing.T) {
 	eachServer(t, func(t *testing.T, name string, s server) {
-		out, err := output(t, name, s.envDSN+"="+s.nowhere)
+		out, err := output(t, name, s.envWanted+"=", s.envDSN+"="+s.nowhere)
 		assert.Error(t, err)
 		assert.Contains(t, out, "the server of "+s.envDSN+" doesn't answer")
 		assert.NotContains(t, out, "secret")
@@ -158,7 +158,7 @@ func TestServerOfDSNDoesNotAnswer(t *testing.T) {
 
 func TestFolderOfProgramsIsWrong(t *testing.T) {
 	eachServer(t, func(t *testing.T, name string, s server) {
-		out, err := output(t, name, s.envDSN+"=", s.envBin+"="+t.TempDir())
+		out, err := output(t, name, s.envWanted+"=", s.envDSN+"=", s.envBin+"="+t.TempDir())
 		assert.Error(t, err)
 		assert.Contains(t, out, s.noPrograms)
 	})

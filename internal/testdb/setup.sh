@@ -1,9 +1,10 @@
 #!/bin/sh
 # Makes ready what the tests need: a C compiler for the SQLite driver,
 # the server programs of PostgreSQL and MariaDB, PgBouncer, faketime, which sets a
-# process's clock, and redis-server for contrib/asynq. (Some tests break a server,
-# and so want one of their own even where the environment names one. A server that
-# a package starts does not matter: tests start theirs, on ports of their own.)
+# process's clock, redis-server for contrib/asynq, and chromium for
+# contrib/dashboard. (Some tests break a server, and so want one of their own
+# even where the environment names one. A server that a package starts does not
+# matter: tests start theirs, on ports of their own.)
 # Installs what's missing on Debian and its kin; elsewhere it says what to install.
 set -eu
 
@@ -32,6 +33,14 @@ has_mariadb() {
 	[ -n "${DBMUTEX_TEST_MYSQLBIN:-}" ] || PATH="$PATH:/usr/sbin:/usr/local/sbin" command -v mariadbd >/dev/null
 }
 
+# has_browser looks where findBrowser of contrib/dashboard/internal/browser looks.
+has_browser() {
+	for program in chromium chromium-browser google-chrome; do
+		command -v "$program" >/dev/null && return 0
+	done
+	return 1
+}
+
 has_compiler() {
 	compiler=$(go env CC)
 	command -v "${compiler%% *}" >/dev/null
@@ -52,6 +61,7 @@ has_mariadb || packages="$packages mariadb-server"
 PATH="$PATH:/usr/sbin" command -v pgbouncer >/dev/null || packages="$packages pgbouncer"
 has_faketime || packages="$packages faketime"
 command -v redis-server >/dev/null || packages="$packages redis-server"
+has_browser || packages="$packages chromium"
 has_compiler || packages="$packages gcc libc6-dev"
 [ -n "$packages" ] || exit 0
 

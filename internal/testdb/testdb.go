@@ -13,9 +13,9 @@
 //     user must be allowed to create schemas.
 //   - DBMUTEX_TEST_PGBIN: the folder with the initdb, pg_ctl and postgres programs to
 //     use rather than those found.
-//   - DBMUTEX_TEST_POSTGRES: "required" fails tests if PostgreSQL, PgBouncer
-//     or faketime is missing, rather than skipping them. "none" skips what needs
-//     PostgreSQL, also if it is there.
+//   - DBMUTEX_TEST_POSTGRES: "required" fails tests if PostgreSQL, PgBouncer,
+//     faketime, Redis or chromium is missing, rather than skipping them. "none"
+//     skips what needs PostgreSQL, also if it is there.
 //   - DBMUTEX_TEST_MYSQL_DSN: a DSN of the MariaDB or MySQL server to use, such as
 //     root@tcp(127.0.0.1:3306)/. Its user must be allowed to create databases.
 //   - DBMUTEX_TEST_MYSQL_PARAMETERS: what the DSN of each test's database says in
