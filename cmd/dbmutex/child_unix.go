@@ -8,7 +8,11 @@ import (
 	"slices"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
+
+// stopLimit is how long a command that is told to stop may take to.
+const stopLimit = 10 * time.Second
 
 // child is the command while it runs.
 type child struct {
@@ -17,7 +21,8 @@ type child struct {
 	terminal bool // it has the terminal's signals from the kernel
 	done     chan int
 
-	toldToStop atomic.Bool // by the program, which was told so itself
+	stopped    atomic.Bool
+	toldToStop atomic.Int64 // when, in nanoseconds, by the program, which was told so itself
 }
 
 var (
@@ -31,6 +36,8 @@ var (
 	}
 	// stops are those of them that stop a program.
 	stops = []os.Signal{syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU}
+	// ends are those that programs are ended with. One that is stopped hears of them when it goes on.
+	ends = []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM}
 	// notForTheCommand are about dbmutex itself.
 	notForTheCommand = []os.Signal{syscall.SIGCHLD, syscall.SIGURG, syscall.SIGPIPE}
 )
@@ -80,15 +87,19 @@ func start(path string, argv, env []string, own, terminal bool) (*child, error) 
 func (c *child) reap() {
 	for {
 		var status syscall.WaitStatus
-		pid, err := syscall.Wait4(-1, &status, syscall.WUNTRACED, nil)
+		pid, err := syscall.Wait4(-1, &status, syscall.WUNTRACED|syscall.WCONTINUED, nil)
 		switch {
 		case err == syscall.EINTR: //nolint:errorlint // a system call wraps nothing
 		case err != nil: // there is no process
 			return
 		case pid != c.pid:
+		case status.Continued():
+			c.stopped.Store(false)
 		case status.Stopped():
-			if c.toldToStop.Swap(false) || c.terminal && slices.Contains(stops, os.Signal(status.StopSignal())) {
-				_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP) // so that a shell gets its terminal back
+			c.stopped.Store(true)
+			told := time.Since(time.Unix(0, c.toldToStop.Swap(0))) < stopLimit
+			if told || c.terminal && slices.Contains(stops, os.Signal(status.StopSignal())) {
+				stop()
 			}
 		case status.Signaled():
 			c.done <- exitSignal + int(status.Signal())
@@ -98,13 +109,25 @@ func (c *child) reap() {
 	}
 }
 
+// stop stops the program, so that a shell gets its terminal back.
+func stop() { _ = syscall.Kill(os.Getpid(), syscall.SIGSTOP) }
+
 // forward passes a signal on.
 func (c *child) forward(sig os.Signal) {
 	if slices.Contains(notForTheCommand, sig) || c.terminal && slices.Contains(fromTerminal, sig) {
 		return
 	}
-	c.toldToStop.Store(slices.Contains(stops, sig))
+	if slices.Contains(stops, sig) {
+		if c.stopped.Load() {
+			stop()
+			return
+		}
+		c.toldToStop.Store(time.Now().UnixNano())
+	}
 	c.signal(sig.(syscall.Signal))
+	if slices.Contains(ends, sig) {
+		c.signal(syscall.SIGCONT)
+	}
 }
 
 // terminate asks the command to end.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -53,7 +54,9 @@ The lease lasts for --ttl, and is renewed while the command runs. If renewals fa
 after --kill-after. Both go to the command's whole process group if it has one of its own.
 
 Signals go on to the command. What it leaves in the background when it ends runs on without the mutex. A dbmutex that is
-stopped by ^Z renews no lease: the command is stopped, too, and is killed if its lease is over when it is to go on.
+stopped by ^Z renews no lease: the command is stopped, too, and is killed if its lease is over when it is to go on. What has
+left the command's process group (setsid) outlives a lost lease, and a kill -STOP of dbmutex alone lets the command run on
+without its lease. In a terminal, a kill -INT, -QUIT or -TSTP of dbmutex alone does not go on to the command.
 
 The command gets DBMUTEX_ID, DBMUTEX_TOKEN (the fencing token) and DBMUTEX_HOLDER in its environment. stdin, stdout and
 stderr are its own; dbmutex itself writes to stderr.
@@ -136,6 +139,10 @@ func (r *runner) run() error {
 	if err != nil || lease == nil {
 		return err
 	}
+	if _, over := r.left(lease); over { // the program was stopped meanwhile, or its machine
+		r.giveBack(lease)
+		return errors.New("the lease was over before the command could begin: the command did not run")
+	}
 	terminal := isatty.IsTerminal(os.Stdin.Fd())
 	own := r.processGroup == "own" || r.processGroup == "auto" && !terminal
 	listenToAll(signals, terminal && !own)
@@ -154,10 +161,23 @@ func executable(name string) (path string, err error) {
 	switch {
 	case err == nil:
 		return path, nil
+	case isOnPath(name):
+		return "", &exitError{exitNotExecutable, fmt.Errorf("%s: %w", name, os.ErrPermission)}
 	case errors.Is(err, exec.ErrNotFound), errors.Is(err, os.ErrNotExist):
 		return "", &exitError{exitNotFound, err}
 	}
 	return "", &exitError{exitNotExecutable, err}
+}
+
+// isOnPath says whether there is a file of that name, which then cannot be executed.
+func isOnPath(name string) bool {
+	if name == "" || filepath.Base(name) != name {
+		return false
+	}
+	return slices.ContainsFunc(filepath.SplitList(os.Getenv("PATH")), func(folder string) bool {
+		info, err := os.Stat(filepath.Join(folder, name))
+		return err == nil && !info.IsDir()
+	})
 }
 
 // notStarted is the error of a command that was there.
