@@ -424,3 +424,52 @@ func (c *heldCounter) Observe(ctx context.Context, e dbmutex.Event) context.Cont
 	}
 	return ctx
 }
+
+// Every process calls Lead. One of them leads at a time; here it resigns when it has done its work.
+func ExampleMutex_Lead() {
+	db, done := openExample()
+	defer done()
+
+	ctx, stop := context.WithCancel(context.Background()) // a service uses signal.NotifyContext
+	leader := db.WithContext(ctx).Mutex("leader", dbmutex.WithTTL(10*time.Second))
+	err := leader.Lead(func(ctx context.Context) error {
+		lease, _ := dbmutex.LeaseFrom(ctx)
+		fmt.Println("leads, in epoch", lease.Token())
+		stop()
+		<-ctx.Done() // the lease has ended, or the program stops
+		return nil
+	})
+	fmt.Println(err)
+	// Output:
+	// leads, in epoch 1
+	// <nil>
+}
+
+// Somebody else holds the mutex for a moment.
+func ExampleMutex_Watch() {
+	db, done := openExample()
+	defer done()
+	leader := db.Mutex("leader", dbmutex.WithHolder("machine-7"))
+	lease, err := leader.Acquire() // as another process would
+	if err != nil {
+		panic(err)
+	}
+
+	for info, err := range leader.Watch(context.Background()) {
+		switch {
+		case err != nil:
+			fmt.Println("unknown for the moment:", err)
+		case info == nil:
+			fmt.Println("nobody leads")
+			return
+		default:
+			fmt.Println(info.Holder, "leads")
+			if err := lease.Release(); err != nil {
+				fmt.Println(err)
+			}
+		}
+	}
+	// Output:
+	// machine-7 leads
+	// nobody leads
+}

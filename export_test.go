@@ -56,6 +56,31 @@ func HeadOf(t testing.TB, m *Mutex) (woken func() bool) {
 	}
 }
 
+// Watch makes a watcher of a mutex that looks at nothing, and says whether it was told of news since the last call.
+func Watch(t testing.TB, m *Mutex) (told func() bool) {
+	news, stop := queues.watch(m)
+	t.Cleanup(stop)
+	return func() bool {
+		select {
+		case <-news:
+			return true
+		default:
+			return false
+		}
+	}
+}
+
+// Watchers is how many watchers of a mutex this process has, and whether it remembers the mutex at all.
+func Watchers(m *Mutex) (n int, remembered bool) {
+	queues.mu.Lock()
+	defer queues.mu.Unlock()
+	q := queues.queues[m.key]
+	if q == nil {
+		return 0, false
+	}
+	return len(q.watchers), true
+}
+
 // Notify does what the listener does when it hears of a release.
 func Notify(m *Mutex) {
 	queues.wakeID(m.key.pool.(*sql.DB), strconv.FormatUint(uint64(m.table.ID()), 10), m.id)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"encoding/json"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -56,6 +57,29 @@ func (qs *queueSet) unlisten(q *queue) {
 	if l.queues--; l.queues == 0 {
 		l.stop()
 		delete(qs.listeners, q.key.pool.(*sql.DB))
+	}
+}
+
+// watch makes a queue tell of releases, until stop.
+func (qs *queueSet) watch(m *Mutex) (news <-chan struct{}, stop func()) {
+	watcher := make(chan struct{}, 1)
+	qs.mu.Lock()
+	defer qs.mu.Unlock()
+	var used time.Time // to watch is no use that lingers
+	if q := qs.queues[m.key]; q != nil {
+		used = q.used
+	}
+	q := qs.of(m)
+	q.used = used
+	q.watchers = append(q.watchers, watcher)
+	qs.listen(q)
+	return watcher, func() {
+		qs.mu.Lock()
+		defer qs.mu.Unlock()
+		q.watchers = slices.DeleteFunc(q.watchers, func(other chan struct{}) bool { return other == watcher })
+		if qs.queues[q.key] == q && q.idle() {
+			qs.remove(q)
+		}
 	}
 }
 

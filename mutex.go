@@ -292,15 +292,21 @@ func (m *Mutex) Inspect() (*LeaseInfo, error) {
 	if err := m.check(); err != nil {
 		return nil, err
 	}
-	rows, err := m.table.List(m.ctx, locktable.Query{LockID: m.id, Which: locktable.LiveAndExpired, Limit: 1})
+	info, err := m.see(m.ctx, locktable.LiveAndExpired)
 	if err != nil {
 		return nil, m.failed(m.ctx, "inspect", err)
 	}
-	for _, row := range rows {
-		info := leaseInfo(row)
-		return &info, nil
+	return info, nil
+}
+
+// see is the mutex's lease in one of these states, or nil. The error is as the database gave it.
+func (m *Mutex) see(ctx context.Context, which locktable.Which) (*LeaseInfo, error) {
+	rows, err := m.table.List(ctx, locktable.Query{LockID: m.id, Which: which, Limit: 1})
+	if err != nil || len(rows) == 0 {
+		return nil, err
 	}
-	return nil, nil
+	info := leaseInfo(rows[0])
+	return &info, nil
 }
 
 // ForceRelease ends the lease that holds the mutex now, whosever it is, or the one that ran out. It is for operators, for

@@ -42,13 +42,14 @@ type queue struct {
 	key      queueKey
 	table    locktable.Table
 	waiters  []*waiter
-	listener *listener     // nil: it does not listen
-	used     time.Time     // it stays for a while after this
-	seen     *HeldError    // what a head saw last
-	seenEnds time.Time     // when that ends unless it is renewed; zero = never
-	holder   *Lease        // the lease that the last head acquired; nil if it did not
-	changes  int           // how often it heard that the mutex changes hands
-	trip     time.Duration // how long a question took last
+	watchers []chan struct{} // each holds an element when it is worth looking
+	listener *listener       // nil: it does not listen
+	used     time.Time       // it stays for a while after this
+	seen     *HeldError      // what a head saw last
+	seenEnds time.Time       // when that ends unless it is renewed; zero = never
+	holder   *Lease          // the lease that the last head acquired; nil if it did not
+	changes  int             // how often it heard that the mutex changes hands
+	trip     time.Duration   // how long a question took last
 }
 
 // stage is how far a waiter has come. docs/architecture.md has the picture.
@@ -164,7 +165,7 @@ func (qs *queueSet) sweep() {
 	defer qs.mu.Unlock()
 	for _, q := range qs.queues {
 		switch {
-		case len(q.waiters) == 0 && (closed[q.key.pool] || time.Since(q.used) >= linger):
+		case q.idle() || closed[q.key.pool] && len(q.waiters) == 0:
 			qs.remove(q)
 		case closed[q.key.pool]:
 			qs.unlisten(q)
@@ -175,6 +176,11 @@ func (qs *queueSet) sweep() {
 	} else {
 		qs.sweeper.Reset(sweepPause)
 	}
+}
+
+// idle says that nobody needs the queue any more.
+func (q *queue) idle() bool {
+	return len(q.waiters) == 0 && len(q.watchers) == 0 && time.Since(q.used) >= linger
 }
 
 // join puts a waiter at a queue's end.
@@ -269,11 +275,17 @@ func (qs *queueSet) released(key queueKey) {
 	}
 }
 
-// signal tells the head that the mutex may be free. What was seen of the holder is out of date then.
+// signal tells the head, and who watches, that the mutex may be free. What was seen of the holder is out of date then.
 func (q *queue) signal() {
 	q.seen = nil
 	if len(q.waiters) > 0 {
 		q.waiters[0].signal()
+	}
+	for _, watcher := range q.watchers {
+		select {
+		case watcher <- struct{}{}:
+		default: // it has been told already
+		}
 	}
 }
 

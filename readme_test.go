@@ -40,7 +40,7 @@ func TestDocumentedTestsExist(t *testing.T) {
 		named = append(named, regexp.MustCompile("`(Test[A-Za-z]+)`").FindAllStringSubmatch(string(text), -1)...)
 	}
 	var tests strings.Builder
-	for _, folder := range []string{".", "pgnotify", "cmd/dbmutex", "internal/faults", "internal/drivers"} {
+	for _, folder := range []string{".", "pgnotify", "cmd/dbmutex", "internal/faults", "internal/drivers", "dbmutextest"} {
 		files, err := filepath.Glob(folder + "/*_test.go")
 		require.NoError(t, err)
 		for _, file := range files {

@@ -58,23 +58,16 @@ func campaign(d *database.Database, name string) error {
 	if err := db.Migrate(); err != nil {
 		return err
 	}
-	leader := db.Mutex("leader", dbmutex.WithTTL(ttl), dbmutex.WithRenewal(), dbmutex.WithWait(dbmutex.Forever))
-	for ctx.Err() == nil {
-		err := leader.Do(func(ctx context.Context) error {
-			for what := "leads"; ctx.Err() == nil; what = "still leads" {
-				fmt.Println(name, what)
-				select {
-				case <-time.After(2 * ttl):
-				case <-ctx.Done(): // the lease has ended, or the program stops
-				}
+	return db.Mutex("leader", dbmutex.WithTTL(ttl)).Lead(func(ctx context.Context) error {
+		for what := "leads"; ctx.Err() == nil; what = "still leads" {
+			fmt.Println(name, what)
+			select {
+			case <-time.After(2 * ttl):
+			case <-ctx.Done(): // the lease has ended, or the program stops
 			}
-			return nil
-		})
-		if err != nil && !errors.Is(err, dbmutex.ErrTimeout) && !errors.Is(err, context.Canceled) {
-			return err
 		}
-	}
-	return nil
+		return nil
+	})
 }
 
 // election starts the candidates and prints what they say. It kills the first candidate that has led for longer than the
