@@ -9,8 +9,9 @@
 // The mutex is then kept for the waiter, for a second or more. Meanwhile HeldError and Mutex.Holder name it.
 //
 // While anybody waits on a pool, and for some seconds after, the process keeps one connection beside the pool, which is like
-// the pool's. So it does while anybody watches a mutex. It runs LISTEN (https://www.postgresql.org/docs/current/sql-notify.html). A process that only releases also
-// keeps one, once it has seen that somebody waits elsewhere.
+// the pool's. So it does while anybody watches a mutex. It runs LISTEN
+// (https://www.postgresql.org/docs/current/sql-notify.html). A process that only releases also keeps one, once it has seen
+// that somebody waits elsewhere.
 //
 // LISTEN is impossible with a driver other than pgx, and behind PgBouncer in transaction mode. (The package finds out by a
 // trial.) Waiters then ask the database again and again, and everything else is the same.
