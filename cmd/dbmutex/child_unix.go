@@ -6,8 +6,13 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"sync/atomic"
 	"syscall"
+	"time"
 )
+
+// stopLimit is how long a command that is told to stop may take to.
+const stopLimit = 10 * time.Second
 
 // child is the command while it runs.
 type child struct {
@@ -15,6 +20,9 @@ type child struct {
 	own      bool // it has a process group of its own
 	terminal bool // it has the terminal's signals from the kernel
 	done     chan int
+
+	stopped    atomic.Bool
+	toldToStop atomic.Int64 // when, in nanoseconds, by the program, which was told so itself
 }
 
 var (
@@ -26,6 +34,10 @@ var (
 	fromTerminal = []os.Signal{
 		syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU, syscall.SIGWINCH,
 	}
+	// stops are those of them that stop a program.
+	stops = []os.Signal{syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU}
+	// ends are those that programs are ended with. One that is stopped hears of them when it goes on.
+	ends = []os.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM}
 	// notForTheCommand are about dbmutex itself.
 	notForTheCommand = []os.Signal{syscall.SIGCHLD, syscall.SIGURG, syscall.SIGPIPE}
 )
@@ -65,23 +77,30 @@ func start(path string, argv, env []string, own, terminal bool) (*child, error) 
 	if err != nil {
 		return nil, err
 	}
-	c := &child{pid, own, terminal, make(chan int, 1)}
+	c := &child{pid: pid, own: own, terminal: terminal, done: make(chan int, 1)}
 	go c.reap()
 	return c, nil
 }
 
-// reap waits for the command, and for all that the program inherits as process 1 of a container.
+// reap waits for the command, and for all that the program inherits as process 1 of a container. The program stops with its
+// command, but not if somebody has stopped the command alone: nobody might let the program go on, and it renews the lease.
 func (c *child) reap() {
 	for {
 		var status syscall.WaitStatus
-		pid, err := syscall.Wait4(-1, &status, syscall.WUNTRACED, nil)
+		pid, err := syscall.Wait4(-1, &status, syscall.WUNTRACED|syscall.WCONTINUED, nil)
 		switch {
 		case err == syscall.EINTR: //nolint:errorlint // a system call wraps nothing
 		case err != nil: // there is no process
 			return
 		case pid != c.pid:
+		case status.Continued():
+			c.stopped.Store(false)
 		case status.Stopped():
-			stopWith(status.StopSignal())
+			c.stopped.Store(true)
+			told := time.Since(time.Unix(0, c.toldToStop.Swap(0))) < stopLimit
+			if told || c.terminal && slices.Contains(stops, os.Signal(status.StopSignal())) {
+				stop()
+			}
 		case status.Signaled():
 			c.done <- exitSignal + int(status.Signal())
 		default:
@@ -90,20 +109,25 @@ func (c *child) reap() {
 	}
 }
 
-// stopWith stops the program with a command that was stopped as ^Z does, so that a shell gets its terminal back.
-func stopWith(sig syscall.Signal) {
-	switch sig {
-	case syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU:
-		_ = syscall.Kill(os.Getpid(), syscall.SIGSTOP)
-	}
-}
+// stop stops the program, so that a shell gets its terminal back.
+func stop() { _ = syscall.Kill(os.Getpid(), syscall.SIGSTOP) }
 
 // forward passes a signal on.
 func (c *child) forward(sig os.Signal) {
 	if slices.Contains(notForTheCommand, sig) || c.terminal && slices.Contains(fromTerminal, sig) {
 		return
 	}
+	if slices.Contains(stops, sig) {
+		if c.stopped.Load() {
+			stop()
+			return
+		}
+		c.toldToStop.Store(time.Now().UnixNano())
+	}
 	c.signal(sig.(syscall.Signal))
+	if slices.Contains(ends, sig) {
+		c.signal(syscall.SIGCONT)
+	}
 }
 
 // terminate asks the command to end.

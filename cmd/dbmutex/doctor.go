@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"strings"
@@ -125,7 +126,7 @@ func about(problem string) string {
 
 // lookAtRights uses every right that a program needs.
 func (d *doctor) lookAtRights(db *dbmutex.DB) error {
-	err := db.Mutex(doctorsID, dbmutex.WithTTL(d.timeout), dbmutex.WithWait(d.timeout)).Do(func(ctx context.Context) error {
+	err := db.Mutex(doctorsID, dbmutex.WithTTL(d.timeout), dbmutex.WithWait(d.timeout/2)).Do(func(ctx context.Context) error {
 		lease, _ := dbmutex.LeaseFrom(ctx)
 		return lease.Renew()
 	})
@@ -133,6 +134,8 @@ func (d *doctor) lookAtRights(db *dbmutex.DB) error {
 		err = db.Where("lock_id = ? AND lease_id = ''", doctorsID).Delete(&dbmutex.DBMutex{}).Error
 	}
 	switch {
+	case errors.Is(err, dbmutex.ErrNotAcquired):
+		d.ok("rights", ": not tried, as another doctor holds "+doctorsID)
 	case err == nil:
 		d.ok("rights", "")
 	case db.Statement.Context.Err() != nil:

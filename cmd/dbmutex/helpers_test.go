@@ -203,8 +203,8 @@ func shell(script string, flags ...string) []string {
 	return append(append([]string{"run"}, flags...), "job", "--", "sh", "-c", script)
 }
 
-// lasts is a script that goes on for a minute, and hears of signals. It ends by itself should nobody end it.
-const lasts = `for i in $(seq 1200); do sleep 0.05; done`
+// lasts is a script that goes on for a minute, and hears of signals. It ends by itself, and says so, should nobody end it.
+const lasts = `for i in $(seq 1200); do sleep 0.05; done; echo went on`
 
 // held takes the mutex for the time of the test.
 func held(t *testing.T, db *dbmutex.DB) *dbmutex.Lease {

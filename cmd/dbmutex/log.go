@@ -35,6 +35,7 @@ func (h textHandler) Handle(_ context.Context, r slog.Record) error {
 // forPeople turns what the library says to programs into what the command says.
 var forPeople = strings.NewReplacer(
 	"\n\t", " ", "\n", "; ",
+	"; it goes on in the background", "", // the program ends
 	"run AutoMigrate(&dbmutex.DBMutex{})", "run dbmutex migrate",
 	" (AutoMigrate does so if the plugin was registered before, and Migrate does)", " (dbmutex migrate does so)",
 )

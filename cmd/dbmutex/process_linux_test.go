@@ -47,6 +47,47 @@ func TestAProgramThatIsStoppedStopsItsCommandAndGoesOnWithIt(t *testing.T) {
 	p.requireCode(3)
 }
 
+func TestACommandThatIsStoppedAloneKeepsItsLease(t *testing.T) {
+	d, db := file(t)
+	for _, sig := range []syscall.Signal{syscall.SIGTSTP, syscall.SIGTTIN, syscall.SIGTTOU, syscall.SIGSTOP} {
+		p := begin(t, program(t, d, shell("echo $$; read x; exit 3", "--ttl", "6s")...))
+		pid := number(t, p.line())
+		require.NoError(t, syscall.Kill(pid, sig))
+		eventually(t, "the command stops", func() bool { return state(pid) == "T" })
+		until := *testdb.Row(t, db, "job").ExpiresAt
+		eventually(t, "the lease is renewed", func() bool { return testdb.Row(t, db, "job").ExpiresAt.After(until) })
+		require.NoError(t, syscall.Kill(pid, syscall.SIGCONT))
+		require.NoError(t, p.stdin.Close())
+		p.requireCode(3)
+	}
+}
+
+func TestACommandThatIsStoppedEndsAllTheSame(t *testing.T) {
+	d, db := file(t)
+	for _, sig := range []syscall.Signal{syscall.SIGHUP, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGTERM} {
+		p := begin(t, program(t, d, shell("echo $$; exec sleep 60")...))
+		pid := number(t, p.line())
+		require.NoError(t, syscall.Kill(pid, syscall.SIGTTIN))
+		eventually(t, "the command stops", func() bool { return state(pid) == "T" })
+		require.NoError(t, p.Process.Signal(sig))
+		p.requireCode(128 + int(sig))
+		testdb.RequireFree(t, db, "job")
+	}
+}
+
+func TestAProgramStopsIfItsCommandIsStoppedAlready(t *testing.T) {
+	d, _ := file(t)
+	p := begin(t, program(t, d, shell("echo $$; read x; exit 3", "--ttl", "10m")...))
+	pid := number(t, p.line())
+	require.NoError(t, syscall.Kill(pid, syscall.SIGTTIN))
+	eventually(t, "the command stops", func() bool { return state(pid) == "T" })
+	require.NoError(t, p.Process.Signal(syscall.SIGTSTP))
+	eventually(t, "it stops", func() bool { return state(p.Process.Pid) == "T" })
+	require.NoError(t, p.Process.Signal(syscall.SIGCONT))
+	require.NoError(t, p.stdin.Close())
+	p.requireCode(3)
+}
+
 func TestACommandThatWasStoppedDoesNotGoOnWithoutItsLease(t *testing.T) {
 	d, db := file(t)
 	p := begin(t, program(t, d, shell("echo $$; read x; echo went on", "--ttl", "6s")...))

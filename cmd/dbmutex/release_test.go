@@ -116,6 +116,14 @@ $`, stdout)
 	})
 }
 
+func TestTwoDoctorsDoNotQuarrel(t *testing.T) {
+	d, db := file(t)
+	testdb.Acquire(t, db, doctorsID)
+	code, stdout, _ := run(t, d, "doctor", "--timeout", "4s")
+	require.Zero(t, code)
+	require.Contains(t, stdout, "\nrights      ok: not tried, as another doctor holds dbmutex.doctor\n")
+}
+
 func TestDoctorFindsLeasesThatNeverExpire(t *testing.T) {
 	d, db := file(t)
 	testdb.Acquire(t, db, "job", dbmutex.WithoutTTL())

@@ -8,6 +8,7 @@ import (
 	"os"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -105,7 +106,7 @@ func execute(args []string) int {
 		return 0
 	}
 	code := exitFailure
-	if command.Name() == runName {
+	if command.Name() == runName || command == root && slices.Contains(args, runName) && slices.Contains(args, "--") {
 		code = exitRunFailure
 	}
 	var exit *exitError

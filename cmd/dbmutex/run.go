@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -53,12 +54,15 @@ The lease lasts for --ttl, and is renewed while the command runs. If renewals fa
 after --kill-after. Both go to the command's whole process group if it has one of its own.
 
 Signals go on to the command. What it leaves in the background when it ends runs on without the mutex. A dbmutex that is
-stopped by ^Z renews no lease: the command is stopped, too, and is killed if its lease is over when it is to go on.
+stopped by ^Z renews no lease: the command is stopped, too, and is killed if its lease is over when it is to go on. What has
+left the command's process group (setsid) outlives a lost lease, and a kill -STOP of dbmutex alone lets the command run on
+without its lease. In a terminal, a kill -INT, -QUIT or -TSTP of dbmutex alone does not go on to the command.
 
 The command gets DBMUTEX_ID, DBMUTEX_TOKEN (the fencing token) and DBMUTEX_HOLDER in its environment. stdin, stdout and
 stderr are its own; dbmutex itself writes to stderr.
 
-Linux: the end of dbmutex, even by kill -9, ends the command. As process 1 of a container dbmutex reaps all processes.
+Linux: the end of dbmutex, even by kill -9, ends the command, but not what that has started, nor a command that changes
+its user (su, sudo): run dbmutex as that user. As process 1 of a container dbmutex reaps all processes.
 macOS and other systems: after a kill -9 of dbmutex the command runs on, and the lease runs out.
 Windows: there is no TERM. A command that has a process group of its own gets ^Break in its place; any other is ended by
 force when its time is over. The command and all that it has started end with dbmutex. No code is 128+n.`
@@ -135,6 +139,10 @@ func (r *runner) run() error {
 	if err != nil || lease == nil {
 		return err
 	}
+	if _, over := r.left(lease); over { // the program was stopped meanwhile, or its machine
+		r.giveBack(lease)
+		return errors.New("the lease was over before the command could begin: the command did not run")
+	}
 	terminal := isatty.IsTerminal(os.Stdin.Fd())
 	own := r.processGroup == "own" || r.processGroup == "auto" && !terminal
 	listenToAll(signals, terminal && !own)
@@ -153,10 +161,23 @@ func executable(name string) (path string, err error) {
 	switch {
 	case err == nil:
 		return path, nil
+	case isOnPath(name):
+		return "", &exitError{exitNotExecutable, fmt.Errorf("%s: %w", name, os.ErrPermission)}
 	case errors.Is(err, exec.ErrNotFound), errors.Is(err, os.ErrNotExist):
 		return "", &exitError{exitNotFound, err}
 	}
 	return "", &exitError{exitNotExecutable, err}
+}
+
+// isOnPath says whether there is a file of that name, which then cannot be executed.
+func isOnPath(name string) bool {
+	if name == "" || filepath.Base(name) != name {
+		return false
+	}
+	return slices.ContainsFunc(filepath.SplitList(os.Getenv("PATH")), func(folder string) bool {
+		info, err := os.Stat(filepath.Join(folder, name))
+		return err == nil && !info.IsDir()
+	})
 }
 
 // notStarted is the error of a command that was there.

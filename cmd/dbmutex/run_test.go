@@ -5,6 +5,7 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -123,6 +124,15 @@ func TestACommandThatCannotRunIsSeenBeforeTheMutexIsAcquired(t *testing.T) {
 	}
 }
 
+func TestACommandOnPathThatCannotBeExecutedExits126(t *testing.T) {
+	d, _ := file(t)
+	cmd := program(t, d, "run", "job", "--", "no-such-command")
+	cmd.Env = append(cmd.Env, "PATH="+os.Getenv("PATH")+":"+filepath.Dir(inFolder(t, "no-such-command", "#!/bin/sh\n", 0o644)))
+	p := begin(t, cmd)
+	p.requireCode(126)
+	require.Contains(t, p.stderr.String(), "no-such-command: permission denied")
+}
+
 func TestACommandThatTheSystemRefusesLeavesTheMutexFree(t *testing.T) {
 	d, db := file(t)
 	binary := inFolder(t, "binary", "\x7fnothing", 0o755)
@@ -138,6 +148,7 @@ func TestWrongUseExits125(t *testing.T) {
 	d, _ := file(t)
 	for _, args := range []string{
 		"run", "run job", "run job true", "run -- true", "run a b -- true", "run --bogus job -- true",
+		"--bogus run job -- true",
 		"run --wait soon job -- true", "run --wait -1s job -- true", "run --ttl 0 job -- true", "run --ttl x job -- true",
 		"run --ttl 3s --kill-after 2s job -- true", "run --kill-after -1s job -- true", "run --min-hold 1m job -- true",
 		"run --process-group none job -- true", "run -E 256 job -- true", "run --lost-exit-code -1 job -- true",

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -33,7 +34,17 @@ type server struct {
 	allowRelease, metrics bool
 	user, password        string
 	loopback              bool
+
+	mu     sync.Mutex // held while the database is asked; guards what follows
+	asked  time.Time
+	health error
 }
+
+const (
+	healthAge   = time.Second     // how long an answer of /healthz counts as fresh
+	healthLimit = 2 * time.Second // how long the database has for it
+	connections = 8               // of the pool: how many requests come is up to others
+)
 
 func newServe(g *global) *cobra.Command {
 	s := &server{global: g}
@@ -77,12 +88,18 @@ func (s *server) serve(ctx context.Context, db *dbmutex.DB) error {
 		return errors.New("--allow-release on an address that is not a loopback one needs DBMUTEX_SERVE_USER and " +
 			"DBMUTEX_SERVE_PASSWORD")
 	}
+	pool, err := db.DB()
+	if err != nil {
+		return err
+	}
+	pool.SetMaxOpenConns(connections)
 	handler, err := s.handler(db)
 	if err != nil {
 		return err
 	}
 	web := &http.Server{
-		Handler: handler, ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 2 * time.Minute,
+		Handler:           handler,
+		ReadHeaderTimeout: 10 * time.Second, ReadTimeout: 30 * time.Second, IdleTimeout: 2 * time.Minute,
 		ErrorLog: slog.NewLogLogger(s.log.Handler(), slog.LevelDebug),
 	}
 	failed := make(chan error, 1)
@@ -126,16 +143,38 @@ func (s *server) handler(db *dbmutex.DB) (http.Handler, error) {
 	}
 	all := http.NewServeMux()
 	all.Handle("/", s.authenticated(private))
-	all.HandleFunc("GET /healthz", func(w http.ResponseWriter, r *http.Request) { s.health(w, r, db) })
-	return s.fromHere(all), nil
+	all.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) {
+		if s.healthy(db) != nil {
+			http.Error(w, "the database does not answer", http.StatusServiceUnavailable)
+			return
+		}
+		_, _ = fmt.Fprintln(w, "ok")
+	})
+	return secured(s.fromHere(all)), nil
 }
 
-// detailed is a logger that also says who released what.
+// secured sets the headers of answers that are not the dashboard's, which has stricter ones of its own.
+func secured(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		header := w.Header()
+		header.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+		header.Set("X-Content-Type-Options", "nosniff")
+		header.Set("Referrer-Policy", "same-origin")
+		header.Set("Cache-Control", "no-store")
+		next.ServeHTTP(w, r)
+	})
+}
+
+// detailed is a logger that also says who released what, even if the program is quiet.
 func (s *server) detailed() *slog.Logger {
-	if text, isText := s.log.Handler().(textHandler); isText {
-		return slog.New(text.Handler)
+	options := &slog.HandlerOptions{}
+	if s.quiet {
+		options.Level = slog.LevelWarn
 	}
-	return s.log
+	if s.logFormat == "json" {
+		return slog.New(slog.NewJSONHandler(os.Stderr, options))
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, options))
 }
 
 // actor is who sent a request.
@@ -146,17 +185,20 @@ func (s *server) actor(r *http.Request) string {
 	return r.RemoteAddr
 }
 
-func (s *server) health(w http.ResponseWriter, r *http.Request, db *dbmutex.DB) {
-	err := s.within(r.Context(), db, func(db *dbmutex.DB) error {
-		_, err := db.Leases(dbmutex.LeaseQuery{Limit: 1})
-		return err
-	})
-	if err != nil {
-		s.log.Warn("the database does not answer: " + oneLine(err.Error()))
-		http.Error(w, "the database does not answer", http.StatusServiceUnavailable)
-		return
+// healthy asks the database, once a second at the most.
+func (s *server) healthy(db *dbmutex.DB) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if time.Since(s.asked) < healthAge {
+		return s.health
 	}
-	_, _ = fmt.Fprintln(w, "ok")
+	ctx, cancel := context.WithTimeout(context.Background(), healthLimit)
+	defer cancel()
+	if _, s.health = db.WithContext(ctx).Leases(dbmutex.LeaseQuery{Limit: 1}); s.health != nil {
+		s.log.Warn("the database does not answer: " + oneLine(s.health.Error()))
+	}
+	s.asked = time.Now()
+	return s.health
 }
 
 // authenticated asks for the user and the password, if there are any.

@@ -98,12 +98,36 @@ func TestServeRefusesForeignHostsOnLoopback(t *testing.T) {
 	}
 }
 
+func TestEveryAnswerOfServeIsSecured(t *testing.T) {
+	d, _ := file(t)
+	cmd := program(t, d, "serve", "--listen", "127.0.0.1:0", "--metrics")
+	cmd.Env = append(cmd.Env, "DBMUTEX_SERVE_USER=anna", "DBMUTEX_SERVE_PASSWORD=s3cret")
+	w := serving(t, cmd)
+	for _, path := range []string{"", "healthz", "metrics", "nothing", "//x"} {
+		for _, host := range []string{"localhost", "evil.example"} {
+			for _, user := range []string{"anna", "berta"} {
+				r, err := http.NewRequest(http.MethodGet, w.url+path, nil)
+				require.NoError(t, err)
+				r.Host = host
+				r.SetBasicAuth(user, "s3cret")
+				answer, err := http.DefaultTransport.RoundTrip(r)
+				require.NoError(t, err)
+				require.NoError(t, answer.Body.Close())
+				require.Contains(t, answer.Header.Get("Content-Security-Policy"), "frame-ancestors 'none'")
+				require.Equal(t, "nosniff", answer.Header.Get("X-Content-Type-Options"))
+				require.Equal(t, "same-origin", answer.Header.Get("Referrer-Policy"))
+				require.Equal(t, "no-store", answer.Header.Get("Cache-Control"))
+			}
+		}
+	}
+}
+
 func TestServeReleasesOnlyIfItIsAllowed(t *testing.T) {
 	d, db := file(t)
 	for _, allowed := range []bool{false, true} {
 		lease := testdb.Acquire(t, db, "job")
 		args := map[bool][]string{false: nil, true: {"--allow-release"}}[allowed]
-		w := serving(t, program(t, d, append([]string{"serve", "--listen", "127.0.0.1:0"}, args...)...))
+		w := serving(t, program(t, d, append([]string{"serve", "-v", "--listen", "127.0.0.1:0"}, args...)...))
 		answer, err := http.Post(w.url+"api/release", "application/json",
 			strings.NewReader(`{"lock_id":"job","lease_id":"`+testdb.Row(t, db, "job").LeaseID+`"}`))
 		require.NoError(t, err)

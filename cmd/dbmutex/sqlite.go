@@ -53,6 +53,9 @@ func sqliteDialector(dsn string, mayMake bool) (gorm.Dialector, error) {
 	if authority, isURL := strings.CutPrefix(name, "//"); isURL { // it is empty, or localhost
 		name = authority[max(strings.Index(authority, "/"), 0):]
 	}
+	if name == ":memory:" || query.Get("mode") == "memory" {
+		return nil, fmt.Errorf("%s: a database in memory ends with the program", dsn)
+	}
 	if _, err := os.Stat(name); errors.Is(err, os.ErrNotExist) && !mayMake {
 		return nil, fmt.Errorf("there is no file %s: dbmutex migrate makes it", name)
 	}

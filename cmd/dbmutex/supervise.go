@@ -33,9 +33,11 @@ func (r *runner) supervise(c *child, lease *dbmutex.Lease, signals <-chan os.Sig
 		}
 		stopped = true
 		r.log.Error(r.whyStopped(lease, left), "lock_id", r.id)
-		if left > 0 { // else TERM and CONT would let a command that was stopped go on
-			c.terminate()
+		if left == 0 { // TERM and CONT, or a CONT that waits, would let a command that was stopped go on
+			c.kill()
+			return
 		}
+		c.terminate()
 		kill = time.After(left)
 	}
 	for {

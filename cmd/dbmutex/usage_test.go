@@ -28,6 +28,7 @@ func TestWrongUseExits2(t *testing.T) {
 		"prune a", "migrate a", "migrate --bogus", "doctor a", "watch a b", "watch --interval 0", "watch --interval x", "man",
 		"completion", "completion tcsh", "list -q -v", "list --timeout 0", "list --log-format xml", "list --dsn oracle://x",
 		"list --dsn postgres://u@127.0.0.1:1/x", "list --dsn mysql://u@127.0.0.1:1/x", "list --table nothing",
+		"migrate --dsn sqlite::memory:", "migrate --dsn file:x?mode=memory",
 	} {
 		code, stdout, stderr := run(t, d, strings.Fields(args)...)
 		require.Equal(t, 2, code, args)

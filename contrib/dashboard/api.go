@@ -126,8 +126,8 @@ func (h *handler) apiRelease(w http.ResponseWriter, r *http.Request) {
 		LockID  string `json:"lock_id"`
 		LeaseID string `json:"lease_id"`
 	}
-	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody)).Decode(&lease)
-	if err != nil || lease.LockID == "" || lease.LeaseID == "" {
+	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if err != nil || json.Unmarshal(body, &lease) != nil || lease.LockID == "" || lease.LeaseID == "" {
 		h.refuse(w, r, http.StatusBadRequest, "The body must have a lock_id and a lease_id.", "Nothing was released.")
 		return
 	}

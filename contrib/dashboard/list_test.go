@@ -106,6 +106,10 @@ func TestPagesFollowEachOther(t *testing.T) {
 		require.Contains(t, text(third), "the last 20")
 		require.Contains(t, links(third), "./?prefix=many&state=all", "the first page")
 
+		require.Len(t, s.leases(t, "after=many-00069").Leases, 50)
+		require.Nil(t, s.leases(t, "after=many-00069").Next, "a page that is full, and the last")
+		require.NotContains(t, s.get("?after=many-00069").Body.String(), `rel="next"`)
+
 		oldest := s.get("?order=oldest").Body.String()
 		require.Contains(t, text(oldest), "The first 50.")
 		require.NotContains(t, oldest, "after=")

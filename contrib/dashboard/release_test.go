@@ -2,6 +2,7 @@ package dashboard_test
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -89,6 +90,11 @@ func TestProgramsRelease(t *testing.T) {
 		r := httptest.NewRequest(http.MethodPost, mount+"/api/release", strings.NewReader(`{}`))
 		r.Header.Set("Content-Type", "text/plain")
 		require.Equal(t, http.StatusUnsupportedMediaType, s.do(r).Code)
+		behind, err := json.Marshal(body)
+		require.NoError(t, err)
+		r = httptest.NewRequest(http.MethodPost, mount+"/api/release", strings.NewReader(string(behind)+"and more"))
+		r.Header.Set("Content-Type", "application/json")
+		require.Equal(t, http.StatusBadRequest, s.do(r).Code)
 		for _, wrong := range []any{"job", []string{}, map[string]string{"lock_id": "job"}, map[string]string{"lease_id": "x"},
 			map[string]string{"lock_id": "job", "lease_id": strings.Repeat("x", 1<<16)}} {
 			require.Equal(t, http.StatusBadRequest, s.postJSON(wrong).Code)

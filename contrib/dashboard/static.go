@@ -44,7 +44,7 @@ var files = func() map[string]file {
 // link is where a page finds a file.
 func link(name string) string { return "static/" + name + "?v=" + files[name].hash }
 
-// static serves a file. It must not be kept under the hash of another version, which a browser asks for while versions change.
+// static serves a file. Browsers ask for the hash of another version while versions change: it must not be kept under that.
 func static(w http.ResponseWriter, r *http.Request) {
 	f := files[strings.TrimPrefix(place(r), "static/")]
 	w.Header().Set("Content-Type", f.kind)

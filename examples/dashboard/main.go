@@ -125,8 +125,9 @@ func work(db *dbmutex.DB) {
 	}
 	for customer := range 6 { // two workers for each
 		for worker := range 2 {
-			export := db.Mutex(fmt.Sprintf("export/customer/%d", 80131+customer), dbmutex.WithHolder(fmt.Sprintf("worker-%d", worker)),
-				dbmutex.WithTTL(20*time.Second), dbmutex.WithRenewal(), dbmutex.WithWait(time.Minute))
+			id, name := fmt.Sprintf("export/customer/%d", 80131+customer), fmt.Sprintf("worker-%d", worker)
+			export := db.Mutex(id, dbmutex.WithHolder(name), dbmutex.WithTTL(20*time.Second), dbmutex.WithRenewal(),
+				dbmutex.WithWait(time.Minute))
 			workers.Go(func() { again(export, 8*time.Second) })
 		}
 	}
@@ -134,7 +135,8 @@ func work(db *dbmutex.DB) {
 	workers.Go(func() { again(report, time.Hour) })
 
 	// A holder that has crashed: nobody releases this, and it runs out.
-	if _, err := db.Mutex("import/catalogue", dbmutex.WithHolder("worker-3"), dbmutex.WithTTL(time.Second)).Acquire(); err != nil {
+	crashed := db.Mutex("import/catalogue", dbmutex.WithHolder("worker-3"), dbmutex.WithTTL(time.Second))
+	if _, err := crashed.Acquire(); err != nil {
 		log.Print(err)
 	}
 	<-ctx.Done()

@@ -42,7 +42,8 @@ func look(t *testing.T, file string, args ...string) {
 	defer func() { _ = run.Process.Kill() }()
 	line, err := bufio.NewReader(stdout).ReadString('\n')
 	require.NoError(t, err)
-	says := regexp.MustCompile(`^(http://127\.0\.0\.1:\d+/ops/mutexes/)  user admin, password (\S+)\n$`).FindStringSubmatch(line)
+	address := regexp.MustCompile(`^(http://127\.0\.0\.1:\d+/ops/mutexes/)  user admin, password (\S+)\n$`)
+	says := address.FindStringSubmatch(line)
 	require.NotNil(t, says, line)
 
 	get := func(path, password string) (status int, body string) {
