@@ -39,7 +39,7 @@ test: setup ## set up and run the tests of every module
 test-observers: setup ## run the root module's tests under observers that panic, block, or return a bad context
 	@for observer in panics blocks nil cancelled; do \
 		echo "go test with an observer: $$observer"; \
-		$(REQUIRED) DBMUTEX_TEST_OBSERVER=$$observer go test -count=1 $(TESTFLAGS) . || exit 1; \
+		$(REQUIRED) DBMUTEX_TEST_OBSERVER=$$observer go test -count=1 -timeout 1h $(TESTFLAGS) . || exit 1; \
 	done
 
 test-matrix: ## run the root module's tests on all versions that README names; needs npm

@@ -261,8 +261,8 @@ func (b *backoff) after(seen locktable.Answer, hears, heard bool, least time.Dur
 	}
 	pause := max(b.next/2+rand.N(b.next), least)
 	b.next = min(2*b.next, b.most)
-	if seen.Left > 0 && seen.Left < pause {
-		pause = seen.Left + time.Millisecond
+	if held := seen.Held; held != nil && held.ExpiresAt != nil && !seen.Ended && seen.Left < pause {
+		pause = max(seen.Left, 0) + time.Millisecond // SQLite counts milliseconds: none is left in the last
 	}
 	return pause
 }
