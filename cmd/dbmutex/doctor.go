@@ -102,7 +102,7 @@ func (d *doctor) lookAtTable(db *dbmutex.DB) error {
 	return nil
 }
 
-const neededRights = "; a program needs SELECT, INSERT, UPDATE and DELETE on the table, on PostgreSQL also USAGE on the " +
+const neededRights = "; if that is denied: a program needs SELECT, INSERT, UPDATE and DELETE on the table, on PostgreSQL also USAGE on the " +
 	"sequence"
 
 // about says which part of the table an error is about, or that the table is missing.

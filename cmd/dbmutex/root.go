@@ -57,7 +57,7 @@ func newRoot(g *global) *cobra.Command {
 	flags.StringVar(&g.table, "table", "",
 		"the `name` of the table, or schema.table (default: DBMUTEX_TABLE, or else db_mutexes)")
 	flags.DurationVar(&g.timeout, "timeout", 10*time.Second, "how long the database may take to answer")
-	flags.BoolVarP(&g.quiet, "quiet", "q", false, "say nothing but errors")
+	flags.BoolVarP(&g.quiet, "quiet", "q", false, "write nothing but errors to stderr")
 	flags.BoolVarP(&g.verbose, "verbose", "v", false, "say more")
 	flags.StringVar(&g.logFormat, "log-format", "text", "`text` or json: how dbmutex writes to stderr")
 	root.AddCommand(newRun(g), newList(g), newShow(g), newWatch(g), newRelease(g), newPrune(g), newMigrate(g), newSchema(g),

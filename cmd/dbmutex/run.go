@@ -50,11 +50,12 @@ The exit code is the command's own, or 128+n if signal n ended it, unless:
     128+n     signal n came while dbmutex waited; the command did not run
 
 The lease lasts for --ttl, and is renewed while the command runs. If renewals fail, the command gets TERM (and CONT) when
---kill-after is left of the lease, and KILL when the lease ends. If the lease was taken away, it gets TERM at once, and KILL
-after --kill-after. Both go to the command's whole process group if it has one of its own.
+--kill-after is left of the lease, and KILL when the lease ends. If somebody has released the lease, the next renewal finds
+that, a third of --ttl later at the most: the command gets TERM then, and KILL after --kill-after. Until then another run may
+overlap. Both signals go to the command's whole process group if it has one of its own.
 
 Signals go on to the command. What it leaves in the background when it ends runs on without the mutex. A dbmutex that is
-stopped by ^Z renews no lease: the command is stopped, too, and is killed if its lease is over when it is to go on. What has
+stopped by ^Z renews no lease: the command is stopped, too, and is killed if its lease is over when it is continued. What has
 left the command's process group (setsid) outlives a lost lease, and a kill -STOP of dbmutex alone lets the command run on
 without its lease. In a terminal, a kill -INT, -QUIT or -TSTP of dbmutex alone does not go on to the command.
 

@@ -54,8 +54,9 @@ func newServe(g *global) *cobra.Command {
 		Long: `Serve shows in a browser who holds which mutex, and what ran out. /healthz answers 200 while the database answers,
 and 503 otherwise. --metrics adds /metrics for Prometheus.
 
-If DBMUTEX_SERVE_USER and DBMUTEX_SERVE_PASSWORD are set, it asks for them, but for /healthz. --allow-release lets people end
-leases; on an address that other machines can reach it needs both. There is no TLS: put it behind a proxy that has.
+If DBMUTEX_SERVE_USER and DBMUTEX_SERVE_PASSWORD are set, it asks for them on every page but /healthz, also on /metrics.
+--allow-release lets people end leases; on an address that other machines can reach it needs both. There is no TLS: put it
+behind a proxy that has.
 
 On a loopback address it refuses requests whose Host header is neither localhost nor a loopback address: a website could send
 them through a browser. ^C and TERM end it with the exit code 0.`,

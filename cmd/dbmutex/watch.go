@@ -34,7 +34,8 @@ func newWatch(g *global) *cobra.Command {
 		Short: "Show again and again which mutexes are held",
 		Long: `Watch shows which mutexes are held, or those whose id begins with PREFIX, until it is ended. In a terminal it draws
 the table of dbmutex list anew. Elsewhere it writes a line of its JSON at first, and whenever a lease has come or
-gone; renewals are no change. It goes on while the database does not answer. ^C and TERM end it with the exit code 0.`,
+gone; renewals are no change. It goes on while the database does not answer, and writes a line when it answers again. ^C and
+TERM end it with the exit code 0.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			if w.interval <= 0 {
