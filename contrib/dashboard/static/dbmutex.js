@@ -78,6 +78,13 @@
     e.addEventListener("input", wake);
     wake();
   }
+  for (const form of all("form[method=post]")) { // once: the second of two clicks would be told that nothing was released
+    form.addEventListener("submit", e => {
+      if (form.dataset.sent) e.preventDefault();
+      form.dataset.sent = "yes";
+    });
+    addEventListener("pageshow", () => { delete form.dataset.sent; });
+  }
   const url = new URL(location.href);
   if (url.searchParams.has("done")) {
     url.searchParams.delete("done");
