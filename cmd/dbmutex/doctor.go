@@ -102,8 +102,8 @@ func (d *doctor) lookAtTable(db *dbmutex.DB) error {
 	return nil
 }
 
-const neededRights = "; if that is denied: a program needs SELECT, INSERT, UPDATE and DELETE on the table, on PostgreSQL also USAGE on the " +
-	"sequence"
+const neededRights = "; if that is denied: a program needs SELECT, INSERT, UPDATE and DELETE on the table, on PostgreSQL " +
+	"also USAGE on the sequence"
 
 // about says which part of the table an error is about, or that the table is missing.
 func about(problem string) string {
