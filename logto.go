@@ -9,7 +9,7 @@ import (
 //   - Debug: a mutex was acquired, a lease was renewed or released.
 //   - Info: a mutex was held by somebody else, or skipped, or its context was done.
 //   - Warn: a lease that had run out was taken over; a renewal failed; a lease ran out, or its release was forced;
-//     work that outlasted its lease has ended, and nobody else held the mutex meanwhile.
+//     a lease was released with an error, as when the work outlasted it and nobody else held the mutex meanwhile.
 //   - Error: a lease was lost; a release or an acquire failed, by the database.
 //
 // The keys are mutex, holder, token, outcome, waited, held, tries, previous_holder and error, each where there is something
@@ -73,7 +73,7 @@ func (e Event) line() (slog.Level, string) {
 			return slog.LevelError, "whether the mutex was released is unknown"
 		}
 		if e.Err != nil {
-			return slog.LevelWarn, "the mutex was released late"
+			return slog.LevelWarn, "the mutex was released, with an error"
 		}
 		return slog.LevelDebug, "the mutex was released"
 	case ForceReleased:

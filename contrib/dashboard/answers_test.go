@@ -33,7 +33,7 @@ func paced(t *testing.T, answer, stats time.Duration, test func(t *testing.T, s 
 
 func TestTwoHundredViewersCostWhatOneCosts(t *testing.T) {
 	paced(t, time.Hour, time.Hour, func(t *testing.T, s *site) {
-		many(t, s.db, 55)
+		testdb.Many(t, s.db, 55)
 		n := s.asked(t, ignore)
 		for _, page := range []struct {
 			path    string

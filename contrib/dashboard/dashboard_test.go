@@ -101,7 +101,7 @@ func TestFilesAreKeptUnderTheirHashAlone(t *testing.T) {
 
 func TestAllLinksAreRelative(t *testing.T) {
 	each(t, allow, func(t *testing.T, s *site) {
-		many(t, s.db, 60)
+		testdb.Many(t, s.db, 60)
 		testdb.Acquire(t, s.db, "http://a:b@c/d?e=f&g=h#i")
 		leaseID := testdb.Row(t, s.db, "http://a:b@c/d?e=f&g=h#i").LeaseID
 		query := url.Values{"id": {"http://a:b@c/d?e=f&g=h#i"}, "lease": {leaseID}}.Encode()

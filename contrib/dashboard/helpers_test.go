@@ -3,7 +3,6 @@ package dashboard_test
 import (
 	"bytes"
 	"encoding/json"
-	"fmt"
 	"html"
 	"log/slog"
 	"net/http"
@@ -174,29 +173,6 @@ func linkTo(t *testing.T, page, prefix string) string {
 	}
 	require.Len(t, found, 1, page)
 	return found[0]
-}
-
-// many makes rows "many-00000" and so on, as one lease was acquired.
-func many(t *testing.T, db *dbmutex.DB, n int) {
-	t.Helper()
-	pattern := testdb.Acquire(t, db, "pattern", dbmutex.WithTTL(time.Hour))
-	const batch = 100
-	require.NoError(t, db.Transaction(func(tx *gorm.DB) error {
-		for i := 0; i < n; i += batch {
-			var rows []string
-			var args []any
-			for j := i; j < min(i+batch, n); j++ {
-				rows = append(rows, `SELECT ?, creation_time, expires_at, holder, ? FROM db_mutexes WHERE lock_id = 'pattern'`)
-				args = append(args, fmt.Sprintf("many-%05d", j), fmt.Sprintf("lease-%05d", j))
-			}
-			insert := `INSERT INTO db_mutexes (lock_id, creation_time, expires_at, holder, lease_id) `
-			if err := tx.Exec(insert+strings.Join(rows, " UNION ALL "), args...).Error; err != nil {
-				return err
-			}
-		}
-		return nil
-	}))
-	require.NoError(t, pattern.Release())
 }
 
 // logs can be written and read at the same time.

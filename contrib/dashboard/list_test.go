@@ -73,7 +73,7 @@ func TestTheListCanBeSorted(t *testing.T) {
 
 func TestPagesFollowEachOther(t *testing.T) {
 	each(t, dashboard.Options{}, func(t *testing.T, s *site) {
-		many(t, s.db, 120)
+		testdb.Many(t, s.db, 120)
 		s.asked(t, func(statement string) {
 			if strings.Contains(strings.ToUpper(statement), "OFFSET") {
 				t.Error(statement)

@@ -49,6 +49,29 @@ func inUTC(t time.Time) time.Time {
 	return time.Date(t.Year(), t.Month(), t.Day(), t.Hour(), t.Minute(), t.Second(), t.Nanosecond(), time.UTC)
 }
 
+// Many makes rows "many-00000" and so on, as one lease was acquired.
+func Many(t testing.TB, db *dbmutex.DB, n int) {
+	t.Helper()
+	pattern := Acquire(t, db, "pattern", dbmutex.WithTTL(time.Hour))
+	const batch = 100
+	require.NoError(t, db.Transaction(func(tx *gorm.DB) error {
+		for i := 0; i < n; i += batch {
+			var rows []string
+			var args []any
+			for j := i; j < min(i+batch, n); j++ {
+				rows = append(rows, `SELECT ?, creation_time, expires_at, holder, ? FROM db_mutexes WHERE lock_id = 'pattern'`)
+				args = append(args, fmt.Sprintf("many-%05d", j), fmt.Sprintf("lease-%05d", j))
+			}
+			insert := `INSERT INTO db_mutexes (lock_id, creation_time, expires_at, holder, lease_id) `
+			if err := tx.Exec(insert+strings.Join(rows, " UNION ALL "), args...).Error; err != nil {
+				return err
+			}
+		}
+		return nil
+	}))
+	require.NoError(t, pattern.Release())
+}
+
 // RequireFree says what others see of a mutex.
 func RequireFree(t testing.TB, db *dbmutex.DB, id string) {
 	t.Helper()

@@ -102,7 +102,7 @@ func TestTheListIsSearchedAndSorted(t *testing.T) {
 func TestTenThousandLeasesAreLeafedThrough(t *testing.T) {
 	t.Parallel()
 	b := openTab(t, dashboard.Options{})
-	many(t, b.db, 10_000)
+	testdb.Many(t, b.db, 10_000)
 	b.open("")
 	require.Contains(t, b.text(".foot"), "50 of 10,000")
 	page := func(n int) (ids []string) {
@@ -250,7 +250,7 @@ func TestAReleaseIsRefused(t *testing.T) {
 func TestAllWorksWithoutJavaScript(t *testing.T) {
 	t.Parallel()
 	b := openTab(t, dashboard.Options{AllowRelease: allow})
-	many(t, b.db, 60)
+	testdb.Many(t, b.db, 60)
 	testdb.Acquire(t, b.db, "job", dbmutex.WithHolder("worker-1"))
 	b.do(emulation.SetScriptExecutionDisabled(true))
 	b.open("")
@@ -271,27 +271,4 @@ func TestAllWorksWithoutJavaScript(t *testing.T) {
 	require.Equal(t, http.StatusOK, b.click("form button"))
 	require.Contains(t, b.text(".note"), "Released job")
 	testdb.RequireFree(t, b.db, "job")
-}
-
-// many makes rows "many-00000" and so on, as one lease was acquired.
-func many(t *testing.T, db *dbmutex.DB, n int) {
-	t.Helper()
-	pattern := testdb.Acquire(t, db, "pattern", dbmutex.WithTTL(time.Hour))
-	const batch = 100
-	require.NoError(t, db.Transaction(func(tx *gorm.DB) error {
-		for i := 0; i < n; i += batch {
-			var rows []string
-			var args []any
-			for j := i; j < min(i+batch, n); j++ {
-				rows = append(rows, `SELECT ?, creation_time, expires_at, holder, ? FROM db_mutexes WHERE lock_id = 'pattern'`)
-				args = append(args, fmt.Sprintf("many-%05d", j), fmt.Sprintf("lease-%05d", j))
-			}
-			insert := `INSERT INTO db_mutexes (lock_id, creation_time, expires_at, holder, lease_id) `
-			if err := tx.Exec(insert+strings.Join(rows, " UNION ALL "), args...).Error; err != nil {
-				return err
-			}
-		}
-		return nil
-	}))
-	require.NoError(t, pattern.Release())
 }
