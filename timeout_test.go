@@ -279,6 +279,23 @@ func TestATimeoutSaysWhatFailed(t *testing.T) {
 			}
 		})
 	})
+	t.Run("a renewal without time left hides no other", func(t *testing.T) {
+		eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
+			lease := acquire(t, db, "job", dbmutex.WithTTL(2*time.Second))
+			answer := pool.Errors.Forbidden
+			pool.setLose(func(statement string) error {
+				if pool.Verb(statement) != "renew" {
+					return nil
+				}
+				lost := answer
+				answer = context.DeadlineExceeded
+				return lost
+			})
+			require.ErrorIs(t, lease.Renew(), pool.Errors.Forbidden)
+			require.ErrorIs(t, lease.Renew(), dbmutex.ErrTimeout)
+			require.ErrorIs(t, timeoutOf(t, lease.Release(), "job", false), pool.Errors.Forbidden)
+		})
+	})
 	t.Run("a renewal that recovered is no cause", func(t *testing.T) {
 		eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
 			lease := acquire(t, db, "job", dbmutex.WithTTL(3*time.Second))
