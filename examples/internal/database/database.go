@@ -28,16 +28,25 @@ type Database struct {
 	folder string // of a temporary SQLite file, or ""
 }
 
-// New is a new place for tables.
-func New(dsn string) (*Database, error) {
-	d := &Database{DSN: dsn, Prefix: "example_" + strings.ToLower(rand.Text()[:8]) + "_"}
-	if dsn != "" {
-		return d, nil
+// New is a new place for tables. It connects once: a SQLite file can only be made a WAL, which it then stays, while nobody
+// else uses it.
+func New(dsn string) (d *Database, err error) {
+	d = &Database{DSN: dsn, Prefix: "example_" + strings.ToLower(rand.Text()[:8]) + "_"}
+	if dsn == "" {
+		if d.folder, err = os.MkdirTemp("", "dbmutex-example-"); err != nil {
+			return nil, err
+		}
+		d.DSN = filepath.Join(d.folder, "example.db")
 	}
-	var err error
-	d.folder, err = os.MkdirTemp("", "dbmutex-example-")
-	d.DSN = filepath.Join(d.folder, "example.db")
-	return d, err
+	db, err := d.Open()
+	if err != nil {
+		return nil, err
+	}
+	pool, err := db.DB()
+	if err != nil {
+		return nil, err
+	}
+	return d, pool.Close()
 }
 
 // Open returns a handle with a pool of its own, as another process would have. It logs nothing.
