@@ -34,6 +34,7 @@ var mysqlKind = &Kind{
 		"acquire": regexp.MustCompile(`INTO \S+\s+\(lock_id, creation_time|UPDATE \S+ SET token = `),
 		"renew":   regexp.MustCompile(`UPDATE \S+ SET expires_at = `),
 		"release": regexp.MustCompile(`UPDATE \S+ SET (holder = lease_id, )?lease_id = (''|CONCAT)`),
+		"record":  regexp.MustCompile(`UPDATE \S+ SET lease_id = 'done'`),
 		"guard":   regexp.MustCompile(`UPDATE \S+ SET creation_time = creation_time`),
 	},
 	letGo: `UNLOCK TABLES`, // a rollback keeps the lock

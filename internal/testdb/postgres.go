@@ -39,7 +39,8 @@ var postgresKind = &Kind{
 	verbs: map[string]*regexp.Regexp{
 		"acquire": regexp.MustCompile(`^WITH (other|stale) AS`),
 		"renew":   regexp.MustCompile(`^UPDATE \S+ SET expires_at = `),
-		"release": regexp.MustCompile(`^DELETE FROM|^UPDATE \S+ SET id = DEFAULT, lease_id`),
+		"release": regexp.MustCompile(`^DELETE FROM|^UPDATE \S+ SET id = DEFAULT, lease_id = '-'`),
+		"record":  regexp.MustCompile(`^UPDATE \S+ SET id = DEFAULT, lease_id = 'done'`),
 		"guard":   regexp.MustCompile(`^SELECT 1 FROM \S+ .* FOR KEY SHARE`),
 	},
 	hang: `LOCK TABLE db_mutexes IN ACCESS EXCLUSIVE MODE`,
