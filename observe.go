@@ -77,7 +77,7 @@ func (m *Mutex) tellForced(ended *locktable.Row) {
 	if ended == nil || m.settings.Observer == nil {
 		return
 	}
-	e := Event{Kind: ForceReleased, LockID: m.id, Holder: ended.Holder, LeaseID: ended.LeaseID, Token: m.table.Token(ended)}
+	e := Event{Kind: ForceReleased, Once: m.once, LockID: m.id, Holder: ended.Holder, LeaseID: ended.LeaseID, Token: m.table.Token(ended)}
 	m.tell(&acquiring{Context: m.ctx}, e)
 }
 

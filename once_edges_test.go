@@ -2,6 +2,7 @@ package dbmutex_test
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
@@ -538,6 +540,23 @@ func TestOnceIsListed(t *testing.T) {
 	})
 }
 
+func TestARecordIsNotifiedOf(t *testing.T) {
+	d := testdb.Postgres(t)
+	db := open(t, d)
+	conn, err := pgx.Connect(limited(t), d.DSN)
+	require.NoError(t, err)
+	_, err = conn.Exec(limited(t), `LISTEN dbmutex`)
+	require.NoError(t, err)
+	id := "notified " + rand.Text()
+	require.NoError(t, db.Once(id, time.Hour).Do(nothing))
+	notification, err := conn.WaitForNotification(limited(t))
+	for err == nil && !strings.HasSuffix(notification.Payload, " "+id) { // another test's
+		notification, err = conn.WaitForNotification(limited(t))
+	}
+	require.NoError(t, err)
+	require.NoError(t, conn.Close(limited(t)))
+}
+
 func TestObserversAreToldOfOnces(t *testing.T) {
 	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
@@ -617,5 +636,25 @@ func TestForceReleaseEndsARunAndSparesARecord(t *testing.T) {
 		require.NoError(t, operator.Do(nothing))
 		require.NoError(t, operator.ForceRelease())
 		requireDone(t, once)
+	})
+}
+
+// oneTable gives every model the same.
+type oneTable struct{ schema.NamingStrategy }
+
+// TableName is that of every model.
+func (oneTable) TableName(string) string { return "locks" }
+
+func TestMutexesAndOncesNeedTablesOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		db := d.Registered(t, dbmutex.DefaultSettings(), &gorm.Config{NamingStrategy: oneTable{}})
+		require.NoError(t, db.AutoMigrate(&dbmutex.DBMutex{}))
+		require.NoError(t, db.Mutex("job").Do(nothing))
+		require.NoError(t, db.Migrate())
+		_, err := db.Prune()
+		require.NoError(t, err)
+		require.ErrorIs(t, db.Once("job", time.Hour).Do(nothing), dbmutex.ErrInvalidSettings)
+		require.False(t, db.Migrator().HasColumn(&dbmutex.DBMutex{}, "result"))
 	})
 }

@@ -3,6 +3,7 @@ package otelmutex
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"time"
 
@@ -50,7 +51,7 @@ func newMetrics(meter metric.Meter, named func(id string) string, limit int) (*m
 
 // Observe counts.
 func (m *metrics) Observe(ctx context.Context, e dbmutex.Event) context.Context {
-	name := m.name(e.LockID)
+	name := m.name(e)
 	switch e.Kind {
 	case dbmutex.AcquireBegan:
 		m.pending.Add(ctx, 1, with(name, ""))
@@ -75,8 +76,12 @@ func (m *metrics) Observe(ctx context.Context, e dbmutex.Event) context.Context 
 	return nil
 }
 
-// name is that of a mutex in the metrics. An id always has the same one: what is added under it is taken away under it.
-func (m *metrics) name(id string) string {
+// name is that of a mutex, or of a Once without its tick, in the metrics. An id always has the same one: what is added under it is taken away under it.
+func (m *metrics) name(e dbmutex.Event) string {
+	id := e.LockID
+	if tick := strings.LastIndexByte(id, '@'); e.Once && tick > 0 {
+		id = id[:tick]
+	}
 	name := m.named(id)
 	m.mu.Lock()
 	defer m.mu.Unlock()

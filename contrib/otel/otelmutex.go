@@ -57,7 +57,7 @@ func WithMeterProvider(p metric.MeterProvider) Option { return func(o *options) 
 
 // WithNames says under which name a mutex is in the metrics: perhaps "export" for all of "export/123". "" leaves the name
 // out. The same id must always have the same name. fn runs in many goroutines. The default is the id. Spans have the id in
-// any case.
+// any case. That of a Once comes without the time which dbmutex.Tick has added: without what follows its last "@".
 func WithNames(fn func(id string) string) Option { return func(o *options) { o.names = fn } }
 
 // WithNameLimit says how many names there are in the metrics: the first n that come, and "_other" for all that come later.

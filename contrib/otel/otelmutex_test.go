@@ -402,6 +402,17 @@ func TestNamesAreLimited(t *testing.T) {
 	require.Contains(t, all, "lease.forced _other 2")
 }
 
+func TestTheTicksOfAOnceHaveOneName(t *testing.T) {
+	r := record(t)
+	for minute := range 3 {
+		id := dbmutex.Tick("me@report", time.Unix(int64(minute*60), 0), time.Minute)
+		tell(r, dbmutex.Event{Kind: dbmutex.ForceReleased, Once: true, LockID: id})
+	}
+	tell(r, dbmutex.Event{Kind: dbmutex.ForceReleased, Once: true, LockID: "@"})
+	tell(r, dbmutex.Event{Kind: dbmutex.ForceReleased, LockID: "a@mutex"})
+	require.Equal(t, []string{"lease.forced @ 1", "lease.forced a@mutex 1", "lease.forced me@report 3"}, r.measured(t))
+}
+
 func TestSpansHaveTheWholeID(t *testing.T) {
 	r := record(t, otelmutex.WithNames(func(string) string { return "" }), otelmutex.WithNameLimit(1))
 	for _, id := range []string{"export/1", "export/2"} {

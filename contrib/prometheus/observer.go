@@ -3,6 +3,7 @@ package prommutex
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -24,6 +25,7 @@ const (
 type ObserverOptions struct {
 	// Names says under which name a mutex is in the metrics: perhaps "export" for all of "export/123". "" leaves the name out.
 	// The same id must always have the same name. It runs in many goroutines. Nil means the id.
+	// That of a Once comes without the time which dbmutex.Tick has added: without what follows its last "@".
 	Names func(id string) string
 
 	// NameLimit says how many names there are in the metrics: the first that come, and "_other" for all that come later. 0
@@ -118,7 +120,7 @@ func (o *observer) Collect(ch chan<- prometheus.Metric) {
 
 // Observe counts.
 func (o *observer) Observe(ctx context.Context, e dbmutex.Event) context.Context {
-	name := o.name(e.LockID)
+	name := o.name(e)
 	switch e.Kind {
 	case dbmutex.AcquireBegan:
 		o.pending.WithLabelValues(name).Inc()
@@ -143,8 +145,12 @@ func (o *observer) Observe(ctx context.Context, e dbmutex.Event) context.Context
 	return nil
 }
 
-// name is that of a mutex in the metrics. An id always has the same one: what is added under it is taken away under it.
-func (o *observer) name(id string) string {
+// name is that of a mutex, or of a Once without its tick, in the metrics. An id always has the same one: what is added under it is taken away under it.
+func (o *observer) name(e dbmutex.Event) string {
+	id := e.LockID
+	if tick := strings.LastIndexByte(id, '@'); e.Once && tick > 0 {
+		id = id[:tick]
+	}
 	name := o.named(id)
 	o.mu.Lock()
 	defer o.mu.Unlock()

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -139,6 +140,19 @@ func TestNamesAreLimited(t *testing.T) {
 	all := forced(prommutex.ObserverOptions{}, ids...)
 	require.Len(t, all, 101)
 	require.Contains(t, all, "lease_forced_total{_other} 2")
+}
+
+func TestTheTicksOfAOnceHaveOneName(t *testing.T) {
+	r := prometheus.NewRegistry()
+	observer := newObserver(t, r, prommutex.ObserverOptions{})
+	for minute := range 3 {
+		id := dbmutex.Tick("me@report", time.Unix(int64(minute*60), 0), time.Minute)
+		tell(observer, dbmutex.Event{Kind: dbmutex.ForceReleased, Once: true, LockID: id})
+	}
+	tell(observer, dbmutex.Event{Kind: dbmutex.ForceReleased, Once: true, LockID: "@"})
+	tell(observer, dbmutex.Event{Kind: dbmutex.ForceReleased, LockID: "a@mutex"})
+	require.Equal(t, []string{"lease_forced_total{@} 1", "lease_forced_total{a@mutex} 1", "lease_forced_total{me@report} 3"},
+		values(t, r))
 }
 
 func TestARegistryTakesOneObserver(t *testing.T) {
