@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/leasejson"
 )
 
 // pageLimit is the most that the database gives at once.
@@ -24,15 +25,6 @@ type lister struct {
 	state, order, output string
 	query                dbmutex.LeaseQuery
 }
-
-var (
-	states = map[string]dbmutex.LeaseState{
-		"held": dbmutex.LeasesHeld, "expired": dbmutex.LeasesExpired, "all": dbmutex.LeasesAll,
-	}
-	orders = map[string]dbmutex.LeaseOrder{
-		"id": dbmutex.ByLockID, "oldest": dbmutex.OldestFirst, "ending": dbmutex.EndingFirst,
-	}
-)
 
 func newList(g *global) *cobra.Command {
 	l := &lister{global: g}
@@ -70,10 +62,10 @@ Times are in UTC. If next is an id, more leases follow: --after ID lists them.`,
 }
 
 func (l *lister) run() (err error) {
-	if l.query.State, err = choose("--state", l.state, states); err != nil {
+	if l.query.State, err = choose("--state", l.state, leasejson.States); err != nil {
 		return err
 	}
-	if l.query.Order, err = choose("--order", l.order, orders); err != nil {
+	if l.query.Order, err = choose("--order", l.order, leasejson.Orders); err != nil {
 		return err
 	}
 	formats := map[string]func(page) error{"table": l.writeTable, "json": writeJSON, "ids": l.writeIDs}

@@ -1,51 +1,14 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
-	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
-	"unicode/utf16"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/leasejson"
 )
-
-// document is what is written as JSON.
-type document struct {
-	Now    time.Time `json:"now"`
-	Leases []record  `json:"leases"`
-	Next   *string   `json:"next"`
-}
-
-// record is a lease.
-type record struct {
-	LockID       string     `json:"lock_id"`
-	Holder       string     `json:"holder"`
-	LeaseID      string     `json:"lease_id"`
-	CreationTime time.Time  `json:"creation_time"`
-	ExpiresAt    *time.Time `json:"expires_at"`
-	State        string     `json:"state"`
-	HeldSeconds  int64      `json:"held_seconds"`
-	LeftSeconds  *int64     `json:"left_seconds"`
-}
-
-func newRecord(lease dbmutex.LeaseInfo) record {
-	r := record{
-		LockID: lease.LockID, Holder: lease.Holder, LeaseID: lease.LeaseID, CreationTime: lease.CreationTime.UTC(),
-		State: "held", HeldSeconds: int64(lease.HeldFor() / time.Second),
-	}
-	if lease.Expires() {
-		expires, left := lease.ExpiresAt.UTC(), int64(lease.Left/time.Second)
-		r.ExpiresAt, r.LeftSeconds = &expires, &left
-	}
-	if lease.Expired() {
-		r.State = "expired"
-	}
-	return r
-}
 
 // page is a part of the leases.
 type page struct {
@@ -54,27 +17,15 @@ type page struct {
 	next   *string // the last lock id, if more leases follow that can be asked for
 }
 
-// writeJSON writes one line. It is plain to read in a terminal, too.
+// writeJSON writes one line.
 func (p page) writeJSON(w io.Writer) error {
-	d := document{Now: p.now.UTC(), Leases: make([]record, len(p.leases)), Next: p.next}
-	for i, lease := range p.leases {
-		d.Leases[i] = newRecord(lease)
-	}
-	text, err := json.Marshal(d)
+	document := leasejson.NewPage(p.now, p.leases)
+	document.Next = p.next
+	line, err := leasejson.Line(document)
 	if err != nil {
 		return err
 	}
-	var line strings.Builder
-	for _, r := range string(text) {
-		if unicode.IsPrint(r) {
-			line.WriteRune(r)
-			continue
-		}
-		for _, unit := range utf16.AppendRune(nil, r) { // JSON has no other escapes
-			fmt.Fprintf(&line, `\u%04x`, unit)
-		}
-	}
-	_, err = fmt.Fprintln(w, line.String())
+	_, err = io.WriteString(w, line)
 	return err
 }
 

@@ -3,60 +3,24 @@ package dashboard
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"mime"
 	"net/http"
-	"strings"
 	"time"
-	"unicode"
-	"unicode/utf16"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/leasejson"
 )
 
 // maxBody is how many bytes of a request are read.
 const maxBody = 1 << 16
 
-// leasesJSON is a page for programs.
-type leasesJSON struct {
-	Now    time.Time   `json:"now"` // the database's clock
-	Leases []leaseJSON `json:"leases"`
-	Next   *string     `json:"next"` // the last id, if more follow
-}
-
-type leaseJSON struct {
-	LockID       string     `json:"lock_id"`
-	Holder       string     `json:"holder"`
-	LeaseID      string     `json:"lease_id"`
-	CreationTime time.Time  `json:"creation_time"`
-	ExpiresAt    *time.Time `json:"expires_at"`
-	State        string     `json:"state"`
-	HeldSeconds  int64      `json:"held_seconds"`
-	LeftSeconds  *int64     `json:"left_seconds"` // < 0: it ran out that long ago
-}
-
 type statsJSON struct {
-	Now           time.Time  `json:"now"`
-	Held          int64      `json:"held"`
-	Expired       int64      `json:"expired"`
-	WithoutExpiry int64      `json:"without_expiry"`
-	Oldest        *leaseJSON `json:"oldest"`
-}
-
-func toJSON(info dbmutex.LeaseInfo) leaseJSON {
-	l := leaseJSON{
-		LockID: info.LockID, Holder: info.Holder, LeaseID: info.LeaseID, CreationTime: info.CreationTime.UTC(),
-		State: "held", HeldSeconds: int64(info.HeldFor() / time.Second),
-	}
-	if info.Expired() {
-		l.State = "expired"
-	}
-	if info.Expires() {
-		until, left := info.ExpiresAt.UTC(), int64(info.Left/time.Second)
-		l.ExpiresAt, l.LeftSeconds = &until, &left
-	}
-	return l
+	Now           time.Time        `json:"now"`
+	Held          int64            `json:"held"`
+	Expired       int64            `json:"expired"`
+	WithoutExpiry int64            `json:"without_expiry"`
+	Oldest        *leasejson.Lease `json:"oldest"`
 }
 
 func (h *handler) apiLeases(w http.ResponseWriter, r *http.Request) {
@@ -72,10 +36,7 @@ func (h *handler) apiLeases(w http.ResponseWriter, r *http.Request) {
 		h.apiFailed(w, r, found.err)
 	default:
 		leases, more := cut(found)
-		page := leasesJSON{Now: h.now(found), Leases: make([]leaseJSON, len(leases))}
-		for i, l := range leases {
-			page.Leases[i] = toJSON(l.LeaseInfo)
-		}
+		page := leasejson.NewPage(h.now(found), leases)
 		if more && q.Order == dbmutex.ByLockID {
 			page.Next = &leases[len(leases)-1].LockID
 		}
@@ -88,11 +49,11 @@ func (h *handler) apiLease(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case !found.wait(r.Context()):
 	case found.err == nil && found.value == nil, errors.Is(found.err, dbmutex.ErrInvalidLockID):
-		answerJSON(w, http.StatusNotFound, leasesJSON{Now: h.clock(found.at), Leases: []leaseJSON{}})
+		answerJSON(w, http.StatusNotFound, leasejson.NewPage(h.clock(found.at), nil))
 	case found.err != nil:
 		h.apiFailed(w, r, found.err)
 	default:
-		answerJSON(w, http.StatusOK, leasesJSON{Now: found.value.Now.UTC(), Leases: []leaseJSON{toJSON(*found.value)}})
+		answerJSON(w, http.StatusOK, leasejson.NewPage(found.value.Now, []dbmutex.LeaseInfo{*found.value}))
 	}
 }
 
@@ -106,7 +67,7 @@ func (h *handler) apiStats(w http.ResponseWriter, r *http.Request) {
 		s := found.value
 		stats := statsJSON{Now: s.Now.UTC(), Held: s.Held, Expired: s.Expired, WithoutExpiry: s.WithoutExpiry}
 		if s.Oldest != nil {
-			oldest := toJSON(*s.Oldest)
+			oldest := leasejson.NewLease(*s.Oldest)
 			stats.Oldest = &oldest
 		}
 		answerJSON(w, http.StatusOK, stats)
@@ -150,22 +111,12 @@ func (h *handler) apiFailed(w http.ResponseWriter, r *http.Request, err error) {
 
 // answerJSON writes it so that it can be looked at in a terminal, too.
 func answerJSON(w http.ResponseWriter, status int, body any) {
-	text, err := json.Marshal(body)
+	line, err := leasejson.Line(body)
 	if err != nil {
 		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
 		return
 	}
-	var line strings.Builder
-	for _, r := range string(text) {
-		if unicode.IsPrint(r) {
-			line.WriteRune(r)
-			continue
-		}
-		for _, unit := range utf16.AppendRune(nil, r) {
-			fmt.Fprintf(&line, `\u%04x`, unit)
-		}
-	}
 	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(status)
-	_, _ = io.WriteString(w, line.String()+"\n")
+	_, _ = io.WriteString(w, line)
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/leasejson"
 )
 
 // pageLeases is how many leases a page has.
@@ -87,15 +88,6 @@ type asked struct {
 	State, Order, Prefix, After string
 }
 
-var (
-	states = map[string]dbmutex.LeaseState{
-		"held": dbmutex.LeasesHeld, "expired": dbmutex.LeasesExpired, "all": dbmutex.LeasesAll,
-	}
-	orders = map[string]dbmutex.LeaseOrder{
-		"id": dbmutex.ByLockID, "oldest": dbmutex.OldestFirst, "ending": dbmutex.EndingFirst,
-	}
-)
-
 // ask reads the address. It asks for one more than a page has.
 func ask(v url.Values) (a asked, q dbmutex.LeaseQuery, err error) {
 	a = asked{v.Get("state"), v.Get("order"), v.Get("prefix"), v.Get("after")}
@@ -105,8 +97,8 @@ func ask(v url.Values) (a asked, q dbmutex.LeaseQuery, err error) {
 	if a.Order == "" {
 		a.Order = "id"
 	}
-	state, known := states[a.State]
-	order, sorted := orders[a.Order]
+	state, known := leasejson.States[a.State]
+	order, sorted := leasejson.Orders[a.Order]
 	switch {
 	case !known:
 		err = fmt.Errorf("%w: there is no state %q", dbmutex.ErrInvalidSettings, a.State)
@@ -173,7 +165,11 @@ func (h *handler) list(w http.ResponseWriter, r *http.Request) {
 	}
 	shown := found.good()
 	if shown != nil {
-		p.Leases, p.More = cut(shown)
+		var infos []dbmutex.LeaseInfo
+		infos, p.More = cut(shown)
+		for _, info := range infos {
+			p.Leases = append(p.Leases, lease{info, shown.age()})
+		}
 		p.As = h.now(shown).Format(time.TimeOnly)
 	}
 	if found.err != nil {
@@ -190,16 +186,8 @@ func (h *handler) list(w http.ResponseWriter, r *http.Request) {
 }
 
 // cut are the leases of a page, and whether more follow.
-func cut(a *answer[[]dbmutex.LeaseInfo]) (leases []lease, more bool) {
-	found := a.value
-	if more = len(found) > pageLeases; more {
-		found = found[:pageLeases]
-	}
-	leases = make([]lease, len(found))
-	for i, info := range found {
-		leases[i] = lease{info, a.age()}
-	}
-	return leases, more
+func cut(a *answer[[]dbmutex.LeaseInfo]) (leases []dbmutex.LeaseInfo, more bool) {
+	return a.value[:min(len(a.value), pageLeases)], len(a.value) > pageLeases
 }
 
 // now is the database's clock when it gave a list.
