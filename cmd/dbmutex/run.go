@@ -28,6 +28,7 @@ type runner struct {
 
 	wait                    string
 	ttl, killAfter, minHold time.Duration
+	oncePer                 time.Duration
 	skipHeld                bool
 	heldCode, lostCode      int
 	holder                  string
@@ -81,7 +82,7 @@ func newRun(g *global) *cobra.Command {
 				return fmt.Errorf("want an id, then --, then a command: dbmutex %s", cmd.Use)
 			}
 			r.id, r.command = args[0], args[1:]
-			if err := r.checkFlags(cmd.Flags().Changed("kill-after")); err != nil {
+			if err := r.checkFlags(cmd.Flags().Changed); err != nil {
 				return err
 			}
 			return r.run()
@@ -97,6 +98,8 @@ func newRun(g *global) *cobra.Command {
 	flags.IntVarP(&r.heldCode, "held-exit-code", "E", exitHeld, "exit with this `code` if the mutex is held")
 	flags.IntVar(&r.lostCode, "lost-exit-code", exitLost, "exit with this `code` if the lease was lost")
 	flags.DurationVar(&r.minHold, "min-hold", 0, "keep the mutex this long at least, for machines whose clocks differ")
+	flags.DurationVar(&r.oncePer, "once-per", 0,
+		"run the command until it has succeeded, once per `period` over all machines; it is recorded in the database")
 	flags.StringVar(&r.holder, "holder", "", "who holds the mutex, for people (default: host/pid)")
 	flags.StringVar(&r.processGroup, "process-group", "auto",
 		"the command's process group: own, shared with dbmutex, or `auto`: own unless stdin is a terminal")
@@ -104,7 +107,7 @@ func newRun(g *global) *cobra.Command {
 }
 
 // checkFlags looks at what the library does not check.
-func (r *runner) checkFlags(killAfterSet bool) error {
+func (r *runner) checkFlags(given func(flag string) bool) error {
 	var err error
 	switch r.patience, err = time.ParseDuration(r.wait); {
 	case r.wait == "forever":
@@ -112,7 +115,7 @@ func (r *runner) checkFlags(killAfterSet bool) error {
 	case err != nil, r.patience < 0:
 		return fmt.Errorf("--wait %q: want a duration such as 5m, or forever", r.wait)
 	}
-	if !killAfterSet {
+	if !given("kill-after") {
 		r.killAfter = min(r.killAfter, r.ttl/3)
 	}
 	switch {
@@ -122,6 +125,10 @@ func (r *runner) checkFlags(killAfterSet bool) error {
 		return fmt.Errorf("--held-exit-code %d: want 0 to 255", r.heldCode)
 	case r.lostCode < 0, r.lostCode > 255:
 		return fmt.Errorf("--lost-exit-code %d: want 0 to 255", r.lostCode)
+	case given("once-per") && r.oncePer < time.Second:
+		return fmt.Errorf("--once-per %v: want a second or more", r.oncePer)
+	case given("once-per") && given("min-hold"):
+		return errors.New("--once-per and --min-hold exclude each other: a success is recorded for long enough")
 	case !slices.Contains([]string{"auto", "own", "shared"}, r.processGroup):
 		return fmt.Errorf("--process-group %q: want auto, own or shared", r.processGroup)
 	}
@@ -135,25 +142,25 @@ func (r *runner) run() error {
 		return err
 	}
 	signals := listen()
-	lease, end, err := r.acquire(signals)
+	held, end, err := r.acquire(signals)
 	defer end()
-	if err != nil || lease == nil {
+	if err != nil || held == nil {
 		return err
 	}
-	if _, over := r.left(lease); over { // the program was stopped meanwhile, or its machine
-		r.giveBack(lease)
+	if _, over := r.left(held.Lease); over { // the program was stopped meanwhile, or its machine
+		r.giveBack(held)
 		return errors.New("the lease was over before the command could begin: the command did not run")
 	}
 	terminal := isatty.IsTerminal(os.Stdin.Fd())
 	own := r.processGroup == "own" || r.processGroup == "auto" && !terminal
 	listenToAll(signals, terminal && !own)
-	c, err := start(path, r.command, r.environment(lease), own, terminal && !own)
+	c, err := start(path, r.command, r.environment(held.Lease), own, terminal && !own)
 	if err != nil {
-		r.giveBack(lease)
+		r.giveBack(held)
 		return notStarted(r.command[0], err)
 	}
-	code, stopped := r.supervise(c, lease, signals)
-	return r.finish(lease, code, stopped)
+	code, stopped := r.supervise(c, held.Lease, signals)
+	return r.finish(held, code, stopped)
 }
 
 // executable finds a command as a shell does.
@@ -193,17 +200,18 @@ func notStarted(name string, err error) error {
 	return &exitError{code, fmt.Errorf("%s: %w", name, err)}
 }
 
-// acquire returns the lease, or nil if the command is to be skipped. A signal ends it. end is for the end of the program.
-func (r *runner) acquire(signals <-chan os.Signal) (lease *dbmutex.Lease, end func(), err error) {
+// acquire returns what the command runs under, or nil if it is to be skipped. A signal ends it. end is for the end of the
+// program.
+func (r *runner) acquire(signals <-chan os.Signal) (held *holding, end func(), err error) {
 	ctx, cancel := context.WithCancelCause(context.Background())
 	end = func() { cancel(nil) }
 	signalled := untilSignal(signals, cancel)
 	defer func() {
 		if sig := signalled(); sig != nil {
-			if lease != nil {
-				r.giveBack(lease)
+			if held != nil {
+				r.giveBack(held)
 			}
-			lease, err = nil, &exitError{exitSignal + int(sig.(syscall.Signal)), fmt.Errorf("%v: the command did not run", sig)}
+			held, err = nil, &exitError{exitSignal + int(sig.(syscall.Signal)), fmt.Errorf("%v: the command did not run", sig)}
 		}
 	}()
 	db, err := r.open(ctx, false)
@@ -222,13 +230,14 @@ func (r *runner) acquire(signals <-chan os.Signal) (lease *dbmutex.Lease, end fu
 	}
 	started := time.Now()
 	r.log.Debug("waiting for "+strconv.Quote(r.id), "lock_id", r.id)
-	lease, err = db.WithContext(ctx).Mutex(r.id, dbmutex.WithTTL(r.ttl), dbmutex.WithRenewal(), dbmutex.WithWait(r.patience),
-		dbmutex.WithMinHold(r.minHold), dbmutex.WithHolder(r.whoAmI())).Acquire()
+	held, err = r.hold(db.WithContext(ctx))
 	switch {
+	case err == nil && held == nil: // it is done
+		return nil, end, nil
 	case err == nil:
 		r.log.Debug(fmt.Sprintf("acquired %q after %v, with token %d", r.id, time.Since(started).Round(time.Millisecond),
-			lease.Token()), "lock_id", r.id, "token", lease.Token())
-		return lease, end, nil
+			held.Token()), "lock_id", r.id, "token", held.Token())
+		return held, end, nil
 	case errors.Is(err, dbmutex.ErrNotAcquired) && r.skipHeld:
 		r.log.Info("skipped: "+oneLine(err.Error()), "lock_id", r.id)
 		return nil, end, nil
