@@ -99,7 +99,8 @@ type Event struct {
 	Kind    EventKind
 	Outcome Outcome // of AcquireEnded and LeaseEnded
 
-	LockID  string // the mutex
+	LockID  string // the mutex, or the semaphore
+	Slot    int    // of the semaphore; 0 for a mutex, and before there is a lease
 	Holder  string // whose acquire or lease it is, by Settings.Holder; of ForceReleased the one whose lease was ended
 	LeaseID string // the row's lease_id; "" before there is a lease
 	Token   int64  // the fencing token; 0 before there is a lease. On PostgreSQL that of ForceReleased is 0: no row has it.
