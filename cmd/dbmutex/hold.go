@@ -22,7 +22,11 @@ func (r *runner) hold(db *dbmutex.DB) (*holding, error) {
 	if r.oncePer > 0 {
 		return r.holdOnce(db.Once(r.tick(time.Now()), 2*r.oncePer, opts...))
 	}
-	lease, err := db.Mutex(r.id, opts...).Acquire()
+	acquire := db.Mutex(r.id, opts...).Acquire
+	if r.slots > 0 {
+		acquire = db.Semaphore(r.id, r.slots, opts...).Acquire
+	}
+	lease, err := acquire()
 	if err != nil {
 		return nil, err
 	}

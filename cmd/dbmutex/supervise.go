@@ -82,6 +82,9 @@ func (r *runner) whyStopped(lease *dbmutex.Lease, left time.Duration) string {
 	if lease.Context().Err() != nil {
 		why = "it is over"
 	}
+	if left == 0 {
+		return fmt.Sprintf("the lease of %q: %s; the command gets KILL", r.id, why)
+	}
 	return fmt.Sprintf("the lease of %q: %s; the command gets TERM, and KILL in %v", r.id, why, left.Round(time.Millisecond))
 }
 

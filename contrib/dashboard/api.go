@@ -9,7 +9,7 @@ import (
 	"time"
 
 	"github.com/gorm-dbmutex/dbmutex"
-	"github.com/gorm-dbmutex/dbmutex/internal/leasejson"
+	"github.com/gorm-dbmutex/dbmutex/internal/leaseview"
 )
 
 // maxBody is how many bytes of a request are read.
@@ -20,7 +20,7 @@ type statsJSON struct {
 	Held          int64            `json:"held"`
 	Expired       int64            `json:"expired"`
 	WithoutExpiry int64            `json:"without_expiry"`
-	Oldest        *leasejson.Lease `json:"oldest"`
+	Oldest        *leaseview.Lease `json:"oldest"`
 }
 
 func (h *handler) apiLeases(w http.ResponseWriter, r *http.Request) {
@@ -36,7 +36,7 @@ func (h *handler) apiLeases(w http.ResponseWriter, r *http.Request) {
 		h.apiFailed(w, r, found.err)
 	default:
 		leases, more := cut(found)
-		page := leasejson.NewPage(h.now(found), leases)
+		page := leaseview.NewPage(h.now(found), leases, more && q.Order == dbmutex.ByLockID)
 		if more && q.Order == dbmutex.ByLockID {
 			page.Next = &leases[len(leases)-1].LockID
 		}
@@ -49,11 +49,11 @@ func (h *handler) apiLease(w http.ResponseWriter, r *http.Request) {
 	switch {
 	case !found.wait(r.Context()):
 	case found.err == nil && found.value == nil, errors.Is(found.err, dbmutex.ErrInvalidLockID):
-		answerJSON(w, http.StatusNotFound, leasejson.NewPage(h.clock(found.at), nil))
+		answerJSON(w, http.StatusNotFound, leaseview.NewPage(h.clock(found.at), nil, false))
 	case found.err != nil:
 		h.apiFailed(w, r, found.err)
 	default:
-		answerJSON(w, http.StatusOK, leasejson.NewPage(found.value.Now, []dbmutex.LeaseInfo{*found.value}))
+		answerJSON(w, http.StatusOK, leaseview.NewPage(found.value.Now, []dbmutex.LeaseInfo{*found.value}, false))
 	}
 }
 
@@ -67,7 +67,7 @@ func (h *handler) apiStats(w http.ResponseWriter, r *http.Request) {
 		s := found.value
 		stats := statsJSON{Now: s.Now.UTC(), Held: s.Held, Expired: s.Expired, WithoutExpiry: s.WithoutExpiry}
 		if s.Oldest != nil {
-			oldest := leasejson.NewLease(*s.Oldest)
+			oldest := leaseview.NewLease(*s.Oldest)
 			stats.Oldest = &oldest
 		}
 		answerJSON(w, http.StatusOK, stats)
@@ -111,7 +111,7 @@ func (h *handler) apiFailed(w http.ResponseWriter, r *http.Request, err error) {
 
 // answerJSON writes it so that it can be looked at in a terminal, too.
 func answerJSON(w http.ResponseWriter, status int, body any) {
-	line, err := leasejson.Line(body)
+	line, err := leaseview.Line(body)
 	if err != nil {
 		http.Error(w, http.StatusText(http.StatusInternalServerError), http.StatusInternalServerError)
 		return

@@ -13,7 +13,7 @@ import (
 	"time"
 
 	"github.com/gorm-dbmutex/dbmutex"
-	"github.com/gorm-dbmutex/dbmutex/internal/leasejson"
+	"github.com/gorm-dbmutex/dbmutex/internal/leaseview"
 )
 
 // pageLeases is how many leases a page has.
@@ -97,8 +97,8 @@ func ask(v url.Values) (a asked, q dbmutex.LeaseQuery, err error) {
 	if a.Order == "" {
 		a.Order = "id"
 	}
-	state, known := leasejson.States[a.State]
-	order, sorted := leasejson.Orders[a.Order]
+	state, known := leaseview.States[a.State]
+	order, sorted := leaseview.Orders[a.Order]
 	switch {
 	case !known:
 		err = fmt.Errorf("%w: there is no state %q", dbmutex.ErrInvalidSettings, a.State)
