@@ -34,7 +34,7 @@ func writeTable(w io.Writer, leases []dbmutex.LeaseInfo) error {
 	_, _ = fmt.Fprintln(table, "MUTEX\tHOLDER\tHELD FOR\tENDS IN") // Flush has the error
 	for _, group := range leaseview.Groups(leases) {
 		if group[0].Slot > 0 {
-			_, _ = fmt.Fprintf(table, "%s\t%s\t\t\n", printable(group[0].LockID), holders(group))
+			_, _ = fmt.Fprintf(table, "%s\t%s\t\t\n", printable(group[0].LockID), leaseview.Holders(group))
 		}
 		for _, lease := range group {
 			name := printable(lease.LockID)
@@ -45,25 +45,6 @@ func writeTable(w io.Writer, leases []dbmutex.LeaseInfo) error {
 		}
 	}
 	return table.Flush()
-}
-
-// holders says how many of a semaphore's slots are held, and how many ran out.
-func holders(group []dbmutex.LeaseInfo) string {
-	var held, expired int64
-	for _, lease := range group {
-		if lease.Expired() {
-			expired++
-		} else {
-			held++
-		}
-	}
-	switch {
-	case expired == 0:
-		return count(held, "holder", "holders")
-	case held == 0:
-		return fmt.Sprintf("%d ran out", expired)
-	}
-	return fmt.Sprintf("%s, %d ran out", count(held, "holder", "holders"), expired)
 }
 
 // writeOnces writes a line for each run and each record.

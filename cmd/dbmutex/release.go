@@ -82,7 +82,7 @@ func (r *releaser) releaseLease(db *dbmutex.DB) error {
 func (r *releaser) releaseSeen(ctx context.Context, db *dbmutex.DB) error {
 	var leases []dbmutex.LeaseInfo
 	err := r.within(ctx, db, func(db *dbmutex.DB) (err error) {
-		leases, err = leaseview.Holders(db, r.id)
+		leases, err = leaseview.Find(db, r.id)
 		return err
 	})
 	switch {
@@ -131,7 +131,7 @@ func (r *releaser) releaseAny(db *dbmutex.DB) error {
 	case err != nil:
 		return err
 	case told.Event == nil:
-		permits, err := leaseview.Holders(db, r.id)
+		permits, err := leaseview.Find(db, r.id)
 		if err != nil {
 			return err
 		}

@@ -50,7 +50,7 @@ func (s *shower) show(db *dbmutex.DB, write func(page) error) (err error) {
 	if s.once {
 		p.leases, err = onceRow(db, s.id)
 	} else {
-		p.leases, err = leaseview.Holders(db, s.id)
+		p.leases, err = leaseview.Find(db, s.id)
 	}
 	if err != nil {
 		return err

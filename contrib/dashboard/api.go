@@ -36,11 +36,7 @@ func (h *handler) apiLeases(w http.ResponseWriter, r *http.Request) {
 		h.apiFailed(w, r, found.err)
 	default:
 		leases, more := cut(found)
-		page := leaseview.NewPage(h.now(found), leases, more && q.Order == dbmutex.ByLockID)
-		if more && q.Order == dbmutex.ByLockID {
-			page.Next = &leases[len(leases)-1].LockID
-		}
-		answerJSON(w, http.StatusOK, page)
+		answerJSON(w, http.StatusOK, leaseview.NewPage(h.now(found), leases, more && q.Order == dbmutex.ByLockID))
 	}
 }
 
@@ -48,12 +44,12 @@ func (h *handler) apiLease(w http.ResponseWriter, r *http.Request) {
 	found := h.leases.get(r.URL.Query().Get("id"))
 	switch {
 	case !found.wait(r.Context()):
-	case found.err == nil && found.value == nil, errors.Is(found.err, dbmutex.ErrInvalidLockID):
+	case found.err == nil && len(found.value) == 0, errors.Is(found.err, dbmutex.ErrInvalidLockID):
 		answerJSON(w, http.StatusNotFound, leaseview.NewPage(h.clock(found.at), nil, false))
 	case found.err != nil:
 		h.apiFailed(w, r, found.err)
 	default:
-		answerJSON(w, http.StatusOK, leaseview.NewPage(found.value.Now, []dbmutex.LeaseInfo{*found.value}, false))
+		answerJSON(w, http.StatusOK, leaseview.NewPage(found.value[0].Now, found.value, false))
 	}
 }
 
@@ -102,8 +98,12 @@ func (h *handler) apiRelease(w http.ResponseWriter, r *http.Request) {
 
 // apiFailed tells a program of a question that has no answer.
 func (h *handler) apiFailed(w http.ResponseWriter, r *http.Request, err error) {
-	if errors.Is(err, dbmutex.ErrInvalidSettings) {
+	switch {
+	case errors.Is(err, dbmutex.ErrInvalidSettings):
 		h.refuse(w, r, http.StatusBadRequest, "There is no such list.", err.Error())
+		return
+	case leaseview.MissingTable(err):
+		h.refuse(w, r, http.StatusNotFound, "There is no such table.", err.Error())
 		return
 	}
 	h.refuse(w, r, http.StatusServiceUnavailable, "The database does not answer.", h.why(err))

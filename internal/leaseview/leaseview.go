@@ -101,8 +101,29 @@ func Groups(leases []dbmutex.LeaseInfo) (groups [][]dbmutex.LeaseInfo) {
 	return groups
 }
 
-// Holders are the leases that hold the mutex and the semaphore of an id, and the mutex's also if it ran out.
-func Holders(db *dbmutex.DB, id string) (leases []dbmutex.LeaseInfo, err error) {
+// Holders says how many of a semaphore's leases hold it, and how many ran out.
+func Holders(group []dbmutex.LeaseInfo) string {
+	expired := 0
+	for _, lease := range group {
+		if lease.Expired() {
+			expired++
+		}
+	}
+	held := fmt.Sprintf("%d holders", len(group)-expired)
+	switch {
+	case expired == len(group):
+		return fmt.Sprintf("%d ran out", expired)
+	case expired == len(group)-1:
+		held = "1 holder"
+	}
+	if expired > 0 {
+		held += fmt.Sprintf(", %d ran out", expired)
+	}
+	return held
+}
+
+// Find lists the leases that hold the mutex and the semaphore of an id. It has that of the mutex also if it ran out.
+func Find(db *dbmutex.DB, id string) (leases []dbmutex.LeaseInfo, err error) {
 	lease, err := db.Mutex(id).Inspect()
 	if err != nil {
 		return nil, err
