@@ -42,6 +42,10 @@ var (
 
 	// ErrInvalidSettings says which setting or argument is not allowed. No SQL ran.
 	ErrInvalidSettings = errors.New("dbmutex: invalid settings")
+
+	// ErrInvalidResult says that the result of OnceValue cannot be recorded, or that the one which is recorded is no such
+	// value.
+	ErrInvalidResult = errors.New("dbmutex: invalid result")
 )
 
 var (
@@ -49,6 +53,7 @@ var (
 	errNoLease = fmt.Errorf("%w: the lease is not from Acquire", ErrInvalidSettings)
 
 	errReleased = errors.New("had been released")
+	errOwnEnd   = errors.New("dbmutex: the work has ended its own lease, so that its success is not recorded")
 	errEnded    = errors.New("it was over by the database's clock when it was to be renewed")
 )
 
@@ -165,7 +170,8 @@ func (m *Mutex) failed(ctx context.Context, verb string, err error) error {
 	case locktable.Done(ctx) != nil:
 		return fmt.Errorf("dbmutex: %s: %w", verb, locktable.Done(ctx))
 	case m.table.Missing(err):
-		return fmt.Errorf("dbmutex: %s: table %q is missing: run AutoMigrate(&dbmutex.DBMutex{}): %w", verb, m.key.table, err)
+		return fmt.Errorf("dbmutex: %s: table %q is missing: run AutoMigrate(&dbmutex.%s{}): %w",
+			verb, m.key.table, m.model(), err)
 	case errors.Is(err, context.Canceled), errors.Is(err, context.DeadlineExceeded):
 		return fmt.Errorf("dbmutex: %s: not done in time: %s", verb, err.Error())
 	default:

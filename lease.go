@@ -36,11 +36,13 @@ type Lease struct {
 	mu          sync.Mutex // guards what follows
 	deadline    time.Time  // zero = never
 	state       state
-	transaction *string // the one that ReleaseIn made a part of its work, if any
-	failure     error   // of the last renewal, if it failed
-	outcome     error   // of the release, once the state is not held
-	ending      bool    // it was to be released, whether that was done or not
-	handedOn    bool    // its release gave its row to a waiter of this process
+	transaction *string           // the one that ReleaseIn made a part of its work, if any
+	failure     error             // of the last renewal, if it failed
+	outcome     error             // of the release, once the state is not held
+	ending      bool              // it was to be released, whether that was done or not
+	handedOn    bool              // its release gave its row to a waiter of this process
+	record      *locktable.Record // what its release leaves; nil = nothing
+	recorded    bool              // that is done
 }
 
 // state is how far a lease has come. A lease past its deadline is held until a statement finds otherwise.
@@ -180,7 +182,11 @@ func (l *Lease) end(s state, outcome error) {
 // endMissing ends a lease whose row is not there, nor perhaps the table (err).
 func (l *Lease) endMissing(late time.Duration, err error) {
 	if l.fateOfMissingRow(late, err) == released {
-		l.end(released, nil)
+		var unrecorded error
+		if l.leaves() != nil {
+			unrecorded = errOwnEnd
+		}
+		l.end(released, unrecorded)
 	} else {
 		l.end(lost, l.timeout(true, late, err))
 	}
@@ -189,7 +195,7 @@ func (l *Lease) endMissing(late time.Duration, err error) {
 // fateOfMissingRow says why the row of a lease is not there: its own release or transaction has removed it, or the lease is
 // lost.
 func (l *Lease) fateOfMissingRow(late time.Duration, err error) state {
-	if err == nil && l.doubt && late == 0 {
+	if err == nil && l.doubt && late == 0 && l.leaves() == nil { // of a record, the row would be there
 		return released // by a try whose answer did not come
 	}
 	transaction := l.releasedBy()

@@ -47,6 +47,8 @@ type LeaseQuery struct {
 
 	// Prefix is what the lock id begins with, byte for byte; no character has a meaning of its own. "" = any.
 	Prefix string
+	// Once wants the table of Once: its runs, and the records of what is done as if they were leases. See LeaseInfo.Done.
+	Once bool
 	// Holder is contained in the holder's name, byte for byte. "" = any.
 	Holder string
 
@@ -83,6 +85,10 @@ func (i LeaseInfo) HeldFor() time.Duration { return max(i.Now.Sub(i.CreationTime
 // ExpiresAt.
 func (i LeaseInfo) Resting() bool { return locktable.IsResting(i.LeaseID) }
 
+// Done says that it is no lease but the record of a Once's success, which is kept until ExpiresAt. CreationTime is when that
+// run began, Holder who ran it, and Token that of its lease.
+func (i LeaseInfo) Done() bool { return i.LeaseID == locktable.DoneID }
+
 // LeaseStats are figures of the whole table.
 type LeaseStats struct {
 	Now           time.Time  // the database's clock
@@ -102,7 +108,7 @@ type LeaseStats struct {
 // The error is the handle's own, ErrNotRegistered, ErrDryRun, ErrInTransaction or ErrInvalidSettings, before any SQL; or it
 // is the context's, or the database's.
 func (db *DB) Leases(q LeaseQuery) ([]LeaseInfo, error) {
-	m, err := db.unnamed()
+	m, err := db.unnamed(q.Once)
 	if err != nil {
 		return nil, err
 	}
@@ -122,7 +128,7 @@ func (db *DB) Leases(q LeaseQuery) ([]LeaseInfo, error) {
 // since.
 func (db *DB) AllLeases(q LeaseQuery) iter.Seq2[LeaseInfo, error] {
 	return func(yield func(LeaseInfo, error) bool) {
-		m, err := db.unnamed()
+		m, err := db.unnamed(q.Once)
 		if err != nil {
 			yield(LeaseInfo{}, err)
 			return
@@ -154,7 +160,7 @@ func (db *DB) AllLeases(q LeaseQuery) iter.Seq2[LeaseInfo, error] {
 
 // LeaseStats counts leases, in one statement that reads the whole table. The errors are those of Leases.
 func (db *DB) LeaseStats() (LeaseStats, error) {
-	m, err := db.unnamed()
+	m, err := db.unnamed(false)
 	if err != nil {
 		return LeaseStats{}, err
 	}
@@ -182,26 +188,36 @@ func (db *DB) LeaseStats() (LeaseStats, error) {
 // how a transaction ended, as all that Settings.MinHold has kept do, and never that of a mutex that had more than 16 million
 // leases, whose tokens could fall.
 //
+// It prunes the table of Once as well, if that is there: records that are not to be kept any more, and runs that ran out. All
+// is as above.
+//
 // It works in batches, each a transaction of its own, and looks at the context before each. The error is as that of Leases;
 // what was removed until then stays removed.
 func (db *DB) Prune() (removed int64, err error) {
-	m, err := db.unnamed()
+	m, err := db.unnamed(false)
 	if err != nil {
 		return 0, err
 	}
 	if removed, err = m.table.Prune(m.ctx); err != nil {
 		return removed, m.failed(m.ctx, "prune the leases", err)
 	}
+	if m, err = db.unnamed(true); err != nil {
+		return removed, err
+	}
+	records, err := m.table.PruneQuietly(m.ctx)
+	if removed += records; err != nil && !m.table.Missing(err) {
+		return removed, m.failed(m.ctx, "prune the records", err)
+	}
 	return removed, nil
 }
 
 // unnamed is no mutex: it has the table, for verbs that are about no mutex alone.
-func (db *DB) unnamed() (*Mutex, error) {
+func (db *DB) unnamed(once bool) (*Mutex, error) {
 	plugin, err := db.plugin()
 	if err != nil {
 		return nil, err
 	}
-	m := &Mutex{}
+	m := &Mutex{once: once}
 	return m, m.bindTable(db, plugin)
 }
 

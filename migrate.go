@@ -11,14 +11,14 @@ const migrationID = "dbmutex.Migrate"
 // migrationTTL is for how long a replica that crashed in Migrate keeps the others waiting.
 const migrationTTL = 5 * time.Minute
 
-// Migrate runs AutoMigrate of DBMutex and then of models. Every replica of a program may call it at once; GORM's AutoMigrate
+// Migrate runs AutoMigrate of DBMutex and DBOnce, and then of models. Every replica of a program may call it at once; GORM's AutoMigrate
 // then fails in some of them (https://github.com/go-gorm/gorm/issues/6618).
 //
 // It migrates the models under a mutex of its own, with renewal and outside of any transaction, and waits its turn until the
 // handle's context is done. That mutex is "dbmutex.Migrate", should an operator have to force its release.
 //
-// It puts the lock's table where mutexes look for it, in the main pool; AutoMigrate under dbresolver does not. On PostgreSQL
-// it also sets vacuum_truncate=off for that table, unless it is set: otherwise the plans of a mutex that is taken a thousand
+// It puts its own tables where mutexes look for them, in the main pool; AutoMigrate under dbresolver does not. On PostgreSQL
+// it also sets vacuum_truncate=off for them, unless it is set: otherwise the plans of a mutex that is taken a thousand
 // times a second get slower when VACUUM cuts the table.
 //
 // It returns what Mutex.Do returns: AutoMigrate's error, ErrTimeout if the lease ended meanwhile, the context's or the
@@ -34,6 +34,13 @@ func (db *DB) Migrate(models ...any) error {
 	}
 	if err := m.table.Migrate(m.ctx, &DBMutex{}); err != nil {
 		return m.failed(m.ctx, "migrate", err)
+	}
+	once, err := db.unnamed(true)
+	if err != nil {
+		return err
+	}
+	if err := once.table.Migrate(m.ctx, &DBOnce{}); err != nil {
+		return once.failed(m.ctx, "migrate", err)
 	}
 	if len(models) == 0 {
 		return nil

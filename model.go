@@ -38,3 +38,31 @@ type DBMutex struct {
 	// The others draw the token from the id's sequence, and Token is always 0.
 	Token int64 `gorm:"column:token;not null;default:0"`
 }
+
+// DBOnce is the table of Once: one row an id, which is that of a run, as in DBMutex, or the record of a success. Make it with
+// DB.Migrate, or with AutoMigrate(&dbmutex.DBMutex{}, &dbmutex.DBOnce{}) once the plugin is registered. Who uses no Once needs
+// none. To see what is done, use Once.Done and DB.Leases with LeaseQuery.Once; write it only through this package. The
+// table's name follows the handle's NamingStrategy ("db_onces" by default), the columns' names do not.
+//
+// Records that are not to be kept any more are removed now and then, up to 100 after one of 32 successes, and so are runs
+// that ran out an hour ago, whose processes have crashed. DB.Prune removes all of them.
+//
+// What DBMutex says of free rows, of times, and of ids goes for it, too.
+type DBOnce struct {
+	// ID comes from the table's sequence. It may change with every take-over and with the success.
+	ID int64 `gorm:"column:id;primaryKey;autoIncrement"`
+	// LockID is the id of the Once.
+	LockID string `gorm:"column:lock_id;size:256;not null;uniqueIndex"`
+	// CreationTime is when the run began, by the database's clock.
+	CreationTime time.Time `gorm:"column:creation_time;not null"`
+	// ExpiresAt is until when the record is kept, or when the run's lease ends unless it is renewed, by the database's clock.
+	ExpiresAt *time.Time `gorm:"column:expires_at;index"`
+	// Holder is who has run, or runs, the work.
+	Holder string `gorm:"column:holder;not null"`
+	// LeaseID is "done" for a record, and as in DBMutex for a run.
+	LeaseID string `gorm:"column:lease_id;size:64;not null"`
+	// Token is the fencing token of the run that is recorded. For a run it is as in DBMutex.
+	Token int64 `gorm:"column:token;not null;default:0"`
+	// Result is what OnceValue has recorded, as JSON; nil if it was Once.Do or Once.Transaction. Only a record has it for sure.
+	Result []byte `gorm:"column:result;type:text"`
+}

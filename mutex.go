@@ -20,6 +20,7 @@ type Mutex struct {
 	id       string
 	settings Settings
 	err      error // what is wrong with the call to DB.Mutex; every verb returns it
+	once     bool  // it is a Once's, in the table of runs and records
 
 	ctx    context.Context
 	config *gorm.Config
@@ -97,7 +98,7 @@ func (m *Mutex) bindTable(db *DB, plugin *Plugin) error {
 	}
 	m.config, m.caller = db.Config, db.Statement
 	pool := locktable.Identity(db.ConnPool)
-	name, table, err := plugin.table(pool, db.Gorm)
+	name, table, err := plugin.table(pool, db.Gorm, m.once)
 	if err != nil {
 		return err
 	}
@@ -248,6 +249,8 @@ func (m *Mutex) try(r locktable.Request) (*Lease, locktable.Answer, error) {
 		return newLease(m, r.Key, a), a, nil
 	case a.Ended:
 		return nil, a, heldError(m.id, nil)
+	case m.isRecord(a.Held):
+		return nil, a, errDone
 	}
 	return nil, a, heldError(m.id, a.Held)
 }

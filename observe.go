@@ -65,7 +65,7 @@ func (c *valuesOf) Value(key any) any {
 
 // event is an event of a mutex.
 func (m *Mutex) event(kind EventKind) Event {
-	e := Event{Kind: kind, LockID: m.id, Holder: m.settings.Holder}
+	e := Event{Kind: kind, Once: m.once, LockID: m.id, Holder: m.settings.Holder}
 	if m.settings.TTL != nil {
 		e.TTL = *m.settings.TTL
 	}
@@ -143,6 +143,8 @@ func (a *acquiring) ended(lease *Lease, err error, waited time.Duration) Event {
 		if e.HandedOn = lease.received; !e.HandedOn {
 			e.Previous = a.past
 		}
+	case errors.Is(err, errDone):
+		e.Outcome, e.Err = OutcomeDone, nil
 	case errors.Is(err, ErrNotAcquired) && a.mutex.settings.SkipHeld:
 		e.Outcome = OutcomeSkipped
 	case errors.Is(err, ErrNotAcquired):
@@ -342,6 +344,8 @@ func (l *Lease) howEnded() Outcome {
 		return OutcomeUnknown
 	case l.handedOn:
 		return OutcomeHandedOn
+	case l.recorded:
+		return OutcomeRecorded
 	}
 	return OutcomeReleased
 }

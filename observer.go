@@ -76,12 +76,15 @@ const (
 	OutcomeHandedOn // the same, and the next waiter of this process has the mutex already
 	OutcomeLost     // somebody else may have held the mutex before the work ended
 	OutcomeUnknown  // the release failed
+
+	OutcomeDone     // of AcquireEnded of a Once: there is a record, so that nothing is to be done
+	OutcomeRecorded // of LeaseEnded of a Once: its success is recorded, perhaps late, after LeaseRanOut
 )
 
 var outcomes = []string{
 	OutcomeAcquired: "acquired", OutcomeHeld: "held", OutcomeSkipped: "skipped", OutcomeCancelled: "cancelled",
 	OutcomeFailed: "failed", OutcomeReleased: "released", OutcomeHandedOn: "handed on", OutcomeLost: "lost",
-	OutcomeUnknown: "unknown",
+	OutcomeUnknown: "unknown", OutcomeDone: "done", OutcomeRecorded: "recorded",
 }
 
 // String is the outcome in a word or two, such as "acquired" or "handed on".
@@ -99,7 +102,8 @@ type Event struct {
 	Kind    EventKind
 	Outcome Outcome // of AcquireEnded and LeaseEnded
 
-	LockID  string // the mutex
+	Once    bool   // it is a Once's, and not a Mutex's
+	LockID  string // the mutex, or the Once
 	Holder  string // whose acquire or lease it is, by Settings.Holder; of ForceReleased the one whose lease was ended
 	LeaseID string // the row's lease_id; "" before there is a lease
 	Token   int64  // the fencing token; 0 before there is a lease. On PostgreSQL that of ForceReleased is 0: no row has it.

@@ -28,6 +28,7 @@ type Plugin struct {
 type tableKey struct {
 	pool weak.Pointer[sql.DB]
 	name string // not quoted
+	once bool
 }
 
 // New makes the plugin. gorm.DB.Use then returns ErrInvalidSettings if a setting is not allowed.
@@ -41,42 +42,56 @@ func New(s Settings) *Plugin {
 func (p *Plugin) Name() string { return PluginName }
 
 // Initialize checks the settings. It runs no SQL and keeps no handle, as GORM's resolvers call it for every replica. It also
-// tells GORM the types of DBMutex's columns that the database needs.
+// tells GORM the types of the columns of DBMutex and DBOnce that the database needs.
 func (p *Plugin) Initialize(db *gorm.DB) error {
 	if err := p.settings.validate(); err != nil {
 		return err
 	}
-	return locktable.Shape(db, lockModel)
+	if err := locktable.Shape(db, lockModel); err != nil {
+		return err
+	}
+	return locktable.Shape(db, onceModel)
 }
 
-var lockModel = &DBMutex{}
+var (
+	lockModel = &DBMutex{}
+	onceModel = &DBOnce{}
+)
 
 // parses are statements for Plugin.table, which every call to DB.Mutex needs one of. They have a Table so that
 // gorm.Statement.Parse need not take apart the schema's.
 var parses = sync.Pool{New: func() any { return &gorm.Statement{Table: "any"} }}
 
-// table finds the lock's table, under the name that it has for the handle. For a pool that hides its database, which a
-// program may make anew for every request, it remembers nothing.
-func (p *Plugin) table(pool any, db *gorm.DB) (name string, t locktable.Table, err error) {
+// table finds the lock's table, or that of runs and records, under the name that it has for the handle. For a pool that hides
+// its database, which a program may make anew for every request, it remembers nothing.
+func (p *Plugin) table(pool any, db *gorm.DB, once bool) (name string, t locktable.Table, err error) {
 	stmt := parses.Get().(*gorm.Statement)
 	defer func() {
 		stmt.DB = nil
 		parses.Put(stmt)
 	}()
 	stmt.DB = db
-	if err := stmt.Parse(lockModel); err != nil {
+	var model any = lockModel
+	if once {
+		model = onceModel
+	}
+	if err := stmt.Parse(model); err != nil {
 		return "", t, fmt.Errorf("dbmutex: %w", err)
 	}
 	name = stmt.Schema.Table
 	known, _ := pool.(*sql.DB)
-	key := tableKey{weak.Make(known), name}
+	key := tableKey{weak.Make(known), name, once}
 	p.mu.RLock()
 	t, found := p.tables[key]
 	p.mu.RUnlock()
 	if found {
 		return name, t, nil
 	}
-	if t, err = locktable.New(db.Name(), name, stmt.Quote(name)); err != nil {
+	newTable := locktable.New
+	if once {
+		newTable = locktable.NewOnce
+	}
+	if t, err = newTable(db.Name(), name, stmt.Quote(name)); err != nil {
 		return "", t, fmt.Errorf("%w: %w", ErrInvalidSettings, err)
 	}
 	if known == nil {

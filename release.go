@@ -55,7 +55,9 @@ func (l *Lease) releaseRow(ended time.Time) error {
 	l.mu.Unlock()
 	limit := time.Now().Add(locktable.Limit)
 	var o locktable.Outcome
-	next, turn := queues.next(l, l.minHold() == 0 && l.releasedBy() == nil)
+	next, turn := queues.next(l, l.minHold() == 0 && l.releasedBy() == nil && l.leaves() == nil)
+	verb := "release"
+	var unrecorded error
 	switch {
 	case next != nil:
 		var handed *Lease
@@ -76,6 +78,16 @@ func (l *Lease) releaseRow(ended time.Time) error {
 			turn, o = nil, l.giveBack(l.parent, limit)
 			o.Doubt = o.Doubt || before
 		}
+	case l.leaves() != nil:
+		verb = "record the success of"
+		o = l.giveBack(l.parent, limit)
+		if m.table.Refused(o.Err) { // others may try
+			unrecorded = m.failed(l.parent, verb, o.Err)
+			_ = l.leave(nil)
+			before := o.Doubt
+			o = l.giveBack(l.parent, limit)
+			o.Doubt = o.Doubt || before
+		}
 	default:
 		o = l.giveBack(l.parent, limit)
 	}
@@ -84,12 +96,15 @@ func (l *Lease) releaseRow(ended time.Time) error {
 			queues.wake(m.key)
 		}
 		if o.Row == locktable.RowFound && o.Err != nil { // a callback's
-			return errors.Join(l.result(), m.failed(l.parent, "release", o.Err))
+			return errors.Join(l.result(), m.failed(l.parent, verb, o.Err))
+		}
+		if unrecorded != nil {
+			return errors.Join(l.result(), unrecorded)
 		}
 		return l.result()
 	}
 	l.cancel(context.Canceled)
-	err := m.notReleased(l.parent, limit, "release", o.Err)
+	err := m.notReleased(l.parent, limit, verb, o.Err)
 	if l.releaseLater(o.Err, ended) {
 		err = fmt.Errorf("%w; it goes on in the background", err)
 	}
@@ -108,6 +123,7 @@ func (l *Lease) conclude(o locktable.Outcome, ended time.Time, handedOn bool) bo
 	case locktable.RowFound:
 		l.mu.Lock()
 		l.transaction = nil // the row was there, so that one had rolled back
+		l.recorded = l.record != nil
 		l.mu.Unlock()
 		var outcome error
 		if late > 0 {
@@ -176,9 +192,12 @@ func (l *Lease) tellGone() {
 	l.mutex.table.Tell(ctx, l.key.LockID, l.mutex.goneMessage(l.ticket))
 }
 
-// giveBack ends the lease's row. Without a limit it is not patient.
+// giveBack ends the lease's row, or makes it the record that it leaves. Without a limit it is not patient.
 func (l *Lease) giveBack(ctx context.Context, limit time.Time) locktable.Outcome {
 	m := l.mutex
+	if record := l.leaves(); record != nil {
+		return m.table.Complete(ctx, limit, l.key, *record, m.key.listens())
+	}
 	r := locktable.Release{
 		Key:     l.key,
 		MinHold: l.minHold(),

@@ -6,8 +6,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 	"gorm.io/gorm"
@@ -21,14 +23,18 @@ import (
 
 // The tests of this file keep docs/schema.md true.
 
-// madeBySQL opens a database whose table the documented SQL has made, under another name if it is not "db_mutexes".
-func madeBySQL(t *testing.T, d *testdb.Database, table string, opts ...gorm.Option) *dbmutex.DB {
+// madeBySQL opens a database whose tables the documented SQL has made, with a prefix to their names.
+func madeBySQL(t *testing.T, d *testdb.Database, prefix string, opts ...gorm.Option) *dbmutex.DB {
 	t.Helper()
-	text, err := sqltext.SQL(d.Name)
-	require.NoError(t, err)
-	index := "idx_" + strings.ReplaceAll(table, ".", "_") + "_lock_id"
-	text = strings.NewReplacer("idx_db_mutexes_lock_id", index, "db_mutexes", table).Replace(text)
-	require.NoError(t, d.Open(t).Exec(text).Error)
+	for table, textFor := range map[string]func(string) (string, error){
+		"db_mutexes": sqltext.SQL, "db_onces": sqltext.OnceSQL,
+	} {
+		text, err := textFor(d.Name)
+		require.NoError(t, err)
+		index := "idx_" + strings.ReplaceAll(prefix, ".", "_") + table
+		text = strings.NewReplacer("idx_"+table, index, table, prefix+table).Replace(text)
+		require.NoError(t, d.Open(t).Exec(text).Error)
+	}
 	return d.Registered(t, dbmutex.DefaultSettings(), opts...)
 }
 
@@ -62,14 +68,21 @@ func TestTheDocumentedSQLIsTheProgramsSQL(t *testing.T) {
 func TestTheDocumentedSQLMakesWhatGORMMakes(t *testing.T) {
 	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
-		bySQL := madeBySQL(t, d, "db_mutexes")
+		bySQL := madeBySQL(t, d, "")
 		byGORM := d.Another(t).Registered(t, dbmutex.DefaultSettings())
-		require.NoError(t, byGORM.AutoMigrate(&dbmutex.DBMutex{}))
+		require.NoError(t, byGORM.AutoMigrate(&dbmutex.DBMutex{}, &dbmutex.DBOnce{}))
 		want := catalog(t, byGORM, d.Catalog...)
 		for _, column := range []string{"id", "lock_id", "creation_time", "expires_at", "holder", "lease_id", "token"} {
 			require.Contains(t, want, column)
 		}
 		require.Equal(t, want, catalog(t, bySQL, d.Catalog...))
+		queries := slices.Clone(d.Catalog)
+		for i, query := range queries {
+			queries[i] = strings.ReplaceAll(query, "db_mutexes", "db_onces")
+		}
+		want = catalog(t, byGORM, queries...)
+		require.Contains(t, want, "result")
+		require.Equal(t, want, catalog(t, bySQL, queries...))
 		if d.Options != "" {
 			require.NotEqual(t, catalog(t, byGORM, d.Options), catalog(t, bySQL, d.Options), "AutoMigrate sets that, too")
 			require.NoError(t, byGORM.Migrate())
@@ -85,15 +98,16 @@ func TestTheTableOfTheDocumentedSQLIsLeftAlone(t *testing.T) {
 		for _, prefix := range []string{"", "app_"} {
 			t.Run("prefix "+prefix, func(t *testing.T) {
 				out := &logs{}
-				db := madeBySQL(t, d.Another(t), prefix+"db_mutexes", &gorm.Config{
+				db := madeBySQL(t, d.Another(t), prefix, &gorm.Config{
 					Logger:         out.logger(logger.Info),
 					NamingStrategy: schema.NamingStrategy{TablePrefix: prefix},
 				})
-				require.NoError(t, db.AutoMigrate(&dbmutex.DBMutex{}))
+				require.NoError(t, db.AutoMigrate(&dbmutex.DBMutex{}, &dbmutex.DBOnce{}))
 				require.NoError(t, db.Migrate())
 				require.Contains(t, out.String(), "SELECT")
 				require.NotRegexp(t, `(?i)\b(CREATE|ALTER|DROP|COMMENT)\s`, out.String())
 				exercise(t, db)
+				require.NoError(t, db.Once("job", time.Hour).Do(nothing))
 			})
 		}
 	})
@@ -103,7 +117,7 @@ func TestTheDocumentedSQLMakesATableInASchema(t *testing.T) {
 	t.Parallel()
 	testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) {
 		out, prefix := &logs{}, currentSchema(t, d.Registered(t, dbmutex.DefaultSettings()))+"."
-		db := madeBySQL(t, d, prefix+"db_mutexes", &gorm.Config{
+		db := madeBySQL(t, d, prefix, &gorm.Config{
 			Logger:         out.logger(logger.Info),
 			NamingStrategy: schema.NamingStrategy{TablePrefix: prefix},
 		})

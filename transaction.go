@@ -38,6 +38,17 @@ import (
 // PostgreSQL at READ COMMITTED, and on MySQL and MariaDB if opts ask for READ COMMITTED: at higher isolation levels a
 // renewal would make the transaction fail. SQLite lets nobody else write meanwhile.
 func (m *Mutex) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) error {
+	if err := m.checkTransaction(fn, opts); err != nil {
+		return err
+	}
+	lease, err := m.obtain()
+	if err != nil {
+		return err
+	}
+	return lease.transact(fn, opts, nil)
+}
+
+func (m *Mutex) checkTransaction(fn func(tx *gorm.DB) error, opts []*sql.TxOptions) error {
 	if err := m.checkLeasing("Transaction"); err != nil {
 		return err
 	}
@@ -49,28 +60,30 @@ func (m *Mutex) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) 
 			return fmt.Errorf("%w: Transaction writes to the lock's table, so it cannot be read-only", ErrInvalidSettings)
 		}
 	}
-	lease, err := m.obtain()
-	if err != nil {
-		return err
+	return nil
+}
+
+// transact runs fn in a transaction whose commit ends the lease. The record, if any, is what it leaves.
+func (l *Lease) transact(fn func(tx *gorm.DB) error, opts []*sql.TxOptions, record *locktable.Record) error {
+	m := l.mutex
+	if l.stopRenewing != nil {
+		l.stopRenewing() // whether they go on depends on the transaction
+		l.stopRenewing = nil
 	}
-	if lease.stopRenewing != nil {
-		lease.stopRenewing() // whether they go on depends on the transaction
-		lease.stopRenewing = nil
-	}
-	lease.inTransaction = true
-	ctx := lease.valued()
+	l.inTransaction = true
+	ctx := l.valued()
 	tx, giveBack, err := m.table.Begin(ctx, opts, m.settings.Wait)
 	if err != nil {
-		return lease.finish(time.Now(), m.failed(ctx, "begin the transaction of", err))
+		return l.finish(time.Now(), m.failed(ctx, "begin the transaction of", err))
 	}
 	returned := false
 	defer func() {
 		if !returned {
 			giveBack(tx.Rollback().Error)
-			lease.releaseAndLog()
+			l.releaseAndLog()
 		}
 	}()
-	err = lease.prepare(tx, opts)
+	err = l.prepare(tx, opts)
 	if err == nil {
 		err = fn(m.carry(tx))
 	}
@@ -78,9 +91,9 @@ func (m *Mutex) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) 
 	returned = true
 	if err != nil {
 		giveBack(tx.Rollback().Error)
-		return lease.finish(ended, err)
+		return l.finish(ended, err)
 	}
-	return lease.commit(tx, ended, giveBack)
+	return l.commit(tx, ended, record, giveBack)
 }
 
 // carry gives a transaction the handle's settings, as gorm.DB.Transaction does, but not its conditions.
@@ -110,8 +123,8 @@ func (l *Lease) prepare(tx *gorm.DB, opts []*sql.TxOptions) error {
 	return l.lostAt(o, time.Now())
 }
 
-// commit ends a transaction whose work ended at a moment, and the lease with it.
-func (l *Lease) commit(tx *gorm.DB, ended time.Time, giveBack func(error)) error {
+// commit ends a transaction whose work ended at a moment, and the lease with it. The record, if any, is what that leaves.
+func (l *Lease) commit(tx *gorm.DB, ended time.Time, record *locktable.Record, giveBack func(error)) error {
 	m := l.mutex
 	ctx := tx.Statement.Context
 	if l.stopRenewing != nil {
@@ -121,7 +134,13 @@ func (l *Lease) commit(tx *gorm.DB, ended time.Time, giveBack func(error)) error
 	limit := time.Now().Add(locktable.Limit)
 	limited, cancel := context.WithDeadline(ctx, limit)
 	defer cancel()
-	o, transaction := m.table.Finish(limited, tx, l.key, l.minHold())
+	var o locktable.Outcome
+	var transaction string
+	if record != nil {
+		o, transaction = m.table.FinishOnce(limited, tx, l.key, *record)
+	} else {
+		o, transaction = m.table.Finish(limited, tx, l.key, l.minHold())
+	}
 	err := l.lostAt(o, ended)
 	if o.Err != nil {
 		err = m.notReleased(ctx, limit, verb, o.Err)
@@ -156,6 +175,10 @@ func (l *Lease) committed(ended time.Time) error {
 	l.end(released, nil)
 	l.tellGone()
 	queues.released(l.mutex.key)
-	l.tellEnded(ended, OutcomeReleased, nil)
+	outcome := OutcomeReleased
+	if l.mutex.once {
+		outcome = OutcomeRecorded
+	}
+	l.tellEnded(ended, outcome, nil)
 	return nil
 }

@@ -60,7 +60,7 @@ func (m *Mutex) wait() (lease *Lease, err error) {
 	if w.doubtful {
 		lease, err = m.disown(w.request, lease, err)
 	}
-	if done := locktable.Done(m.ctx); done != nil && err != nil && !errors.Is(err, ErrNotAcquired) {
+	if done := locktable.Done(m.ctx); done != nil && err != nil && !errors.Is(err, ErrNotAcquired) && !errors.Is(err, errDone) {
 		return nil, w.cutShort(done)
 	}
 	return lease, err
@@ -210,7 +210,7 @@ func (w *waiter) announce(p *patience, news string) {
 
 // stillHeld is the error of a waiter that never came to ask: who holds the mutex, or that the database does not say.
 func (m *Mutex) stillHeld(q *queue) error {
-	if seen := queues.lastHeld(q); seen != nil {
+	if seen := queues.lastHeld(q); seen != nil && !m.once { // there may be a record since
 		return seen
 	}
 	ctx, cancel := context.WithTimeout(m.ctx, lookLimit)
@@ -218,6 +218,9 @@ func (m *Mutex) stillHeld(q *queue) error {
 	row, err := m.table.Live(ctx, m.id)
 	if err != nil {
 		return m.failed(m.ctx, "wait for", err)
+	}
+	if m.isRecord(row) {
+		return errDone
 	}
 	return heldError(m.id, row)
 }

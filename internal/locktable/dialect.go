@@ -57,6 +57,8 @@ type dialect interface {
 
 	// migrate makes the model's table, unless there is one that can be used. Many processes may do so at once.
 	migrate(on executor, model any) error
+
+	onces
 }
 
 // notifying is a dialect whose releases other processes can hear of. Only then can a mutex be handed on: waiters that do
@@ -182,9 +184,9 @@ type Request struct {
 }
 
 // past is the lease that has run out, if the row that a request takes over is one's: it may also be the request's own
-// already, free, or what MinHold has left.
+// already, free, a record, or what MinHold has left.
 func (r Request) past(row *Row) *Row {
-	none := []string{"", r.LeaseID, r.Ticket}
+	none := []string{"", DoneID, r.LeaseID, r.Ticket}
 	if row == nil || strings.HasPrefix(row.LeaseID, leftMark) || slices.Contains(none, row.LeaseID) {
 		return nil
 	}

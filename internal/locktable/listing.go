@@ -237,6 +237,15 @@ const pruneRows = 500
 // Prune removes rows that ran out, and rows of free mutexes, in batches. A batch without an answer may have removed rows
 // that it does not count.
 func (t Table) Prune(ctx context.Context) (removed int64, err error) {
+	return t.pruneAll(ctx, conflicts)
+}
+
+// PruneQuietly is Prune of a table that may be missing: GORM logs no error.
+func (t Table) PruneQuietly(ctx context.Context) (removed int64, err error) {
+	return t.pruneAll(ctx, failures)
+}
+
+func (t Table) pruneAll(ctx context.Context, h hush) (removed int64, err error) {
 	for at := (place{}); !at.end; {
 		if err := ctx.Err(); err != nil {
 			return removed, err
@@ -244,6 +253,7 @@ func (t Table) Prune(ctx context.Context) (removed int64, err error) {
 		var next place
 		var some int64
 		_, err := t.settle(ctx, time.Time{}, func(on executor) (err error) {
+			on = on.hushing(h)
 			if err := t.look(on); err != nil {
 				return err
 			}

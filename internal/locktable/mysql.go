@@ -33,6 +33,7 @@ type mysql struct {
 	passing, failing                              map[mysqlChange]string // of a row that somebody has locked
 	mariadb                                       atomic.Bool            // the server is MariaDB
 	freed                                         freedRows
+	once                                          mysqlOnce
 }
 
 // mysqlChange is an UPDATE of a mutex's row.
@@ -47,6 +48,8 @@ const (
 	renames
 	releasesIn
 	guards
+	completes
+	forgets
 )
 
 func newMySQL(name, table string) *mysql {
@@ -81,6 +84,9 @@ func newMySQL(name, table string) *mysql {
 		releasesIn: {`holder = lease_id, ` + freed, owned}, // the holder is the mark for fate
 		// It changes a value, as a Galera cluster compares changes alone.
 		guards: {`creation_time = creation_time + INTERVAL 1 MICROSECOND`, owned},
+		completes: {`lease_id = '` + DoneID + `', expires_at = ` + expiry + `, result = CONVERT(UNHEX(?) USING utf8mb4), token = ?`,
+			owned},
+		forgets: {freed + `, result = NULL`, owned},
 	} {
 		// To wait for the row in the server could be a deadlock. MariaDB can fail rather than wait, which is quicker. In a
 		// transaction that could roll it back (innodb_rollback_on_timeout).
@@ -92,6 +98,7 @@ WHERE id = (SELECT id FROM (SELECT id FROM ` + table + ` WHERE id = ? AND ` + of
 	}
 	return &mysql{
 		name: name, table: table, passing: passing, failing: failing, lister: newMySQLLister(table),
+		once: newMySQLOnce(table, times),
 		lookSQL: `SELECT id, CAST(holder AS BINARY), ` + times + `, lease_id, TIMESTAMPDIFF(MICROSECOND, ` + now + `, expires_at)
 FROM ` + table + ` WHERE lock_id = ?`,
 		// The number of rows that changed depends on the driver's settings, the id that was drawn does not. A row that somebody
@@ -375,6 +382,10 @@ func (m *mysql) owner(on executor, k Key, locking string) (ownership, error) {
 func (m *mysql) fate(on executor, k Key, transaction string) (Fate, error) {
 	var found, ours, committed bool
 	err := m.outside(on, func() (err error) {
+		if token, isRecord := strings.CutPrefix(transaction, recordMark); isRecord {
+			ours, committed, found, err = m.recordFate(on, k, token)
+			return err
+		}
 		found, err = on.queryOne(m.fateSQL, []any{transaction, leftMark + transaction, transaction, k.RowID}, &ours, &committed)
 		return err
 	})

@@ -24,6 +24,7 @@ var mysqlShapes = []struct {
 	{field: "CreationTime", precision: 6},
 	{field: "ExpiresAt", precision: 6},
 	{field: "Holder", kind: "mediumtext CHARACTER SET utf8mb4"},
+	{field: "Result", kind: "mediumtext CHARACTER SET utf8mb4"},
 }
 
 // shapeMySQL changes the schema that GORM keeps of the model.
@@ -34,6 +35,9 @@ func shapeMySQL(db *gorm.DB, model any) error {
 	}
 	for _, shape := range mysqlShapes {
 		field := stmt.Schema.LookUpField(shape.field)
+		if field == nil {
+			continue
+		}
 		if shape.kind != "" {
 			field.DataType, field.Size = schema.DataType(shape.kind), shape.size
 		}
@@ -77,7 +81,7 @@ func (m *mysql) inspect(on executor) error {
 	if err != nil {
 		return err
 	}
-	if problem := t.problem(); problem != "" {
+	if problem := t.problem(m.once.has); problem != "" {
 		return unusable(m.table, problem)
 	}
 	m.mariadb.Store(t.isMariaDB())
@@ -176,10 +180,11 @@ var mysqlTypes = map[string][2]string{
 	"holder":        {`text|blob|^var(char|binary)\((2[6-9]|[3-9]\d|\d{3,})\)`, "mediumtext CHARACTER SET utf8mb4"},
 	"lease_id":      {`^(char|varchar|varbinary)\((2[7-9]|[3-9]\d|\d{3,})\)`, "varchar(64)"},
 	"token":         {`^bigint\b`, "bigint NOT NULL DEFAULT 0"},
+	"result":        {`^(medium|long)text`, "mediumtext CHARACTER SET utf8mb4"},
 }
 
-// problem says what keeps the table from being used, and how to change that.
-func (t *mysqlTable) problem() string {
+// problem says what keeps the table from being used, and how to change that. It may have to have records.
+func (t *mysqlTable) problem(records bool) string {
 	switch {
 	case t.tooOld():
 		return "the server is " + t.version + ": dbmutex needs SKIP LOCKED, which MySQL has from 8.0 on and MariaDB from 10.6 on"
@@ -198,6 +203,9 @@ func (t *mysqlTable) problem() string {
 	}
 	const mends = " (AutoMigrate does so if the plugin was registered before, and Migrate does)"
 	missing := []string{"id", "lock_id", "creation_time", "expires_at", "holder", "lease_id", "token"}
+	if records {
+		missing = append(missing, "result")
+	}
 	for _, c := range t.columns {
 		i := slices.Index(missing, c.name)
 		switch want := mysqlTypes[c.name]; {
@@ -211,19 +219,20 @@ func (t *mysqlTable) problem() string {
 			return "its column id takes no number by itself: make it AUTO_INCREMENT"
 		case c.name == "expires_at" && c.notNull:
 			return "its column expires_at must be NULL for leases that never expire"
-		case c.name == "holder" && c.collation != "" && !strings.HasPrefix(c.collation, "utf8mb4"):
-			return fmt.Sprintf("its column holder, of %s, cannot take every name: make it %s"+mends, c.collation, want[1])
+		case (c.name == "holder" || c.name == "result") && c.collation != "" && !strings.HasPrefix(c.collation, "utf8mb4"):
+			return fmt.Sprintf("its column %s, of %s, cannot take every text: make it %s"+mends, c.name, c.collation, want[1])
 		}
 		missing = slices.Delete(missing, i, i+1)
 	}
 	if len(missing) > 0 {
 		return fmt.Sprintf("it has no column %s", missing[0])
 	}
-	return t.problemOfIndexes()
+	return t.problemOfIndexes(records)
 }
 
-// problemOfIndexes: InnoDB locks what it finds on its way to a row. So there is one way, by lock_id, and one by the id.
-func (t *mysqlTable) problemOfIndexes() string {
+// problemOfIndexes: InnoDB locks what it finds on its way to a row. So there is one way, by lock_id, and one by the id. No
+// statement that locks uses the index of records on expires_at.
+func (t *mysqlTable) problemOfIndexes(records bool) string {
 	byID, exact := false, false
 	for _, index := range t.indexes {
 		switch {
@@ -231,6 +240,7 @@ func (t *mysqlTable) problemOfIndexes() string {
 			byID = true
 		case index.unique && slices.Equal(index.columns, []string{"lock_id"}):
 			exact = true
+		case records && !index.unique && slices.Equal(index.columns, []string{"expires_at"}):
 		default:
 			return fmt.Sprintf("its index %s makes statements lock rows of other mutexes: drop it", index.name)
 		}

@@ -20,7 +20,7 @@ func TestServersThatAreTooOld(t *testing.T) {
 
 // MariaDB has it, MySQL does not.
 func TestASessionWhoseEmptyTextsAreNullIsRefused(t *testing.T) {
-	require.Contains(t, (&mysqlTable{mode: "ANSI_QUOTES,EMPTY_STRING_IS_NULL"}).problem(), "leave that out")
+	require.Contains(t, (&mysqlTable{mode: "ANSI_QUOTES,EMPTY_STRING_IS_NULL"}).problem(false), "leave that out")
 }
 
 func TestFewFreedRowsAreRemembered(t *testing.T) {

@@ -22,6 +22,7 @@ type postgres struct {
 	reserveSQL                       map[bool]string // by whether a crash may undo it
 	releaseSQL, leaveSQL             map[ending]string
 	lister                           *lister
+	once                             postgresOnce
 	known                            atomic.Pointer[lookedUp] // nil until inspect
 }
 
@@ -101,7 +102,7 @@ FROM ` + table + ` WHERE lock_id = $1`,
 		endsUnmarked: func(string) string { return ` AND (xmax = 0 OR xmax = xmin)` + only(notify) },
 		// By its number a transaction can be asked for later, while the server is the same.
 		endsInTransaction: func(string) string {
-			return ` RETURNING pg_catalog.pg_current_xact_id()::text || '@' || ` + serverSQL + `::text`
+			return ` RETURNING ` + transactionSQL
 		},
 	} {
 		p.releaseSQL[end] = `DELETE FROM ` + table + owned + rest(`$3`)
@@ -125,6 +126,7 @@ SELECT pg_catalog.count(*), pg_catalog.pg_notify('` + MessageChannel + `'::text,
 SELECT ` + released + `::text FROM ended
 UNION ALL SELECT pg_catalog.pg_notify('` + MessageChannel + `'::text, $3::text)::text`
 	p.lister = p.newLister()
+	p.once = newPostgresOnce(table, released)
 	return p
 }
 
@@ -306,8 +308,11 @@ func (p *postgres) guard(tx executor, k Key) (bool, error) {
 	return tx.queryOne(p.guardSQL, k.args(), &one)
 }
 
-// serverSQL tells one start of a server from another.
-var serverSQL = epoch("pg_catalog.pg_postmaster_start_time()")
+// serverSQL tells one start of a server from another, and transactionSQL one transaction from another.
+var (
+	serverSQL      = epoch("pg_catalog.pg_postmaster_start_time()")
+	transactionSQL = `pg_catalog.pg_current_xact_id()::text || '@' || ` + serverSQL + `::text`
+)
 
 // fate asks for the outcome of a transaction, which survives a crash and is the same on a promoted standby.
 // https://www.postgresql.org/docs/current/functions-info.html#FUNCTIONS-PG-SNAPSHOT

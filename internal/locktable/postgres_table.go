@@ -100,7 +100,7 @@ func (p *postgres) inspect(on executor) error {
 	if err := json.Unmarshal([]byte(text), &t); err != nil {
 		return &refusedError{err}
 	}
-	if problem := t.problem(); problem != "" {
+	if problem := t.problem(p.once.has); problem != "" {
 		return unusable(p.table, problem)
 	}
 	if err := p.catchUp(on, t.Sequence.Name, t.Sequence.Last); err != nil {
@@ -151,8 +151,8 @@ func (t *postgresTable) bytewise() bool {
 	return false
 }
 
-// problem says what keeps a table from being used, and how to change that.
-func (t *postgresTable) problem() string {
+// problem says what keeps a table from being used, and how to change that. It may have to have records.
+func (t *postgresTable) problem(records bool) string {
 	switch {
 	case t.Kind != "r" && t.Kind != "p":
 		return "it is no table"
@@ -165,6 +165,9 @@ func (t *postgresTable) problem() string {
 		"id":      {"int8", "int4"},
 		"lock_id": {"varchar", "text"}, "holder": {"text", "varchar"}, "lease_id": {"varchar", "text"},
 		"creation_time": {"timestamptz"}, "expires_at": {"timestamptz"},
+	}
+	if records {
+		types["result"], types["token"] = []string{"text"}, []string{"int8"}
 	}
 	for _, c := range t.Columns {
 		want, ours := types[c.Name]

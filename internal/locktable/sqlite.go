@@ -18,6 +18,7 @@ type sqlite struct {
 	name, table                                                           string // not quoted, and quoted
 	lookSQL, acquireSQL, renewSQL, releaseSQL, leaveSQL, guardSQL, rowSQL string
 	lister                                                                *lister
+	once                                                                  sqliteOnce
 }
 
 const (
@@ -32,7 +33,7 @@ func newSQLite(name, table string) *sqlite {
 	const expiry = `strftime(` + form + `, 'now', ?)` // NULL for a modifier that is NULL
 	const owned = ` WHERE lock_id = ? AND lease_id = ?`
 	return &sqlite{
-		name: name, table: table, lister: newSQLiteLister(table),
+		name: name, table: table, lister: newSQLiteLister(table), once: newSQLiteOnce(table, times),
 		// A SELECT first, as an INSERT takes the file's write lock even if it inserts nothing.
 		lookSQL: `SELECT holder, ` + times + `, lease_id, expires_at < ` + now + `,
 	CAST((julianday(expires_at) - julianday('now')) * 86400000 AS INTEGER) FROM ` + table + ` WHERE lock_id = ?`,

@@ -41,7 +41,7 @@ func (s *sqlite) inspect(on executor) error {
 				_, err := on.queryOne(`SELECT 1 FROM `+s.table+` LIMIT 0`, nil, new(int))
 				return err
 			}
-			if problem := t.problem(); problem != "" {
+			if problem := t.problem(s.once.has); problem != "" {
 				return unusable(s.table, problem)
 			}
 			return nil
@@ -91,20 +91,23 @@ func (t *sqliteTable) autoincrements() bool {
 	return autoincrement.MatchString(noKeyword.ReplaceAllString(t.statement, " "))
 }
 
-// problem says what keeps the table from being used, and how to change that.
-func (t *sqliteTable) problem() string {
+// problem says what keeps the table from being used, and how to change that. It may have to have records.
+func (t *sqliteTable) problem(records bool) string {
 	if !t.autoincrements() {
 		return "its id is not AUTOINCREMENT, so that fencing tokens would not grow: make it anew with " +
 			"id integer PRIMARY KEY AUTOINCREMENT, or let Migrate do so"
 	}
 	missing := []string{"id", "lock_id", "creation_time", "expires_at", "holder", "lease_id"}
+	if records {
+		missing = append(missing, "result", "token")
+	}
 	for _, c := range t.columns {
 		i := slices.Index(missing, c.name)
 		text, number := c.holds("CHAR", "CLOB", "TEXT", "BLOB") || c.kind == "", c.holds("INT", "REAL", "FLOA", "DOUB")
 		switch {
 		case i < 0 && c.notNull && !c.filled:
 			return fmt.Sprintf("its column %q is not one that this package knows: give it a default, or let it be NULL", c.name)
-		case i < 0 || c.name == "id":
+		case i < 0 || c.name == "id" || c.name == "token":
 		case c.name == "expires_at" && c.notNull:
 			return "its column expires_at must be NULL for leases that never expire: make it anew without NOT NULL"
 		case strings.HasSuffix(c.name, "_id") && (number || !text):
@@ -167,7 +170,7 @@ func (s *sqlite) makeTable(ctx context.Context, tx *gorm.DB, model any) error {
 	}
 	problem := ""
 	if t.columns != nil {
-		if problem = t.problem(); problem == "" {
+		if problem = t.problem(s.once.has); problem == "" {
 			return nil
 		}
 	}
@@ -183,8 +186,8 @@ func (s *sqlite) makeTable(ctx context.Context, tx *gorm.DB, model any) error {
 	case err != nil:
 		return err
 	}
-	if t, err = s.describe(in(ctx, tx)); err == nil && t.problem() != "" {
-		err = unusable(s.table, t.problem())
+	if t, err = s.describe(in(ctx, tx)); err == nil && t.problem(s.once.has) != "" {
+		err = unusable(s.table, t.problem(s.once.has))
 	}
 	return err
 }

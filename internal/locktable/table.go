@@ -327,13 +327,22 @@ func (t Table) Prepare(tx *gorm.DB, k Key, w Work) (o Outcome, renewable bool) {
 
 // Finish is ReleaseIn for a transaction of Prepare. It is refused if the transaction has ended before.
 func (t Table) Finish(ctx context.Context, tx *gorm.DB, k Key, minHold time.Duration) (o Outcome, transaction string) {
+	return t.finish(ctx, tx, func(on executor) (found bool, transaction string, err error) {
+		return t.releaseIn(on, k, minHold)
+	})
+}
+
+// finish runs the statement that ends a transaction of Prepare.
+func (t Table) finish(
+	ctx context.Context, tx *gorm.DB, statement func(on executor) (found bool, transaction string, err error),
+) (o Outcome, transaction string) {
 	on := t.in(ctx, tx)
 	if t.fragile != nil {
 		if err := t.unbroken(on, true); err != nil {
 			return Outcome{Err: err}, ""
 		}
 	}
-	found, transaction, err := t.releaseIn(on, k, minHold)
+	found, transaction, err := statement(on)
 	return t.outcome(found, false, err), transaction
 }
 

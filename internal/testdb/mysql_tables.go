@@ -64,7 +64,7 @@ func init() {
 		},
 		"an end that must be": {inMySQL(columnSet{"expires_at": "expires_at datetime(6) NOT NULL"}), "must be NULL"},
 		"some names": {
-			inMySQL(columnSet{"holder": "holder text CHARACTER SET latin1"}), "cannot take every name",
+			inMySQL(columnSet{"holder": "holder text CHARACTER SET latin1"}), "cannot take every text",
 		},
 		"a short lease_id":         {inMySQL(columnSet{"lease_id": "lease_id varchar(26)"}), "lease_id is varchar(26)"},
 		"a column that is missing": {strings.Replace(inMySQL(nil), "token", "tokens", 1), "no column token"},
