@@ -185,7 +185,7 @@ func comeForTicks(db *dbmutex.DB, _ io.Reader) error {
 	if err != nil {
 		return err
 	}
-	time.AfterFunc(300*time.Millisecond+rand.N(1700*time.Millisecond), die)
+	time.AfterFunc(100*time.Millisecond+rand.N(1400*time.Millisecond), die)
 	errs := make([]error, tickWorkers)
 	var workers sync.WaitGroup
 	for i := range tickWorkers {
@@ -282,7 +282,7 @@ func (w *tickWorker) work(v *witness.Visit, ctx context.Context, leave func() er
 	}
 	err := leave()
 	switch {
-	case rand.IntN(40) == 0:
+	case rand.IntN(20) == 0:
 		time.Sleep(tickTTL + rand.N(tickTTL))
 	default:
 		time.Sleep(rand.N(2 * time.Millisecond))
