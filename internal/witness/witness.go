@@ -78,9 +78,9 @@ func OutcomeOf(v *Visit, err, workErr error) Outcome {
 		return Lost
 	case timedOut && timeout.Lost: // its row could not be asked for
 		return Unknown
-	case workErr != nil:
+	case workErr != nil && v.ran():
 		return Failed
-	case timedOut:
+	case timedOut && v.ran() && !v.Effect: // a transaction that is late and commits is told nothing
 		return Late
 	}
 	return Unknown
