@@ -263,6 +263,6 @@ const pruneEvery = 32
 // prune does so now and then, after a success.
 func (o *Once) prune(outcome error) {
 	if outcome == nil && rand.IntN(pruneEvery) == 0 {
-		o.mutex.table.PruneRecords(o.mutex.ctx)
+		_ = o.mutex.table.PruneRecords(o.mutex.ctx)
 	}
 }

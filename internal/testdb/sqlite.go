@@ -25,7 +25,8 @@ var sqliteKind = &Kind{
 	verbs: map[string]*regexp.Regexp{
 		"acquire": regexp.MustCompile(`^INSERT OR REPLACE`),
 		"renew":   regexp.MustCompile(`^UPDATE \S+ SET expires_at = `),
-		"release": regexp.MustCompile(`^DELETE FROM|^UPDATE \S+ SET lease_id = '`),
+		"release": regexp.MustCompile(`^DELETE FROM|^UPDATE \S+ SET lease_id = '-'`),
+		"record":  regexp.MustCompile(`^UPDATE \S+ SET lease_id = 'done'`),
 		"guard":   regexp.MustCompile(`^UPDATE \S+ SET lease_id = lease_id`),
 	},
 	hang:    `DELETE FROM db_mutexes WHERE false`, // it takes the write lock

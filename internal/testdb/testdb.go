@@ -59,12 +59,12 @@ type Kind struct {
 	// DropsLeftOpen: the usual driver closes a connection that comes back to the pool within a transaction.
 	DropsLeftOpen bool
 
-	// LeastRights are all that a program needs once the table is there, for Database.Granted.
+	// LeastRights are all that a program needs once the tables are there, for Database.Granted.
 	LeastRights []string
 	// NeededFor are the verbs that fail without a right, by the right as it stands in a REVOKE.
 	NeededFor map[string][]string
-	// MakingRights are all that it takes to make the table and to use it then; %s stands for CurrentSchema.
-	MakingRights string
+	// MakingRights are all that it takes to make the tables and to use them then; %s stands for CurrentSchema.
+	MakingRights []string
 	// Errors are the usual driver's, by what they mean, if the database is Remote.
 	Errors Errors
 
@@ -156,8 +156,8 @@ func At(name, dsn string) *Database {
 	panic("testdb: no database is called " + name)
 }
 
-// Verb says what a statement of the lock's does: "acquire", "renew", "release" or "guard". It is "" for others, among them
-// those that look, and those of notifications.
+// Verb says what a statement of the lock's does: "acquire", "renew", "release", "record" or "guard". It is "" for others, among
+// them those that look, and those of notifications.
 func (k *Kind) Verb(statement string) string {
 	statement = strings.TrimPrefix(statement, "PREPARE ")
 	for verb, pattern := range k.verbs {
