@@ -3,6 +3,7 @@ package locktable
 import (
 	"database/sql"
 	"encoding/hex"
+	"slices"
 	"strings"
 	"time"
 )
@@ -32,7 +33,8 @@ func (m *mysql) acquireSlot(on executor, r Request, again bool) (Answer, error) 
 	return m.acquireAny(on, r, again)
 }
 
-// trySlot is tryOnce for any of the request's slots. After a try without an answer it looks first, as the request may have one.
+// trySlot is tryOnce for any of the request's slots. After a try without an answer it looks first, as the request may have
+// one.
 func (m *mysql) trySlot(on executor, r Request, again bool) (a Answer, err error) {
 	ttl, holder, ids := microseconds(r.TTL), hex.EncodeToString([]byte(r.Holder)), slotIDs(r.LockID, r.Slots)
 	if !again {
@@ -43,32 +45,44 @@ func (m *mysql) trySlot(on executor, r Request, again bool) (a Answer, err error
 			}
 		}
 	}
-	row, err := m.lookSlots(on, r, ids)
-	if err != nil {
-		return a, err
-	}
-	if row == nil || row.LeaseID != "" && row.LeaseID != r.LeaseID && row.rows < r.Slots {
-		return m.addSlot(on, r, ids)
-	}
-	if row.LeaseID != "" {
-		held := *row.Row
-		held.LockID = r.LockID
-		a = Answer{Held: &held, Left: row.left, Ended: row.ExpiresAt != nil && row.left <= 0, Newest: row.newest}
-		if row.LeaseID != r.LeaseID && !a.Ended {
+	for len(ids) > 0 {
+		row, err := m.lookSlots(on, r, ids)
+		if err != nil {
+			return a, err
+		}
+		if row == nil || row.LeaseID != "" && row.LeaseID != r.LeaseID && row.rows < len(ids) {
+			return m.addSlot(on, r, ids)
+		}
+		var past *Row
+		if row.LeaseID != "" {
+			held := *row.Row
+			held.LockID = r.LockID
+			seen := Answer{Held: &held, Left: row.left, Ended: row.ExpiresAt != nil && row.left <= 0, Newest: row.newest}
+			if !a.Ended {
+				a = seen
+			}
+			if row.LeaseID != r.LeaseID && !seen.Ended {
+				return a, nil
+			}
+			past = r.past(&held)
+		}
+		token, taken, err := m.update(on, takes,
+			[]any{ttl, holder, r.LeaseID, row.ID, []byte(row.LockID), row.LeaseID, r.LeaseID})
+		if err == nil && taken && token == 0 { // a trigger on the table hides it
+			_, err = on.queryOne(`SELECT token FROM `+m.table+` WHERE id = ?`, []any{row.ID}, &token)
+		}
+		switch {
+		case err != nil:
+			return a, err
+		case taken:
+			a = takenSlot(row.LockID, token, row.ID)
+			a.Past = past
+			return a, nil
+		case row.LeaseID == r.LeaseID: // of a try without an answer, whose session has not gone yet
 			return a, nil
 		}
+		ids = slices.DeleteFunc(ids, func(id string) bool { return id == row.LockID }) // somebody has taken it, or pins it
 	}
-	token, taken, err := m.update(on, takes,
-		[]any{ttl, holder, r.LeaseID, row.ID, []byte(row.LockID), row.LeaseID, r.LeaseID})
-	if err == nil && taken && token == 0 { // a trigger on the table hides it
-		_, err = on.queryOne(`SELECT token FROM `+m.table+` WHERE id = ?`, []any{row.ID}, &token)
-	}
-	if err != nil || !taken {
-		return a, err
-	}
-	past := r.past(a.Held)
-	a = takenSlot(row.LockID, token, row.ID)
-	a.Past = past
 	return a, nil
 }
 
