@@ -51,7 +51,12 @@ func (m *mysql) trySlot(on executor, r Request, again bool) (a Answer, err error
 			return a, err
 		}
 		if row == nil || row.LeaseID != "" && row.LeaseID != r.LeaseID && row.rows < len(ids) {
-			return m.addSlot(on, r, ids)
+			id, added, err := m.addSlot(on, r, ids)
+			if err != nil || added.Token != 0 {
+				return added, err
+			}
+			ids = without(ids, id)
+			continue
 		}
 		var past *Row
 		if row.LeaseID != "" {
@@ -81,7 +86,7 @@ func (m *mysql) trySlot(on executor, r Request, again bool) (a Answer, err error
 		case row.LeaseID == r.LeaseID: // of a try without an answer, whose session has not gone yet
 			return a, nil
 		}
-		ids = slices.DeleteFunc(ids, func(id string) bool { return id == row.LockID }) // somebody has taken it, or pins it
+		ids = without(ids, row.LockID)
 	}
 	return a, nil
 }
@@ -91,8 +96,14 @@ func takenSlot(lockID string, token, rowID int64) Answer {
 	return Answer{Token: token, RowID: rowID, Slot: slot}
 }
 
-// addSlot makes the row of a slot that has none.
-func (m *mysql) addSlot(on executor, r Request, ids []string) (a Answer, err error) {
+// without leaves out a slot that somebody else has taken, or pins.
+func without(ids []string, id string) []string {
+	return slices.DeleteFunc(ids, func(other string) bool { return other == id })
+}
+
+// addSlot makes the row of a slot that has none. There is no token if somebody else has made it, or pins it; there is no slot
+// if all have rows by now.
+func (m *mysql) addSlot(on executor, r Request, ids []string) (id string, a Answer, err error) {
 	there := map[string]bool{}
 	err = on.queryAll(`SELECT lock_id FROM `+m.table+` WHERE lock_id IN (`+places(len(ids))+`)`, asBytes(ids),
 		func(rows *sql.Rows) error {
@@ -102,7 +113,7 @@ func (m *mysql) addSlot(on executor, r Request, ids []string) (a Answer, err err
 			return err
 		})
 	if err != nil {
-		return a, err
+		return "", a, err
 	}
 	for _, id := range ids {
 		if there[id] {
@@ -112,15 +123,15 @@ func (m *mysql) addSlot(on executor, r Request, ids []string) (a Answer, err err
 		rowID, _, err := on.execID(m.insertSQL,
 			[]any{[]byte(id), microseconds(r.TTL), hex.EncodeToString([]byte(r.Holder)), r.LeaseID})
 		switch {
-		case isLocked(err): // somebody has made the row, and pinned it
-			return a, nil
+		case isLocked(err):
+			return id, a, nil
 		case err != nil || rowID == 0:
-			return a, err
+			return id, a, err
 		}
 		m.sweep(on, rowID)
-		return takenSlot(id, rowID<<24, rowID), nil
+		return id, takenSlot(id, rowID<<24, rowID), nil
 	}
-	return a, nil
+	return "", a, nil
 }
 
 func (m *mysql) lookSlots(on executor, r Request, ids []string) (*mysqlSlot, error) {
