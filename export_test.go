@@ -20,6 +20,12 @@ func Waiters(m *Mutex) int {
 	return len(q.waiters)
 }
 
+// MutexOf is what a Once is made of.
+func MutexOf(o *Once) *Mutex { return o.mutex }
+
+// PruneRecords is what is done now and then after a success.
+func PruneRecords(o *Once) error { return o.mutex.table.PruneRecords(o.mutex.ctx) }
+
 // Receivable is whether a releaser could hand a mutex to a waiter of this process.
 func Receivable(m *Mutex) bool {
 	queues.mu.Lock()
