@@ -150,3 +150,14 @@ func Remembered(p *Plugin) int {
 	defer p.mu.Unlock()
 	return len(p.tables)
 }
+
+// MutexOf is what a semaphore's verbs run on.
+func MutexOf(s *Semaphore) *Mutex { return &s.m }
+
+// FirstPause is how long the next head of a mutex's queue lets pass before it asks.
+func FirstPause(m *Mutex) time.Duration {
+	queues.mu.Lock()
+	q := queues.queues[m.key]
+	queues.mu.Unlock()
+	return queues.firstPause(q)
+}
