@@ -20,8 +20,8 @@ func Waiters(m *Mutex) int {
 	return len(q.waiters)
 }
 
-// MutexOf is what a Once is made of.
-func MutexOf(o *Once) *Mutex { return o.mutex }
+// MutexOfOnce is what a Once is made of.
+func MutexOfOnce(o *Once) *Mutex { return o.mutex }
 
 // PruneRecords is what is done now and then after a success.
 func PruneRecords(o *Once) error { return o.mutex.table.PruneRecords(o.mutex.ctx) }
