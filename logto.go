@@ -72,6 +72,8 @@ func (e Event) line() (slog.Level, string) {
 		switch e.Outcome {
 		case OutcomeLost:
 			return slog.LevelError, "the mutex was released, but its lease had been lost"
+		case OutcomeRecorded:
+			return slog.LevelDebug, "the success was recorded"
 		case OutcomeUnknown:
 			return slog.LevelError, "whether the mutex was released is unknown"
 		}
@@ -94,6 +96,8 @@ func (e Event) lineOfAcquire() (slog.Level, string) {
 		return slog.LevelDebug, "the mutex was acquired"
 	case OutcomeHeld:
 		return slog.LevelInfo, "the mutex is held"
+	case OutcomeDone:
+		return slog.LevelDebug, "it is done already"
 	case OutcomeSkipped:
 		return slog.LevelInfo, "skipped, as the mutex is held"
 	case OutcomeCancelled:

@@ -58,7 +58,7 @@ func (e *Env) tables(ctx context.Context, name string) (tables []*contender.Tabl
 		}
 	}
 	if err == nil {
-		tables, err = contender.Tables(postgresDSN, mysqlDSN, filepath.Join(e.Folder, name+".db"))
+		tables, err = contender.Tables(postgresDSN, mysqlDSN, "file:"+filepath.Join(e.Folder, name+".db")+"?_journal_mode=WAL")
 	}
 	if err != nil {
 		leave()
