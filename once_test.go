@@ -43,6 +43,36 @@ func requireNotDone(t *testing.T, o *dbmutex.Once) {
 	require.Nil(t, record)
 }
 
+// exerciseOnce runs every verb once.
+func exerciseOnce(t *testing.T, db *dbmutex.DB) {
+	t.Helper()
+	db = db.WithContext(limited(t))
+	once := db.Once("job", time.Hour)
+	require.ErrorIs(t, once.Do(func(context.Context) error { return errWork }), errWork)
+	for range 2 {
+		value, err := dbmutex.OnceValue(once, func(context.Context) (string, error) { return "é", nil })
+		require.NoError(t, err)
+		require.Equal(t, "é", value)
+	}
+	require.NoError(t, once.Do(nothing))
+	record := requireDone(t, once)
+	require.InDelta(t, time.Now().Unix(), record.CreationTime.Unix(), 60)
+	listed, err := db.Leases(dbmutex.LeaseQuery{Once: true, Prefix: "job"})
+	require.NoError(t, err)
+	require.Len(t, listed, 1)
+	require.True(t, listed[0].Done())
+	require.Equal(t, record.Token, listed[0].Token)
+	require.NoError(t, once.Forget())
+	require.NoError(t, db.Once("over", time.Millisecond).Transaction(func(*gorm.DB) error { return nil }))
+	requireNoRecordSoon(t, db.Once("over", time.Hour))
+	require.NoError(t, db.Once("over", time.Hour).Do(nothing)) // a take-over
+	require.NoError(t, dbmutex.PruneRecords(once))
+	_, err = db.Prune()
+	require.NoError(t, err)
+	requireDone(t, db.Once("over", time.Hour))
+	require.NoError(t, db.Once("over", time.Hour).Forget())
+}
+
 func TestOnceRunsUntilItHasSucceededAndNotAgain(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {

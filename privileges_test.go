@@ -29,7 +29,8 @@ func TestEveryVerbWorksWithTheLeastPrivileges(t *testing.T) {
 		require.Error(t, db.Exec(`CREATE TABLE mine (id integer)`).Error, "the role has more than it should")
 
 		exercise(t, db)
-		require.NoError(t, db.Migrate(), "the table is there")
+		exerciseOnce(t, db)
+		require.NoError(t, db.Migrate(), "the tables are there")
 
 		lease := acquire(t, db, "guarded")
 		require.NoError(t, db.Gorm.Transaction(func(tx *gorm.DB) error { return lease.Guard(tx) }))
@@ -117,6 +118,9 @@ func TestEachRightIsNeeded(t *testing.T) {
 					leases[id] = acquire(t, db, id)
 				}
 				testdb.Expire(t, owner, "over")
+				require.NoError(t, db.Once("done", time.Hour).Do(nothing))
+				require.NoError(t, db.Once("over", time.Millisecond).Do(nothing))
+				requireNoRecordSoon(t, db.Once("over", time.Hour))
 				resting := acquire(t, db, "rest", dbmutex.WithMinHold(time.Minute))
 				var user string
 				require.NoError(t, db.Raw(`SELECT CURRENT_USER`).Scan(&user).Error)
@@ -139,6 +143,11 @@ func TestEachRightIsNeeded(t *testing.T) {
 					{"holder", func() error { _, err := db.Mutex("other").Holder(); return err }},
 					{"force release", db.Mutex("other").ForceRelease},
 					{"list", func() error { _, err := db.Leases(dbmutex.LeaseQuery{}); return err }},
+					{"once", func() error { return onlyRun(db.Once("free", time.Hour)) }},
+					{"once over", func() error { return onlyRun(db.Once("over", time.Hour)) }},
+					{"success", func() error { return db.Once("other", time.Hour).Do(nothing) }},
+					{"done", func() error { _, err := db.Once("done", time.Hour).Done(); return err }},
+					{"forget", db.Once("done", time.Hour).Forget},
 					{"prune", func() error { _, err := db.Prune(); return err }},
 				} {
 					if err := verb.run(); err != nil {
@@ -156,9 +165,22 @@ func TestTheRightsThatMigrateNeeds(t *testing.T) {
 	t.Parallel()
 	testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) {
 		schema := currentSchema(t, d.Registered(t, dbmutex.DefaultSettings()))
-		db := as(t, d, strings.ReplaceAll(d.MakingRights, "%s", schema))
+		var rights []string
+		for _, right := range d.MakingRights {
+			rights = append(rights, strings.ReplaceAll(right, "%s", schema))
+		}
+		db := as(t, d, rights...)
 		require.NoError(t, db.Migrate())
 		exercise(t, db)
+		exerciseOnce(t, db)
 		require.NoError(t, db.Migrate(), "nothing is left to do")
 	})
+}
+
+// onlyRun runs and releases, and records nothing.
+func onlyRun(o *dbmutex.Once) error {
+	if err := o.Do(func(context.Context) error { return errWork }); err != errWork { //nolint:errorlint // nothing may be joined
+		return err
+	}
+	return nil
 }

@@ -147,7 +147,7 @@ func (qs *queueSet) of(m *Mutex) *queue {
 			qs.sweeper = time.AfterFunc(sweepPause, qs.sweep)
 		}
 	}
-	q.used = now
+	q.used, q.slots = now, max(m.slots, 1)
 	return q
 }
 
@@ -198,7 +198,6 @@ func (qs *queueSet) join(m *Mutex) *waiter {
 	defer qs.mu.Unlock()
 	q := qs.of(m)
 	w.queue = q
-	q.slots = max(m.slots, 1)
 	q.waiters = append(q.waiters, w)
 	if q.waiters[0] == w {
 		q.holder = nil

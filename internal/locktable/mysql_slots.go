@@ -3,6 +3,7 @@ package locktable
 import (
 	"database/sql"
 	"encoding/hex"
+	"slices"
 	"strings"
 	"time"
 )
@@ -32,7 +33,8 @@ func (m *mysql) acquireSlot(on executor, r Request, again bool) (Answer, error) 
 	return m.acquireAny(on, r, again)
 }
 
-// trySlot is tryOnce for any of the request's slots. After a try without an answer it looks first, as the request may have one.
+// trySlot is tryOnce for any of the request's slots. After a try without an answer it looks first, as the request may have
+// one.
 func (m *mysql) trySlot(on executor, r Request, again bool) (a Answer, err error) {
 	ttl, holder, ids := microseconds(r.TTL), hex.EncodeToString([]byte(r.Holder)), slotIDs(r.LockID, r.Slots)
 	if !again {
@@ -43,32 +45,49 @@ func (m *mysql) trySlot(on executor, r Request, again bool) (a Answer, err error
 			}
 		}
 	}
-	row, err := m.lookSlots(on, r, ids)
-	if err != nil {
-		return a, err
-	}
-	if row == nil || row.LeaseID != "" && row.LeaseID != r.LeaseID && row.rows < r.Slots {
-		return m.addSlot(on, r, ids)
-	}
-	if row.LeaseID != "" {
-		held := *row.Row
-		held.LockID = r.LockID
-		a = Answer{Held: &held, Left: row.left, Ended: row.ExpiresAt != nil && row.left <= 0, Newest: row.newest}
-		if row.LeaseID != r.LeaseID && !a.Ended {
+	for len(ids) > 0 {
+		row, err := m.lookSlots(on, r, ids)
+		if err != nil {
+			return a, err
+		}
+		if row == nil || row.LeaseID != "" && row.LeaseID != r.LeaseID && row.rows < len(ids) {
+			id, added, err := m.addSlot(on, r, ids)
+			if err != nil || added.Token != 0 {
+				return added, err
+			}
+			ids = without(ids, id)
+			continue
+		}
+		var past *Row
+		if row.LeaseID != "" {
+			held := *row.Row
+			held.LockID = r.LockID
+			seen := Answer{Held: &held, Left: row.left, Ended: row.ExpiresAt != nil && row.left <= 0, Newest: row.newest}
+			if !a.Ended {
+				a = seen
+			}
+			if row.LeaseID != r.LeaseID && !seen.Ended {
+				return a, nil
+			}
+			past = r.past(&held)
+		}
+		token, taken, err := m.update(on, takes,
+			[]any{ttl, holder, r.LeaseID, row.ID, []byte(row.LockID), row.LeaseID, r.LeaseID})
+		if err == nil && taken && token == 0 { // a trigger on the table hides it
+			_, err = on.queryOne(`SELECT token FROM `+m.table+` WHERE id = ?`, []any{row.ID}, &token)
+		}
+		switch {
+		case err != nil:
+			return a, err
+		case taken:
+			a = takenSlot(row.LockID, token, row.ID)
+			a.Past = past
+			return a, nil
+		case row.LeaseID == r.LeaseID: // of a try without an answer, whose session has not gone yet
 			return a, nil
 		}
+		ids = without(ids, row.LockID)
 	}
-	token, taken, err := m.update(on, takes,
-		[]any{ttl, holder, r.LeaseID, row.ID, []byte(row.LockID), row.LeaseID, r.LeaseID})
-	if err == nil && taken && token == 0 { // a trigger on the table hides it
-		_, err = on.queryOne(`SELECT token FROM `+m.table+` WHERE id = ?`, []any{row.ID}, &token)
-	}
-	if err != nil || !taken {
-		return a, err
-	}
-	past := r.past(a.Held)
-	a = takenSlot(row.LockID, token, row.ID)
-	a.Past = past
 	return a, nil
 }
 
@@ -77,8 +96,14 @@ func takenSlot(lockID string, token, rowID int64) Answer {
 	return Answer{Token: token, RowID: rowID, Slot: slot}
 }
 
-// addSlot makes the row of a slot that has none.
-func (m *mysql) addSlot(on executor, r Request, ids []string) (a Answer, err error) {
+// without leaves out a slot that somebody else has taken, or pins.
+func without(ids []string, id string) []string {
+	return slices.DeleteFunc(ids, func(other string) bool { return other == id })
+}
+
+// addSlot makes the row of a slot that has none. There is no token if somebody else has made it, or pins it; there is no slot
+// if all have rows by now.
+func (m *mysql) addSlot(on executor, r Request, ids []string) (id string, a Answer, err error) {
 	there := map[string]bool{}
 	err = on.queryAll(`SELECT lock_id FROM `+m.table+` WHERE lock_id IN (`+places(len(ids))+`)`, asBytes(ids),
 		func(rows *sql.Rows) error {
@@ -88,7 +113,7 @@ func (m *mysql) addSlot(on executor, r Request, ids []string) (a Answer, err err
 			return err
 		})
 	if err != nil {
-		return a, err
+		return "", a, err
 	}
 	for _, id := range ids {
 		if there[id] {
@@ -98,15 +123,15 @@ func (m *mysql) addSlot(on executor, r Request, ids []string) (a Answer, err err
 		rowID, _, err := on.execID(m.insertSQL,
 			[]any{[]byte(id), microseconds(r.TTL), hex.EncodeToString([]byte(r.Holder)), r.LeaseID})
 		switch {
-		case isLocked(err): // somebody has made the row, and pinned it
-			return a, nil
+		case isLocked(err):
+			return id, a, nil
 		case err != nil || rowID == 0:
-			return a, err
+			return id, a, err
 		}
 		m.sweep(on, rowID)
-		return takenSlot(id, rowID<<24, rowID), nil
+		return id, takenSlot(id, rowID<<24, rowID), nil
 	}
-	return a, nil
+	return "", a, nil
 }
 
 func (m *mysql) lookSlots(on executor, r Request, ids []string) (*mysqlSlot, error) {

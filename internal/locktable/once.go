@@ -122,9 +122,9 @@ func (t Table) Forget(ctx context.Context, limit time.Time, lockID string) (live
 const pruneLimit = time.Second
 
 // PruneRecords removes some records that are not to be kept any more, and leases that ran out an hour ago. It tries once,
-// and nobody hears of a failure: there will be another time.
-func (t Table) PruneRecords(ctx context.Context) {
+// and GORM logs no failure: there will be another time.
+func (t Table) PruneRecords(ctx context.Context) error {
 	limited, cancel := context.WithTimeout(ctx, pruneLimit)
 	defer cancel()
-	_ = t.tryOnce(limited, func(on executor) error { return t.pruneRecords(on.hushing(failures)) })
+	return t.tryOnce(limited, func(on executor) error { return t.pruneRecords(on.hushing(failures)) })
 }

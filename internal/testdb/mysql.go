@@ -34,6 +34,7 @@ var mysqlKind = &Kind{
 		"acquire": regexp.MustCompile(`INTO \S+\s+\(lock_id, creation_time|UPDATE \S+ SET token = `),
 		"renew":   regexp.MustCompile(`UPDATE \S+ SET expires_at = `),
 		"release": regexp.MustCompile(`UPDATE \S+ SET (holder = lease_id, )?lease_id = (''|CONCAT)`),
+		"record":  regexp.MustCompile(`UPDATE \S+ SET lease_id = 'done'`),
 		"guard":   regexp.MustCompile(`UPDATE \S+ SET creation_time = creation_time`),
 	},
 	letGo: `UNLOCK TABLES`, // a rollback keeps the lock
@@ -42,7 +43,7 @@ var mysqlKind = &Kind{
 		Conflict:  &driver.MySQLError{Number: 1213, Message: "Deadlock found"},
 		Forbidden: &driver.MySQLError{Number: 1142, Message: "command denied"},
 	},
-	LeastRights: []string{`SELECT, INSERT, UPDATE, DELETE ON db_mutexes`},
+	LeastRights: []string{`SELECT, INSERT, UPDATE, DELETE ON db_mutexes`, `SELECT, INSERT, UPDATE, DELETE ON db_onces`},
 	NeededFor: map[string][]string{
 		`SELECT ON db_mutexes`: {
 			"acquire", "take over", "renew", "guard", "release", "rest", "release in", "holder", "force release", "list", "prune",
@@ -50,9 +51,18 @@ var mysqlKind = &Kind{
 		`INSERT ON db_mutexes`: {"acquire"},
 		`UPDATE ON db_mutexes`: {"acquire", "take over", "renew", "guard", "release", "rest", "release in", "force release"},
 		`DELETE ON db_mutexes`: {"prune"}, // and rows of free mutexes stay for ever
+
+		`SELECT ON db_onces`: {"once", "once over", "success", "done", "forget", "prune"},
+		`INSERT ON db_onces`: {"once", "success"},
+		`UPDATE ON db_onces`: {"once", "once over", "success", "forget"},
+		`DELETE ON db_onces`: {"prune"},
 	},
-	MakingRights: `CREATE, SELECT, INSERT, UPDATE, DELETE ON %s.db_mutexes`,
-	Session:      `SELECT CONNECTION_ID()`,
+	Explain: `EXPLAIN `,
+	Analyze: `ANALYZE TABLE db_onces`,
+	MakingRights: []string{
+		`CREATE, SELECT, INSERT, UPDATE, DELETE ON %s.db_mutexes`, `CREATE, SELECT, INSERT, UPDATE, DELETE ON %s.db_onces`,
+	},
+	Session: `SELECT CONNECTION_ID()`,
 	// MySQL's Handler_write also counts the rows of such an answer.
 	Written: `SHOW GLOBAL STATUS WHERE Variable_name IN
 		('Innodb_lsn_current', 'Innodb_redo_log_current_lsn', 'Handler_update', 'Handler_delete')`,

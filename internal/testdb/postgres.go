@@ -39,7 +39,8 @@ var postgresKind = &Kind{
 	verbs: map[string]*regexp.Regexp{
 		"acquire": regexp.MustCompile(`^WITH (other|stale) AS`),
 		"renew":   regexp.MustCompile(`^UPDATE \S+ SET expires_at = `),
-		"release": regexp.MustCompile(`^DELETE FROM|^UPDATE \S+ SET id = DEFAULT, lease_id`),
+		"release": regexp.MustCompile(`^DELETE FROM|^UPDATE \S+ SET id = DEFAULT, lease_id = '-'`),
+		"record":  regexp.MustCompile(`^UPDATE \S+ SET id = DEFAULT, lease_id = 'done'`),
 		"guard":   regexp.MustCompile(`^SELECT 1 FROM \S+ .* FOR KEY SHARE`),
 	},
 	hang: `LOCK TABLE db_mutexes IN ACCESS EXCLUSIVE MODE`,
@@ -48,7 +49,10 @@ var postgresKind = &Kind{
 		Conflict:  &pgconn.PgError{Code: "40001", Message: "could not serialize access"},
 		Forbidden: &pgconn.PgError{Code: "42501", Message: "permission denied"},
 	},
-	LeastRights: []string{`SELECT, INSERT, UPDATE, DELETE ON db_mutexes`, `USAGE ON SEQUENCE db_mutexes_id_seq`},
+	LeastRights: []string{
+		`SELECT, INSERT, UPDATE, DELETE ON db_mutexes`, `USAGE ON SEQUENCE db_mutexes_id_seq`,
+		`SELECT, INSERT, UPDATE, DELETE ON db_onces`, `USAGE ON SEQUENCE db_onces_id_seq`,
+	},
 	NeededFor: map[string][]string{
 		`SELECT ON db_mutexes`: {
 			"acquire", "take over", "renew", "guard", "release", "rest", "release in", "holder", "force release", "list", "prune",
@@ -58,8 +62,16 @@ var postgresKind = &Kind{
 		`DELETE ON db_mutexes`: {"release", "release in", "force release", "prune"},
 		// Without it the first look at the table fails, and an acquire makes the program look again.
 		`USAGE ON SEQUENCE db_mutexes_id_seq`: {"acquire", "take over", "rest", "holder", "force release", "list", "prune"},
+
+		`SELECT ON db_onces`:                {"once", "once over", "success", "done", "forget", "prune"},
+		`INSERT ON db_onces`:                {"once", "once over", "success"},
+		`UPDATE ON db_onces`:                {"once over", "success", "prune"},
+		`DELETE ON db_onces`:                {"once", "once over", "forget", "prune"},
+		`USAGE ON SEQUENCE db_onces_id_seq`: {"once", "once over", "success", "done", "forget", "prune"},
 	},
-	MakingRights: `CREATE ON SCHEMA %s`,
+	Explain:      `EXPLAIN `,
+	Analyze:      `ANALYZE db_onces`,
+	MakingRights: []string{`CREATE ON SCHEMA %s`},
 	Session:      `SELECT pg_backend_pid()`,
 	Written:      `SELECT pg_snapshot_xmax(pg_current_snapshot()) AS xid, pg_current_wal_insert_lsn() AS lsn`,
 	Refuse: []string{

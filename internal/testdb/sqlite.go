@@ -25,9 +25,12 @@ var sqliteKind = &Kind{
 	verbs: map[string]*regexp.Regexp{
 		"acquire": regexp.MustCompile(`^INSERT OR REPLACE`),
 		"renew":   regexp.MustCompile(`^UPDATE \S+ SET expires_at = `),
-		"release": regexp.MustCompile(`^DELETE FROM|^UPDATE \S+ SET lease_id = '`),
+		"release": regexp.MustCompile(`^DELETE FROM|^UPDATE \S+ SET lease_id = '-'`),
+		"record":  regexp.MustCompile(`^UPDATE \S+ SET lease_id = 'done'`),
 		"guard":   regexp.MustCompile(`^UPDATE \S+ SET lease_id = lease_id`),
 	},
+	Explain: `EXPLAIN QUERY PLAN `,
+	Analyze: `ANALYZE`,
 	hang:    `DELETE FROM db_mutexes WHERE false`, // it takes the write lock
 	Written: `PRAGMA data_version`,
 	Refuse:  []string{`CREATE TRIGGER refuse BEFORE INSERT ON db_mutexes BEGIN SELECT RAISE(ABORT, 'never'); END`},

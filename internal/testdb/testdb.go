@@ -59,12 +59,12 @@ type Kind struct {
 	// DropsLeftOpen: the usual driver closes a connection that comes back to the pool within a transaction.
 	DropsLeftOpen bool
 
-	// LeastRights are all that a program needs once the table is there, for Database.Granted.
+	// LeastRights are all that a program needs once the tables are there, for Database.Granted.
 	LeastRights []string
 	// NeededFor are the verbs that fail without a right, by the right as it stands in a REVOKE.
 	NeededFor map[string][]string
-	// MakingRights are all that it takes to make the table and to use it then; %s stands for CurrentSchema.
-	MakingRights string
+	// MakingRights are all that it takes to make the tables and to use them then; %s stands for CurrentSchema.
+	MakingRights []string
 	// Errors are the usual driver's, by what they mean, if the database is Remote.
 	Errors Errors
 
@@ -102,6 +102,8 @@ type Kind struct {
 	HandMade map[string][]string
 	// Unusable are a statement that makes a table which cannot be used, and what the error says, by what is wrong with it.
 	Unusable map[string][]string
+	// Explain is what makes a statement one for its plan, and Analyze one that counts the rows of Once for such plans.
+	Explain, Analyze string
 	// Shape is a query for what the database says of the table.
 	Shape string
 	// Catalog are queries for what makes the table what it is: columns, indexes and the like. Their answers are the same for
@@ -156,8 +158,8 @@ func At(name, dsn string) *Database {
 	panic("testdb: no database is called " + name)
 }
 
-// Verb says what a statement of the lock's does: "acquire", "renew", "release" or "guard". It is "" for others, among them
-// those that look, and those of notifications.
+// Verb says what a statement of the lock's does: "acquire", "renew", "release", "record" or "guard". It is "" for others, among
+// them those that look, and those of notifications.
 func (k *Kind) Verb(statement string) string {
 	statement = strings.TrimPrefix(statement, "PREPARE ")
 	for verb, pattern := range k.verbs {
