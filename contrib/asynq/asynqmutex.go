@@ -18,6 +18,8 @@
 //
 // The ids share one namespace with all mutexes of the table.
 //
+// OncePerTask is another middleware: it keeps a task that has succeeded from running again.
+//
 // # What is not guaranteed
 //
 // If a worker dies, other tasks find its mutex held until the lease's TTL is over. The same happens if a program ends while

@@ -17,8 +17,8 @@ import (
 // record, and counts as done without running. A task that has failed has no record, and is retried as without the middleware.
 //
 // Records are dbmutex.Once, with the plugin's settings as opts change them, and so they need the table of dbmutex.DBOnce. The
-// options, the task's context and the holder's name are as for NonOverlapping. Give the middleware to asynq.ServeMux.Use; the
-// two go together, if OncePerTask comes first.
+// options, the task's context and the holder's name are as for NonOverlapping. Give the middleware to asynq.ServeMux.Use. The
+// two go together if OncePerTask comes first; a task that Drop drops counts as a success then.
 //
 // keep is how long a success is remembered: for longer than a task may come late, 7 days for example. A task of asynq.TaskID
 // whose id is used again within that time does not run: it counts as done.
