@@ -105,7 +105,8 @@ func TestATaskWhoseLeaseEnds(t *testing.T) {
 	each(t, func(t *testing.T, p *place) {
 		for _, lost := range []bool{true, false} {
 			var runs atomic.Int32
-			server, errs := p.serve(t, p.oncePerTask(t, dbmutex.WithTTL(2*time.Second)), func(ctx context.Context, _ *asynq.Task) error {
+			m := p.oncePerTask(t, dbmutex.WithTTL(2*time.Second))
+			server, errs := p.serve(t, m, func(ctx context.Context, _ *asynq.Task) error {
 				if runs.Add(1) > 1 {
 					return nil
 				}

@@ -19,8 +19,8 @@
 // all the other mutexes of the table.
 //
 // gocron does not tell a Locker which tick a run belongs to. A Locker only sees when runs begin: see NewLocker and
-// NewTickLocker. If the machine that has the mutex or the leadership fails during a tick, the tick is lost, as gocron does not
-// run it again. It is not lost where other machines have a Locker from NewTickLocker with dbmutex.WithWait.
+// NewTickLocker. If the machine that has the mutex or the leadership fails during a tick, the tick is lost, as gocron does
+// not run it again. It is not lost where other machines have a Locker from NewTickLocker with dbmutex.WithWait.
 package gocronmutex
 
 import (

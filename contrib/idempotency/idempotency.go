@@ -1,5 +1,5 @@
-// Package idempotency lets clients of a web server repeat a request without repeating what it does. It is a middleware for the
-// header Idempotency-Key, as the draft draft-ietf-httpapi-idempotency-key-header of the IETF describes it:
+// Package idempotency lets clients of a web server repeat a request without repeating what it does. It is a middleware for
+// the header Idempotency-Key, as the draft draft-ietf-httpapi-idempotency-key-header of the IETF describes it:
 //
 //	idempotent, err := idempotency.New(db, userOf, idempotency.Options{})
 //	mux.Handle("POST /orders", login(idempotent(placeOrder)))
@@ -10,8 +10,8 @@
 // # What the client gets otherwise
 //
 // These responses are application/problem+json, and the handler has not run:
-//   - 400: the key is missing although it is required, or is none. A key is one header of 1 to 255 characters, in quotes as the
-//     draft wants it, or without them if it has no quotes, spaces, commas, semicolons or backslashes.
+//   - 400: the key is missing although it is required, or is none. A key is one header of 1 to 255 characters, in quotes as
+//     the draft wants it, or without them if it has no quotes, spaces, commas, semicolons or backslashes.
 //   - 403: nobody knows whose request it is.
 //   - 409: a request with the key is under way. It may be sent again later.
 //   - 410: a request with the key was carried out, but its response was too large to be recorded.
@@ -21,8 +21,8 @@
 //
 // # What is recorded
 //
-// A response is recorded unless it says that the client should try again: with status 401, 403, 408, 409, 425, 429, or 500 and
-// more. After one of these a repetition runs the handler again, as it does after a panic.
+// A response is recorded unless it says that the client should try again: with status 401, 403, 408, 409, 425, 429, or 500
+// and more. After one of these a repetition runs the handler again, as it does after a panic.
 //
 // The status, the headers and the body are recorded, up to MaxResponse. Not recorded are Set-Cookie, which may be a secret
 // that has changed, and headers of one connection, such as Date. Headers that other middlewares have set, outside of this
@@ -38,9 +38,9 @@
 //
 // # What is not guaranteed
 //
-// A crash of the server between the handler's end and the record makes a repetition run the handler again, once the lease has
-// run out. So does a lease that was lost. An effect in the database is safe from a lease that was lost if its transaction
-// calls Lease.Guard. An effect elsewhere, such as a payment by another service, needs a key of its own there.
+// A crash of the server between the handler's end and the record makes a repetition run the handler again, once the lease
+// has run out. So does a lease that was lost. An effect in the database is safe from a lease that was lost if its
+// transaction calls Lease.Guard. An effect elsewhere, such as a payment by another service, needs a key of its own there.
 package idempotency
 
 import (
@@ -74,10 +74,10 @@ type Options struct {
 	MaxBody int64
 }
 
-// New makes the middleware. Its records are dbmutex.Once, with the plugin's settings as opts change them, and so they need the
-// table of dbmutex.DBOnce. dbmutex.WithTTL(30*time.Second) and dbmutex.WithRenewal() suit most handlers: after a crash of a
-// server the key gives 409 until the TTL is over. With dbmutex.WithWait a request that repeats one under way waits for its
-// response, also if its client has gone, before it gets 409. SkipHeld has no effect.
+// New makes the middleware. Its records are dbmutex.Once, with the plugin's settings as opts change them, and so they need
+// the table of dbmutex.DBOnce. dbmutex.WithTTL(30*time.Second) and dbmutex.WithRenewal() suit most handlers: after a crash
+// of a server the key gives 409 until the TTL is over. With dbmutex.WithWait a request that repeats one under way waits for
+// its response, also if its client has gone, before it gets 409. SkipHeld has no effect.
 //
 // caller says who sent a request: the user, the account or the API key, as the program's login has found out. Keys belong to
 // their callers: nobody gets the response of another, even with the same key. So put the middleware behind the login. A
@@ -87,8 +87,8 @@ type Options struct {
 // No middleware before may read the request's body. The key and the caller are recorded as a hash of both.
 //
 // New runs one SELECT. The error is dbmutex.ErrInvalidSettings if caller is nil, an option is negative, or for settings that
-// are not allowed, such as a MinHold; what DB.Once says is wrong with the handle; or the database's, which says so if the table
-// is missing. The context of db counts for this SELECT alone.
+// are not allowed, such as a MinHold; what DB.Once says is wrong with the handle; or the database's, which says so if the
+// table is missing. The context of db counts for this SELECT alone.
 func New(db *dbmutex.DB, caller func(*http.Request) string, o Options, opts ...dbmutex.Option,
 ) (func(http.Handler) http.Handler, error) {
 	o.Keep = cmp.Or(o.Keep, 24*time.Hour)

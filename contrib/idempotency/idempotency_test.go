@@ -439,7 +439,8 @@ func TestBadWiring(t *testing.T) {
 		db := p.open(t)
 		tx := db.Begin()
 		defer tx.Rollback()
-		refused := func(want error, db *dbmutex.DB, caller func(*http.Request) string, o idempotency.Options, opts ...dbmutex.Option) {
+		refused := func(want error, db *dbmutex.DB, caller func(*http.Request) string, o idempotency.Options,
+			opts ...dbmutex.Option) {
 			m, err := idempotency.New(db, caller, o, opts...)
 			require.ErrorIs(t, err, want)
 			require.Nil(t, m)
