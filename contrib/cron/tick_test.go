@@ -19,8 +19,8 @@ import (
 
 func schedule(t testing.TB, spec string) cron.Schedule {
 	t.Helper()
-	s, err := cron.NewParser(cron.SecondOptional | cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow | cron.Descriptor).
-		Parse(spec)
+	const fields = cron.SecondOptional | cron.Minute | cron.Hour | cron.Dom | cron.Month | cron.Dow | cron.Descriptor
+	s, err := cron.NewParser(fields).Parse(spec)
 	require.NoError(t, err)
 	return s
 }
@@ -51,7 +51,8 @@ func (r recording) requireDone(t *testing.T) {
 	require.ErrorContains(t, e.values[1].(error), `"job@2030-01-01T12:00:00Z" has run already`)
 }
 
-// TestATickRunsOnceThoughClocksDiffer by up to half of the time between two ticks, on both sides of midnight and of the tick.
+// TestATickRunsOnceThoughClocksDiffer by up to half of the time between two ticks, on both sides of midnight and of the
+// tick.
 func TestATickRunsOnceThoughClocksDiffer(t *testing.T) {
 	const nearlyHalf = 12*time.Hour - time.Nanosecond
 	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {

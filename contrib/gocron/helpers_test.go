@@ -149,7 +149,8 @@ type machines struct {
 
 // newMachines gives each scheduler an option, which reports events.
 func newMachines(
-	t *testing.T, late time.Duration, option func(machine int, clock clockwork.Clock, events chan string) gocron.SchedulerOption,
+	t *testing.T, late time.Duration,
+	option func(machine int, clock clockwork.Clock, events chan string) gocron.SchedulerOption,
 ) *machines {
 	t.Helper()
 	m := &machines{late: late, runs: make(chan int, 100)}

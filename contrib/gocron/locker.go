@@ -16,10 +16,10 @@ var errNoLocker = fmt.Errorf("%w: the Locker is not from NewLocker", dbmutex.Err
 
 // Locker is a gocron.Locker, for gocron.WithDistributedLocker and gocron.WithDistributedJobLocker. It is safe for many
 // goroutines and schedulers. There are two kinds:
-//   - NewLocker's holds a mutex while a job runs, and for a while after. Runs of a job do not overlap. Nothing is recorded: a
-//     tick may be missed, and a scheduler that is late enough repeats it.
-//   - NewTickLocker's records each tick that has run. No scheduler repeats it, and one that waits makes up for a machine that
-//     fails. Ticks may overlap.
+//   - NewLocker's holds a mutex while a job runs, and for a while after. Runs of a job do not overlap. Nothing is recorded:
+//     a tick may be missed, and a scheduler that is late enough repeats it.
+//   - NewTickLocker's records each tick that has run. No scheduler repeats it, and one that waits makes up for a machine
+//     that fails. Ticks may overlap.
 type Locker struct {
 	db    *dbmutex.DB
 	opts  []dbmutex.Option
@@ -74,9 +74,9 @@ var shared = regexp.MustCompile(`\.[^/]*\.func\d+(\..*)?$|\[\.\.\.\]`)
 // Lock takes the mutex whose id is key, the job's name; gocron calls it before every run. Jobs of one name exclude each
 // other, and so does DB.Mutex of that id. A Locker from NewTickLocker begins the job's tick instead.
 //
-// The error matches dbmutex.ErrNotAcquired if somebody else holds the mutex or runs the tick, and ErrTickDone if the tick has
-// run. Or it is the context's or the database's, or dbmutex.ErrInvalidLockID. gocron then skips this run, counts it as gocron.Skip, and gives the error to the job's
-// gocron.AfterLockError listener, and to nobody else.
+// The error matches dbmutex.ErrNotAcquired if somebody else holds the mutex or runs the tick, and ErrTickDone if the tick
+// has run. Or it is the context's or the database's, or dbmutex.ErrInvalidLockID. gocron then skips this run, counts it as
+// gocron.Skip, and gives the error to the job's gocron.AfterLockError listener, and to nobody else.
 //
 // A job without a gocron.WithName has the name of its function. The name of an anonymous function means nothing: other
 // functions may have it, and it may change with the next build. So the error is dbmutex.ErrInvalidLockID for an anonymous

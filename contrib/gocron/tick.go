@@ -22,9 +22,9 @@ const keepAtLeast = time.Hour
 // the plugin's settings as opts change them, and so they need the table of dbmutex.DBOnce.
 //
 // A tick is a multiple of every in UTC: the one that is nearest when the run begins. So schedulers whose clocks are wrong by
-// less than every/2 mean the same tick. Choose an every of which all ticks of the job are multiples, and not greater than the
-// interval. For a daily job that is 24h at midnight UTC, 12h at noon, and a minute at 3:17. Jobs must have the same ticks on
-// all schedulers:
+// less than every/2 mean the same tick. Choose an every of which all ticks of the job are multiples, and not greater than
+// the interval. For a daily job that is 24h at midnight UTC, 12h at noon, and a minute at 3:17. Jobs must have the same
+// ticks on all schedulers:
 //   - A gocron.DurationJob needs gocron.WithStartAt.
 //   - A gocron.DurationRandomJob has no ticks in common, nor has one with gocron.WithIntervalFromCompletion. Use an Elector.
 //   - A Job.RunNow is a run of the nearest tick, and skipped if that has run.
@@ -46,7 +46,7 @@ const keepAtLeast = time.Hour
 // is missing.
 func NewTickLocker(db *dbmutex.DB, every time.Duration, opts ...dbmutex.Option) (*Locker, error) {
 	if every <= 0 {
-		return nil, fmt.Errorf("%w: a gocron locker's ticks are every %v: that must be positive", dbmutex.ErrInvalidSettings, every)
+		return nil, fmt.Errorf("%w: a gocron locker's ticks every %v: that must be positive", dbmutex.ErrInvalidSettings, every)
 	}
 	l := &Locker{db: db, opts: neverSkipHeld(opts), every: every, now: time.Now}
 	if err := l.checkName("gocronmutex.NewTickLocker"); err != nil {
@@ -60,7 +60,8 @@ func (l *Locker) once(db *dbmutex.DB, name string) *dbmutex.Once {
 	return db.Once(dbmutex.Tick(name, l.now(), l.every), max(2*l.every, keepAtLeast), l.opts...)
 }
 
-// tick is a run of a tick under way: a dbmutex.Once.Do on a goroutine of its own, whose function waits for the run's outcome.
+// tick is a run of a tick under way: a dbmutex.Once.Do on a goroutine of its own, whose function waits for the run's
+// outcome.
 type tick struct {
 	ctx     context.Context // of the run
 	outcome chan error      // of the run; closed without one if there is none

@@ -39,8 +39,8 @@ func newTickJob(t *testing.T, locker *gocronmutex.Locker, fn func(ctx context.Co
 	return job, outcomes
 }
 
-// TestATickRunsOnceThoughClocksDiffer, and though a machine comes to it early, or late. A machine comes early to its own tick
-// if its clock is set back meanwhile.
+// TestATickRunsOnceThoughClocksDiffer, and though a machine comes to it early, or late. A machine comes early to its own
+// tick if its clock is set back meanwhile.
 func TestATickRunsOnceThoughClocksDiffer(t *testing.T) {
 	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
 		const half = 29900 * time.Millisecond
