@@ -103,7 +103,8 @@ type Event struct {
 	Outcome Outcome // of AcquireEnded and LeaseEnded
 
 	Once    bool   // it is a Once's, and not a Mutex's
-	LockID  string // the mutex, or the Once
+	LockID  string // the mutex, the Once or the semaphore
+	Slot    int    // of the semaphore; 0 for others, and before there is a lease
 	Holder  string // whose acquire or lease it is, by Settings.Holder; of ForceReleased the one whose lease was ended
 	LeaseID string // the row's lease_id; "" before there is a lease
 	Token   int64  // the fencing token; 0 before there is a lease. On PostgreSQL that of ForceReleased is 0: no row has it.

@@ -185,7 +185,7 @@ func TestWaitersGetTheRecord(t *testing.T) {
 			}
 		}
 		for _, handle := range handles {
-			m := dbmutex.MutexOf(handle.Once("job", time.Hour))
+			m := dbmutex.MutexOfOnce(handle.Once("job", time.Hour))
 			require.Eventually(t, func() bool { return dbmutex.Waiters(m) == 9 }, time.Minute, time.Millisecond)
 		}
 		close(end)
@@ -199,7 +199,7 @@ func TestAWaiterThatNeverAskedGetsTheRecord(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		once := db.Once("job", time.Hour, dbmutex.WithWait(short))
-		dbmutex.JoinAsHead(t, dbmutex.MutexOf(once))
+		dbmutex.JoinAsHead(t, dbmutex.MutexOfOnce(once))
 		require.NoError(t, open(t, d).Once("job", time.Hour).Do(func(context.Context) error {
 			require.ErrorIs(t, once.Do(nothing), dbmutex.ErrNotAcquired)
 			return nil
@@ -408,7 +408,7 @@ func TestPruningSparesWhatIsKeptOrRuns(t *testing.T) {
 		testdb.ExpireOnces(t, db, false, "lock_id < 'many-00220'")
 		once := db.Once("job", time.Hour)
 		crashed := func(id string, longAgo bool) {
-			_, err := dbmutex.MutexOf(db.Once(id, time.Hour, dbmutex.WithTTL(time.Hour))).Acquire()
+			_, err := dbmutex.MutexOfOnce(db.Once(id, time.Hour, dbmutex.WithTTL(time.Hour))).Acquire()
 			require.NoError(t, err)
 			testdb.ExpireOnces(t, db, longAgo, "lock_id = ?", id)
 		}

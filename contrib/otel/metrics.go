@@ -51,7 +51,7 @@ func newMetrics(meter metric.Meter, named func(id string) string, limit int) (*m
 
 // Observe counts.
 func (m *metrics) Observe(ctx context.Context, e dbmutex.Event) context.Context {
-	name := m.name(e)
+	name := m.name(idOf(e))
 	switch e.Kind {
 	case dbmutex.AcquireBegan:
 		m.pending.Add(ctx, 1, with(name, ""))
@@ -76,12 +76,8 @@ func (m *metrics) Observe(ctx context.Context, e dbmutex.Event) context.Context 
 	return nil
 }
 
-// name is that of a mutex, or of a Once without its tick, in the metrics. An id always has the same one: what is added under it is taken away under it.
-func (m *metrics) name(e dbmutex.Event) string {
-	id := e.LockID
-	if tick := strings.LastIndexByte(id, '@'); e.Once && tick > 0 {
-		id = id[:tick]
-	}
+// name is that of a mutex in the metrics. An id always has the same one: what is added under it is taken away under it.
+func (m *metrics) name(id string) string {
 	name := m.named(id)
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -105,6 +101,18 @@ func with(name, outcome string) metric.MeasurementOption {
 		attributes = append(attributes, attribute.String("dbmutex.outcome", outcome))
 	}
 	return metric.WithAttributeSet(attribute.NewSet(attributes...))
+}
+
+// idOf is the mutex's id, or that of a Once without the time of dbmutex.Tick: else every tick would have a name.
+func idOf(e dbmutex.Event) string {
+	at := strings.LastIndex(e.LockID, "@")
+	if !e.Once || at < 0 {
+		return e.LockID
+	}
+	if _, err := time.Parse(time.RFC3339Nano, e.LockID[at+1:]); err != nil {
+		return e.LockID
+	}
+	return e.LockID[:at]
 }
 
 // seconds of a time, which no step of a clock makes negative.
