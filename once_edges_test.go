@@ -116,6 +116,44 @@ func TestARunThatHasLostItsLeaseRecordsNothing(t *testing.T) {
 	})
 }
 
+// What a statement has committed within stays, but there is no record that says that it was all.
+func TestATransactionThatWasEndedWithinIsNotRecorded(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
+		require.NoError(t, db.Exec(`CREATE TABLE effects (n integer UNIQUE)`).Error)
+		require.NoError(t, db.Exec(`INSERT INTO effects VALUES (0)`).Error)
+		once := db.Once("effect", time.Hour)
+		for i, end := range d.EndsWithin {
+			err := once.Transaction(func(tx *gorm.DB) error {
+				require.NoError(t, tx.Exec(`INSERT INTO effects VALUES (?)`, i+1).Error)
+				tx.Session(&gorm.Session{Logger: logger.Discard}).Exec(end)
+				return nil
+			})
+			require.ErrorIs(t, err, gorm.ErrInvalidTransaction, end)
+			require.NotErrorIs(t, err, dbmutex.ErrTimeout, end)
+			requireNotDone(t, once)
+		}
+		require.NoError(t, once.Transaction(func(tx *gorm.DB) error { return tx.Exec(`INSERT INTO effects VALUES (9)`).Error }),
+			"others may try at once")
+		requireDone(t, once)
+	})
+}
+
+func TestASQLiteFileInUTF16HasResults(t *testing.T) {
+	db := testdb.SQLite(t).Registered(t, dbmutex.DefaultSettings())
+	poolOf(t, db).SetMaxOpenConns(1)
+	require.NoError(t, db.Exec(`PRAGMA encoding = 'UTF-16'`).Error)
+	require.NoError(t, db.Migrate())
+	for range 2 {
+		value, err := dbmutex.OnceValue(db.Once("job", time.Hour), func(context.Context) (string, error) { return "é𝄞", nil })
+		require.NoError(t, err)
+		require.Equal(t, "é𝄞", value)
+	}
+	var encoding string
+	require.NoError(t, db.Raw(`PRAGMA encoding`).Scan(&encoding).Error)
+	require.Contains(t, encoding, "UTF-16")
+}
+
 func TestWorkThatEndsItsOwnLeaseIsNotRecorded(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
@@ -275,7 +313,7 @@ func TestIdsOfOncesAreComparedByteForByte(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		var runs atomic.Int32
-		ids := []string{"job", "JOB", "job ", " job", "jöb", "jo\u0308b", "job\x1f1", "𝄞", strings.Repeat("𝄞", 256)}
+		ids := []string{"job", "JOB", "job ", " job", "jöb", "jo\u0308b", "𝄞", strings.Repeat("𝄞", 256)}
 		for range 2 {
 			for _, id := range ids {
 				require.NoError(t, db.Once(id, time.Hour).Do(counting(&runs)))

@@ -20,7 +20,7 @@ func newPostgresOnce(table, released string) postgresOnce {
 	return postgresOnce{
 		completeSQL: complete + again,
 		notifySQL:   complete + again + `, ` + released + `::text`,
-		withinSQL:   complete + `lease_id = $2 RETURNING ` + transactionSQL,
+		withinSQL:   complete + `lease_id = $2 AND ` + markedSQL + ` = $2 RETURNING ` + transactionSQL,
 		readSQL: `SELECT id, lock_id, creation_time, expires_at, holder, lease_id, token, result FROM ` + table + `
 WHERE lock_id = $1 AND ` + done + ` AND expires_at > ` + now,
 		forgetSQL: `DELETE FROM ` + table + ` WHERE lock_id = $1 AND ` + done + ` RETURNING ` + durable,
@@ -45,9 +45,23 @@ func (p *postgres) complete(on executor, k Key, r Record, notify bool) (bool, er
 	return on.exec(query, k.args(microseconds(&r.Keep), r.result(), r.Token))
 }
 
+// A transaction that is to leave a record has a setting of its own with the lease's id, which its end undoes.
+const (
+	markSQL   = `SELECT pg_catalog.set_config('dbmutex.lease', $1, true)`
+	markedSQL = `pg_catalog.current_setting('dbmutex.lease', true)`
+)
+
+// completeIn changes nothing if the work has ended its transaction.
 func (p *postgres) completeIn(tx executor, k Key, r Record) (found bool, transaction string, err error) {
 	found, err = tx.queryOne(p.once.withinSQL, k.args(microseconds(&r.Keep), r.result(), r.Token), &transaction)
-	return found, transaction, err
+	if err != nil || found {
+		return found, transaction, err
+	}
+	var ended bool
+	if _, err = tx.queryOne(`SELECT `+markedSQL+` IS DISTINCT FROM $1::text`, []any{k.LeaseID}, &ended); err == nil && ended {
+		err = errEndedWithin
+	}
+	return false, "", err
 }
 
 func (p *postgres) record(on executor, lockID string) (row *Row, result []byte, err error) {

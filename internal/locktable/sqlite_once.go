@@ -20,7 +20,7 @@ func newSQLiteOnce(table, times string) sqliteOnce {
 	return sqliteOnce{
 		completeSQL: `UPDATE ` + table + ` SET lease_id = '` + DoneID + `', expires_at = strftime(` + sqliteForm + `, 'now', ?),
 	result = ?, token = ? WHERE lock_id = ? AND (lease_id = ? OR ` + done + ` AND token = ?)`,
-		readSQL: `SELECT id, lock_id, ` + times + `, holder, lease_id, token, CAST(result AS blob) FROM ` + table + `
+		readSQL: `SELECT id, lock_id, ` + times + `, holder, lease_id, token, CAST(result AS text) FROM ` + table + `
 WHERE lock_id = ? AND ` + done + ` AND expires_at >= ` + sqliteNow,
 		forgetSQL: `DELETE FROM ` + table + ` WHERE lock_id = ? AND ` + done,
 		old:       fmt.Sprintf(`SELECT id FROM %s WHERE %s ORDER BY expires_at LIMIT %d`, table, ended, pruneRecords),
