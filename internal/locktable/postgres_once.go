@@ -14,8 +14,9 @@ type postgresOnce struct {
 func newPostgresOnce(table, released string) postgresOnce {
 	const done = `lease_id = '` + DoneID + `'`
 	// The new id waits for guards, as a release does.
-	complete := `UPDATE ` + table + ` SET id = DEFAULT, lease_id = '` + DoneID + `', expires_at = ` + expires("$3") + `,
-	result = $4::text, token = $5::bigint WHERE lock_id = $1 AND `
+	// A record that an earlier try has made is kept no longer for that.
+	complete := `UPDATE ` + table + ` SET id = DEFAULT, lease_id = '` + DoneID + `',
+	expires_at = CASE WHEN ` + done + ` THEN expires_at ELSE ` + expires("$3") + ` END, result = $4::text, token = $5::bigint WHERE lock_id = $1 AND `
 	again := `(lease_id = $2 OR ` + done + ` AND token = $5) RETURNING ` + durable
 	return postgresOnce{
 		completeSQL: complete + again,
@@ -23,7 +24,7 @@ func newPostgresOnce(table, released string) postgresOnce {
 		withinSQL:   complete + `lease_id = $2 AND ` + markedSQL + ` = $2 RETURNING ` + transactionSQL,
 		readSQL: `SELECT id, lock_id, creation_time, expires_at, holder, lease_id, token, result FROM ` + table + `
 WHERE lock_id = $1 AND ` + done + ` AND expires_at > ` + now,
-		forgetSQL: `DELETE FROM ` + table + ` WHERE lock_id = $1 AND ` + done + ` RETURNING ` + durable,
+		forgetSQL: `DELETE FROM ` + table + ` WHERE lock_id = $1 AND ` + done + ` AND token = $2 RETURNING ` + durable,
 		// now() lets the index on expires_at be used: clock_timestamp() changes from row to row.
 		old: fmt.Sprintf(`DELETE FROM %s WHERE pg_catalog.set_config('synchronous_commit', 'off', true) = 'off'
 AND id = ANY (ARRAY (SELECT id FROM %s WHERE expires_at <= pg_catalog.now()
@@ -76,8 +77,9 @@ func (p *postgres) record(on executor, lockID string) (row *Row, result []byte, 
 	return row, result, nil
 }
 
-func (p *postgres) forget(on executor, lockID string) (bool, error) {
-	return on.exec(p.once.forgetSQL, []any{lockID})
+func (p *postgres) forget(on executor, record *Row) error {
+	_, err := on.exec(p.once.forgetSQL, []any{record.LockID, record.Token})
+	return err
 }
 
 func (p *postgres) pruneRecords(on executor) error {
