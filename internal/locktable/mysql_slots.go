@@ -11,7 +11,7 @@ func (m *mysql) lookSlotsSQL() string {
 	TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), expires_at) FROM ` + m.table + ` WHERE lock_id >= ? AND lock_id < ?`
 }
 
-func (m *mysql) lookSlots(on executor, k Key) (seen slotsSeen, err error) {
+func (m *mysql) lookSlots(on executor, k Key, _ bool) (seen slotsSeen, err error) {
 	ctx, cancel := gracefully(on.ctx)
 	defer cancel()
 	on = on.under(ctx)

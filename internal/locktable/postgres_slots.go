@@ -14,7 +14,7 @@ FROM pg_catalog.unnest((SELECT $1::text[])) AS s (slot) CROSS JOIN LATERAL (
 	SELECT lock_id, lease_id, holder, creation_time, expires_at FROM ` + p.table + ` WHERE lock_id = s.slot LIMIT 1) AS m`
 }
 
-func (p *postgres) lookSlots(on executor, k Key) (seen slotsSeen, err error) {
+func (p *postgres) lookSlots(on executor, k Key, _ bool) (seen slotsSeen, err error) {
 	ctx, cancel := gracefully(on.ctx)
 	defer cancel()
 	err = on.under(ctx).queryAll(p.lookSlotsSQL(), []any{textArray(slotIDs(k.LockID, k.Slots))}, func(rows *sql.Rows) error {

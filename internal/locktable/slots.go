@@ -18,12 +18,14 @@ const (
 
 // slotted is what a dialect does for semaphores.
 type slotted interface {
-	// lookSlots looks at the slots of a request. It writes nothing, and waits for nobody.
-	lookSlots(on executor, k Key) (slotsSeen, error)
+	// lookSlots looks at the slots of a request, whose own lease may be among them if own says so. It writes nothing, and waits
+	// for nobody.
+	lookSlots(on executor, k Key, own bool) (slotsSeen, error)
 }
 
 // slotsSeen are the slots of a semaphore, as they were in a moment.
 type slotsSeen struct {
+	full  bool   // none of them is free, or has ended: then only first is said
 	taken []int  // those that have a lease, also one that has ended
 	ended []int  // of them, those whose lease has ended: all, or that which ended first
 	own   []int  // those that have the request's own lease: of a try whose answer was lost
@@ -52,6 +54,9 @@ func endsBefore(row, other *Row) bool {
 
 // candidates are the slots that a request may have, the best first. Processes begin with different ones.
 func (s slotsSeen) candidates(slots int) (best []int) {
+	if s.full {
+		return nil
+	}
 	if len(s.own) > 0 {
 		return s.own[:1]
 	}
@@ -75,7 +80,7 @@ func (t Table) acquireSlot(on executor, r Request, again bool) (a Answer, err er
 		}
 	}
 	for tries := 0; ; {
-		seen, err := t.lookSlots(on, r.Key)
+		seen, err := t.lookSlots(on, r.Key, again)
 		if err != nil {
 			return Answer{}, err
 		}
@@ -111,7 +116,7 @@ func (t Table) acquireAt(on executor, r Request, slot int) (Answer, error) {
 
 // removeSlot deletes the row of a lease that may have been made in any of the key's slots.
 func (t Table) removeSlot(on executor, k Key) (found bool, err error) {
-	seen, err := t.lookSlots(on, k)
+	seen, err := t.lookSlots(on, k, true)
 	for _, slot := range seen.own {
 		if err != nil {
 			break

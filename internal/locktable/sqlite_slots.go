@@ -7,35 +7,71 @@ import (
 	"unicode/utf8"
 )
 
-// lookSlotsSQL has one row, as each costs a driver as much as the statement. Its columns are those of the row that min() is
-// of, the request's own or that of the lease that ends first: https://www.sqlite.org/lang_select.html#bareagg
-//
-// What has the prefix ?3 is before ?4, and a file whose texts are UTF-16 has others there, too.
+// sqliteSlots are the columns and the table of statements that have one row: each row costs a driver as much as a statement.
+// The columns are those of the row that the statement's min() is of: https://www.sqlite.org/lang_select.html#bareagg
+const sqliteSlots = `SELECT holder, CAST(creation_time AS text), CAST(expires_at AS text), lease_id, ` + sqliteNow + `, sum(id), `
+
+// fullSQL finds the lease that ends first of all slots, whatever their number is, and counts what tells whether they are the
+// first n. It is a third of lookSlotsSQL's cost, most of which is to prepare it.
+func (s *sqlite) fullSQL() string {
+	return sqliteSlots + `count(*), sum(substr(lock_id, ?)), min(coalesce(expires_at, '9'))
+FROM ` + s.table + ` WHERE lock_id > ? AND lock_id < ?`
+}
+
+// lookSlotsSQL finds the request's own lease, or the one that ends first, and the slots that are taken. What has the prefix ?3
+// is before ?4; a file whose texts are UTF-16 has others there, too.
 func (s *sqlite) lookSlotsSQL() string {
-	return `SELECT holder, CAST(creation_time AS text), CAST(expires_at AS text), lease_id, ` + sqliteNow + `, substr(lock_id, ?1),
-	sum(id), group_concat(substr(lock_id, ?1)), min(CASE WHEN lease_id = ?2 THEN '' ELSE coalesce(expires_at, '9') END)
+	return sqliteSlots + `substr(lock_id, ?1), group_concat(substr(lock_id, ?1)),
+	min(CASE WHEN lease_id = ?2 THEN '' ELSE coalesce(expires_at, '9') END)
 FROM ` + s.table + ` WHERE lock_id > ?3 AND lock_id < ?4
 	AND lock_id = ?3 || CAST(substr(lock_id, ?1) AS integer) AND CAST(substr(lock_id, ?1) AS integer) BETWEEN 1 AND ?5`
 }
 
-func (s *sqlite) lookSlots(on executor, k Key) (seen slotsSeen, err error) {
+func (s *sqlite) lookSlots(on executor, k Key, own bool) (seen slotsSeen, err error) {
 	prefix := k.LockID + SlotMark
-	args := []any{utf8.RuneCountInString(prefix) + 1, k.LeaseID, prefix, afterPrefix(prefix), k.Slots}
+	number, end := utf8.RuneCountInString(prefix)+1, afterPrefix(prefix)
 	err = s.connect(on, func(c *sqliteConn) error {
 		return c.patiently(Limit, func(on executor) (err error) {
-			seen, err = s.lookSlotsOnce(on, k, args)
-			return err
+			if !own {
+				var count, sum sql.NullFloat64
+				seen, err = s.lookSlotsBy(on, k, s.fullSQL(), []any{number, prefix, end}, &count, &sum)
+				n := float64(k.Slots) // no other n numbers from 1 on have their sum
+				if err != nil {
+					return err
+				}
+				if seen.full = count.Float64 == n && sum.Float64 == n*(n+1)/2 && !seen.first.Ended; seen.full {
+					return nil
+				}
+			}
+			var first, taken sql.NullString
+			seen, err = s.lookSlotsBy(on, k, s.lookSlotsSQL(), []any{number, k.LeaseID, prefix, end, k.Slots}, &first, &taken)
+			if err != nil || seen.first.Held == nil {
+				return err
+			}
+			for _, text := range strings.Split(taken.String, ",") {
+				slot, _ := strconv.Atoi(text)
+				seen.taken = append(seen.taken, slot)
+			}
+			slot, _ := strconv.Atoi(first.String)
+			if seen.first.Held.LeaseID == k.LeaseID {
+				seen.own = []int{slot}
+			}
+			if seen.first.Ended {
+				seen.ended = []int{slot}
+			}
+			return nil
 		})
 	})
 	return seen, err
 }
 
-func (s *sqlite) lookSlotsOnce(on executor, k Key, args []any) (seen slotsSeen, err error) {
-	var holder, since, expires, leaseID, slot, slots sql.NullString
+// lookSlotsBy reads the columns of a statement, with two of its own before min().
+func (s *sqlite) lookSlotsBy(on executor, k Key, query string, args []any, own ...any) (seen slotsSeen, err error) {
+	var holder, since, expires, leaseID sql.NullString
 	var now string
 	var ids sql.NullInt64
-	if _, err = on.queryOne(s.lookSlotsSQL(), args,
-		&holder, &since, &expires, &leaseID, &now, &slot, &ids, &slots, new(any)); err != nil || !slots.Valid {
+	dest := append([]any{&holder, &since, &expires, &leaseID, &now, &ids}, own...)
+	if _, err = on.queryOne(query, args, append(dest, new(any))...); err != nil || !leaseID.Valid {
 		return seen, err
 	}
 	row, clock := &Row{LockID: k.LockID, Holder: holder.String, LeaseID: leaseID.String}, &Row{}
@@ -45,18 +81,10 @@ func (s *sqlite) lookSlotsOnce(on executor, k Key, args []any) (seen slotsSeen, 
 	if err := clock.setTimes(now, sql.NullString{}); err != nil {
 		return seen, err
 	}
-	a := Answer{Held: row}
+	seen.first = Answer{Held: row, Newest: ids.Int64}
 	if row.ExpiresAt != nil {
-		a.Left = row.ExpiresAt.Sub(clock.CreationTime)
-		a.Ended = a.Left < 0
+		seen.first.Left = row.ExpiresAt.Sub(clock.CreationTime)
+		seen.first.Ended = seen.first.Left < 0
 	}
-	first, _ := strconv.Atoi(slot.String)
-	seen.add(first, a, k.LeaseID)
-	seen.taken = nil
-	for _, text := range strings.Split(slots.String, ",") {
-		slot, _ := strconv.Atoi(text)
-		seen.taken = append(seen.taken, slot)
-	}
-	seen.first.Newest = ids.Int64
 	return seen, nil
 }
