@@ -34,7 +34,8 @@ type CollectorOptions struct {
 	// MaxAge is how old the figures may be: scrapes within that time get the same. 0 means 10 seconds.
 	MaxAge time.Duration
 
-	// PerMutex is of how many mutexes dbmutex_table_lease_age_seconds tells: those that are held longest. There are as many
+	// PerMutex is of how many mutexes dbmutex_table_lease_age_seconds tells: those that are held longest. A
+	// semaphore counts with each of its leases, and is told of once, by the oldest. There are as many
 	// values of its label in Prometheus as mutexes have ever been among them. 0 means none; the most is 1000.
 	PerMutex int
 }
@@ -131,10 +132,15 @@ func (c *Collector) ask() ([]prometheus.Metric, error) {
 		return figures, nil
 	}
 	rows, err := db.Leases(dbmutex.LeaseQuery{Order: dbmutex.OldestFirst, Limit: c.options.PerMutex})
+	named := map[string]bool{}
 	for _, row := range rows {
 		if !utf8.ValidString(row.LockID) { // no mutex has such an id: somebody else wrote the row
 			continue
 		}
+		if named[row.LockID] { // a semaphore, of whose leases one was acquired earlier
+			continue
+		}
+		named[row.LockID] = true
 		figures = append(figures, gauge(age, seconds(row.HeldFor()), row.LockID))
 	}
 	return figures, err
