@@ -20,7 +20,8 @@ BENCHFLAGS =
 # What is to be tagged, for every module.
 VERSION = v0.1.0
 
-.PHONY: help setup build test test-observers test-overlaps test-matrix torture fuzz bench screenshots release-check lint fmt
+.PHONY: help setup build test test-observers test-ticks test-overlaps test-matrix torture fuzz bench screenshots \
+	release-check lint fmt
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
@@ -54,6 +55,9 @@ build: ## build the command for all systems, into dist; none may have 25 MB
 			go build -trimpath -ldflags "-s -w" -o ../../$$binary .) || exit 1; \
 		if [ $$(wc -c <$$binary) -ge 25000000 ]; then echo "build: $$binary is too large" >&2; exit 1; fi; \
 	done; done
+
+test-ticks: setup ## 500 ticks for workers in processes that are killed, on each database, of which none may be done twice
+	$(REQUIRED) DBMUTEX_TEST_TICKS=500 go test -count=1 -timeout 0 -v $(TESTFLAGS) -run TestEachTick ./internal/faults
 
 test-overlaps: setup ## 200 runs of the command under faults, on each database, of which no two may overlap
 	cd cmd/dbmutex && \

@@ -19,6 +19,7 @@ var tasks = map[string]testprocess.Task{
 		}()
 		return compete(db.WithContext(ctx), "child")
 	}),
+	"crowd": testprocess.WithMutexes(crowd),
 	"wait": testprocess.WithMutexes(func(db *dbmutex.DB, _ io.Reader) error {
 		return db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(nothing)
 	}),

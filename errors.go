@@ -37,7 +37,7 @@ var (
 	ErrDryRun = errors.New("dbmutex: the handle is in DryRun mode")
 
 	// ErrInvalidLockID says that an id is empty, longer than MaxLockIDLength characters, not valid UTF-8, or has a NUL
-	// character in it. No SQL ran.
+	// character or a U+001F in it. No SQL ran.
 	ErrInvalidLockID = errors.New("dbmutex: invalid lock id")
 
 	// ErrInvalidSettings says which setting or argument is not allowed. No SQL ran.
@@ -51,6 +51,8 @@ var (
 var (
 	errNilFunc = fmt.Errorf("%w: the function is nil", ErrInvalidSettings)
 	errNoLease = fmt.Errorf("%w: the lease is not from Acquire", ErrInvalidSettings)
+
+	errNoLeaseID = fmt.Errorf("%w: the lease's id is empty", ErrInvalidSettings)
 
 	errReleased = errors.New("had been released")
 	errOwnEnd   = errors.New("dbmutex: the work has ended its own lease, so that its success is not recorded")
@@ -66,7 +68,7 @@ type HeldError struct {
 	Since     time.Time  // when it was acquired, by the database's clock
 	ExpiresAt *time.Time // when the lease ends unless it is renewed, by the database's clock; nil = never
 
-	nested bool // by the caller itself
+	nested int // > 0: the caller itself has so many leases, which are all that there may be
 }
 
 // Error says who holds the mutex, since when and until when.
@@ -76,7 +78,9 @@ func (e *HeldError) Error() string {
 
 func (e *HeldError) who() string {
 	switch {
-	case e.nested:
+	case e.nested > 1:
+		return fmt.Sprintf("the caller itself: its context has all %d leases", e.nested)
+	case e.nested == 1:
 		return "the caller itself: its context has the lease, and a mutex is not reentrant"
 	case e.Since.IsZero():
 		return "someone else"

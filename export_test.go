@@ -20,8 +20,8 @@ func Waiters(m *Mutex) int {
 	return len(q.waiters)
 }
 
-// MutexOf is what a Once is made of.
-func MutexOf(o *Once) *Mutex { return o.mutex }
+// MutexOfOnce is what a Once is made of.
+func MutexOfOnce(o *Once) *Mutex { return o.mutex }
 
 // PruneRecords is what is done now and then after a success.
 func PruneRecords(o *Once) error { return o.mutex.table.PruneRecords(o.mutex.ctx) }
@@ -149,4 +149,15 @@ func Remembered(p *Plugin) int {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return len(p.tables)
+}
+
+// MutexOf is what a semaphore's verbs run on.
+func MutexOf(s *Semaphore) *Mutex { return &s.m }
+
+// FirstPause is how long the next head of a mutex's queue lets pass before it asks.
+func FirstPause(m *Mutex) time.Duration {
+	queues.mu.Lock()
+	q := queues.queues[m.key]
+	queues.mu.Unlock()
+	return queues.firstPause(q)
 }

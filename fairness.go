@@ -25,6 +25,7 @@ const (
 
 // fairness is what a queue knows of the other processes that want its mutex.
 type fairness struct {
+	slots      int         // how many leases there may be
 	others     []*stranger // waiters of other processes, in the order in which they were heard of
 	number     uint64      // tells the queue apart, for all processes
 	local      bool        // this process had the mutex last, as far as is known
@@ -56,7 +57,7 @@ func (qs *queueSet) next(l *Lease, open bool) (*waiter, *locktable.Reservation) 
 	standsBack := q.standsBack(now)
 	q.ran(now)
 	q.seen = nil
-	if !open || !key.listens() {
+	if !open || !key.takesTurns() {
 		return nil, nil
 	}
 	if q.due(len(q.waiters)+1, now) {
@@ -130,10 +131,10 @@ func (q *queue) standBack(now time.Time) time.Duration {
 }
 
 // standsBack says whether it is time to let other processes go first that tell nobody of their waiters. A process that knows
-// of another has all its runs, so that the other comes to see it, and knows of it as well.
+// of another has all its runs, so that the other comes to see it, and knows of it as well. For a semaphore, nobody tells.
 func (q *queue) standsBack(now time.Time) bool {
-	if q.deaf() && now.Sub(q.foreign) <= rivalsWithin {
-		return q.local && q.sinceBack >= localRuns
+	if (q.deaf() || q.key.semaphore) && now.Sub(q.foreign) <= rivalsWithin {
+		return q.local && q.sinceBack >= localRuns*q.slots
 	}
 	return q.local && now.Sub(q.stoodBack) >= standBackEvery
 }

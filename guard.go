@@ -58,13 +58,13 @@ func (l *Lease) within(tx *gorm.DB, verb string, statement func() locktable.Outc
 	}
 	switch {
 	case tx == nil || tx.Config == nil || tx.Statement == nil:
-		return fmt.Errorf("dbmutex: %s %q: %w", verb, l.key.LockID, gorm.ErrInvalidTransaction)
+		return fmt.Errorf("dbmutex: %s %q: %w", verb, l.mutex.id, gorm.ErrInvalidTransaction)
 	case tx.Error != nil:
 		return tx.Error
 	case tx.DryRun:
 		return ErrDryRun
 	case !locktable.InTransaction(tx):
-		return fmt.Errorf("dbmutex: %s %q: %w", verb, l.key.LockID, gorm.ErrInvalidTransaction)
+		return fmt.Errorf("dbmutex: %s %q: %w", verb, l.mutex.id, gorm.ErrInvalidTransaction)
 	}
 	var err error
 	if !l.usable() {

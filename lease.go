@@ -14,6 +14,7 @@ type Lease struct {
 	mutex  *Mutex
 	key    locktable.Key
 	token  int64
+	slot   int    // of a semaphore's; 0 of a mutex's
 	ticket string // under which other processes take it for a waiter still; "" if they do not
 
 	work     leaseContext    // the handle's context, with the lease for LeaseFrom
@@ -87,7 +88,7 @@ func newLease(m *Mutex, k locktable.Key, a locktable.Answer) *Lease {
 		m, told = m.acquiring.mutex, &telling{}
 	}
 	k.RowID = a.RowID
-	l := &Lease{mutex: m, key: k, token: a.Token, parent: m.ctx, acquired: time.Now(), telling: told}
+	l := &Lease{mutex: m, key: k, token: a.Token, slot: a.Slot, parent: m.ctx, acquired: time.Now(), telling: told}
 	if m.ctx.Done() != nil {
 		l.parent = context.WithoutCancel(m.ctx)
 	}
@@ -108,10 +109,10 @@ func newLease(m *Mutex, k locktable.Key, a locktable.Answer) *Lease {
 	return l
 }
 
-// LockID is the mutex's id.
-func (l *Lease) LockID() string { return l.key.LockID }
+// LockID is the id of the mutex, or of the semaphore.
+func (l *Lease) LockID() string { return l.mutex.id }
 
-// Token is the fencing token: it is greater than that of every earlier lease of the mutex. A store outside of the
+// Token is the fencing token: it is greater than that of every earlier lease of the mutex, or of the semaphore's slot. A store outside of the
 // database stays consistent if it refuses a token smaller than the greatest it has seen.
 func (l *Lease) Token() int64 { return l.token }
 
@@ -225,7 +226,7 @@ func (l *Lease) timeout(lost bool, late time.Duration, err error) *TimeoutError 
 	if err == nil {
 		err = l.failure
 	}
-	return &TimeoutError{LockID: l.key.LockID, Lost: lost, Late: late, Err: err, lease: l}
+	return &TimeoutError{LockID: l.mutex.id, Lost: lost, Late: late, Err: err, lease: l}
 }
 
 // unasked is timeout for a deadline that has passed while nobody has asked for the row.
@@ -344,7 +345,7 @@ func (l *Lease) extend(start time.Time, transaction *string) error {
 		return nil
 	}
 	if !l.timer.Stop() { // the context is just ending
-		return &TimeoutError{LockID: l.key.LockID, Lost: true, lease: l, unasked: true}
+		return &TimeoutError{LockID: l.mutex.id, Lost: true, lease: l, unasked: true}
 	}
 	l.deadline = start.Add(*l.mutex.settings.TTL)
 	l.timer.Reset(time.Until(l.deadline))

@@ -121,11 +121,13 @@ func (qs *queueSet) keepListening(ctx context.Context, pool *sql.DB, l *listener
 	}
 }
 
-// wakeID wakes the heads of the queues that a notification of a release is for: of a mutex in the table with a Table.ID.
+// wakeID wakes the heads of the queues that a notification of a release is for: of a mutex, or of a semaphore's slot, in the
+// table with a Table.ID.
 func (qs *queueSet) wakeID(pool *sql.DB, table, id string) {
 	qs.mu.Lock()
 	defer qs.mu.Unlock()
-	for _, q := range qs.byNotice[noticeKey{pool, id}] {
+	id, slot := locktable.SplitSlot(id)
+	for _, q := range qs.byNotice[noticeKey{pool, id, slot > 0}] {
 		if strconv.FormatUint(uint64(q.table.ID()), 10) == table {
 			q.changes++
 			q.signal()
@@ -153,7 +155,7 @@ func (qs *queueSet) hear(pool *sql.DB, payload string) {
 	}
 	qs.mu.Lock()
 	defer qs.mu.Unlock()
-	for _, q := range qs.byNotice[noticeKey{pool, m.ID}] {
+	for _, q := range qs.byNotice[noticeKey{pool, m.ID, false}] {
 		if q.table.ID() == m.Table {
 			q.hear(m)
 		}
@@ -169,7 +171,7 @@ func (qs *queueSet) knocked(m *Mutex) {
 
 // unaware says whether this process could hear of waiters in other processes, but does not listen.
 func (qs *queueSet) unaware(key queueKey) bool {
-	if !key.listens() {
+	if !key.takesTurns() {
 		return false
 	}
 	qs.mu.Lock()

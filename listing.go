@@ -52,9 +52,11 @@ type LeaseQuery struct {
 	// Holder is contained in the holder's name, byte for byte. "" = any.
 	Holder string
 
-	// After is a lock id, that of the last lease of the page before. The lease itself need not be there any more. It goes with
-	// the order ByLockID alone. "" = from the beginning.
-	After string
+	// After and AfterSlot are the LockID and the Slot of the last lease of the page before. That lease need not be there any
+	// more. They go with the order ByLockID alone. "" and 0 = from the beginning. An After without its AfterSlot begins behind
+	// the mutex of that id, with the slots of the semaphore of that id: these would come again, page after page.
+	After     string
+	AfterSlot int
 	// Order defaults to ByLockID.
 	Order LeaseOrder
 	// Limit is how many leases a page has at the most. 0 = 100; more than 1000 counts as 1000.
@@ -69,6 +71,8 @@ type LeaseInfo struct {
 	// Left is how long the lease lasts if it is not renewed, by the database's clock. If it is not positive, the lease ran out
 	// that long ago. It is 0 for a lease that never expires.
 	Left time.Duration
+	// Slot is the lease's number if it is a semaphore's, from 1 on; 0 for a mutex. LockID is then the semaphore's id.
+	Slot int
 }
 
 // Expires says whether the lease ends by itself.
@@ -152,8 +156,10 @@ func (db *DB) AllLeases(q LeaseQuery) iter.Seq2[LeaseInfo, error] {
 			case len(leases) < page.Limit:
 				return
 			}
-			last := locktable.Row(leases[len(leases)-1].DBMutex)
-			page.After = &last
+			last := leases[len(leases)-1]
+			after := locktable.Row(last.DBMutex)
+			after.LockID = lockIDOf(last.LockID, last.Slot)
+			page.After = &after
 		}
 	}
 }
@@ -201,12 +207,13 @@ func (db *DB) Prune() (removed int64, err error) {
 	if removed, err = m.table.Prune(m.ctx); err != nil {
 		return removed, m.failed(m.ctx, "prune the leases", err)
 	}
-	if m, err = db.unnamed(true); err != nil {
-		return removed, err
+	once, err := db.unnamed(true)
+	if err != nil { // the NamingStrategy has no table for it
+		return removed, nil
 	}
-	records, err := m.table.PruneQuietly(m.ctx)
-	if removed += records; err != nil && !m.table.Missing(err) {
-		return removed, m.failed(m.ctx, "prune the records", err)
+	records, err := once.table.PruneQuietly(once.ctx)
+	if removed += records; err != nil && !once.table.Missing(err) {
+		return removed, once.failed(once.ctx, "prune the records", err)
 	}
 	return removed, nil
 }
@@ -238,6 +245,8 @@ func (q LeaseQuery) page() (page locktable.Query, err error) {
 		err = fmt.Errorf("%w: there is no LeaseOrder %d", ErrInvalidSettings, q.Order)
 	case q.After != "" && q.Order != ByLockID:
 		err = fmt.Errorf("%w: After goes with the order ByLockID alone", ErrInvalidSettings)
+	case q.AfterSlot < 0, q.AfterSlot > locktable.MaxSlots, q.AfterSlot != 0 && q.After == "":
+		err = fmt.Errorf("%w: an AfterSlot of %d: it is a slot, and goes with After", ErrInvalidSettings, q.AfterSlot)
 	case q.Limit < 0:
 		err = fmt.Errorf("%w: a Limit of %d: it may not be negative", ErrInvalidSettings, q.Limit)
 	}
@@ -245,12 +254,15 @@ func (q LeaseQuery) page() (page locktable.Query, err error) {
 		if !utf8.ValidString(text) || strings.ContainsRune(text, 0) {
 			err = fmt.Errorf("%w: %s must be valid UTF-8 without NUL characters", ErrInvalidSettings, name)
 		}
+		if name != "Holder" && strings.Contains(text, locktable.SlotMark) {
+			err = fmt.Errorf("%w: %s has the character U+001F, which no id has", ErrInvalidSettings, name)
+		}
 	}
 	page = locktable.Query{
 		Which: which, Prefix: q.Prefix, Holder: q.Holder, Order: order, Limit: min(cmp.Or(q.Limit, defaultLeases), mostLeases),
 	}
 	if q.After != "" {
-		page.After = &locktable.Row{LockID: q.After}
+		page.After = &locktable.Row{LockID: lockIDOf(q.After, q.AfterSlot)}
 	}
 	return page, err
 }
@@ -267,4 +279,16 @@ func (m *Mutex) leases(q locktable.Query) ([]LeaseInfo, error) {
 	return leases, nil
 }
 
-func leaseInfo(row locktable.Listed) LeaseInfo { return LeaseInfo{DBMutex(row.Row), row.Now, row.Left} }
+func leaseInfo(row locktable.Listed) LeaseInfo {
+	info := LeaseInfo{DBMutex: DBMutex(row.Row), Now: row.Now, Left: row.Left}
+	info.LockID, info.Slot = locktable.SplitSlot(row.LockID)
+	return info
+}
+
+// lockIDOf is the lock_id of a mutex, or of a semaphore's slot.
+func lockIDOf(id string, slot int) string {
+	if slot == 0 {
+		return id
+	}
+	return locktable.SlotID(id, slot)
+}

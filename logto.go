@@ -12,7 +12,7 @@ import (
 //     a lease was released with an error, as when the work outlasted it and nobody else held the mutex meanwhile.
 //   - Error: a lease was lost; a release or an acquire failed, by the database.
 //
-// The keys are mutex, holder, token, outcome, waited, held, tries, previous_holder and error, each where there is something
+// The keys are mutex, slot, holder, token, outcome, waited, held, tries, previous_holder and error, each where there is something
 // to say. Use slog.Logger.With for more. Without a logger LogTo returns nil: nobody is told.
 func LogTo(l *slog.Logger) Observer {
 	if l == nil {
@@ -29,7 +29,10 @@ func (l logs) Observe(ctx context.Context, e Event) context.Context {
 	if text == "" || !l.Enabled(ctx, level) {
 		return nil
 	}
-	attrs := append(make([]slog.Attr, 0, 9), slog.String("mutex", e.LockID), slog.String("holder", e.Holder))
+	attrs := append(make([]slog.Attr, 0, 10), slog.String("mutex", e.LockID), slog.String("holder", e.Holder))
+	if e.Slot != 0 {
+		attrs = append(attrs, slog.Int("slot", e.Slot))
+	}
 	if e.Token != 0 {
 		attrs = append(attrs, slog.Int64("token", e.Token))
 	}
@@ -69,6 +72,8 @@ func (e Event) line() (slog.Level, string) {
 		switch e.Outcome {
 		case OutcomeLost:
 			return slog.LevelError, "the mutex was released, but its lease had been lost"
+		case OutcomeRecorded:
+			return slog.LevelDebug, "the success was recorded"
 		case OutcomeUnknown:
 			return slog.LevelError, "whether the mutex was released is unknown"
 		}
@@ -91,6 +96,8 @@ func (e Event) lineOfAcquire() (slog.Level, string) {
 		return slog.LevelDebug, "the mutex was acquired"
 	case OutcomeHeld:
 		return slog.LevelInfo, "the mutex is held"
+	case OutcomeDone:
+		return slog.LevelDebug, "it is done already"
 	case OutcomeSkipped:
 		return slog.LevelInfo, "skipped, as the mutex is held"
 	case OutcomeCancelled:

@@ -18,6 +18,7 @@ import (
 // acquire under the context of a lease of the same mutex fails at once.
 type Mutex struct {
 	id       string
+	slots    int // of a semaphore; 0 for a mutex
 	settings Settings
 	err      error // what is wrong with the call to DB.Mutex; every verb returns it
 	once     bool  // it is a Once's, in the table of runs and records
@@ -103,7 +104,7 @@ func (m *Mutex) bindTable(db *DB, plugin *Plugin) error {
 		return err
 	}
 	_, known := pool.(*sql.DB) // else there is nothing to listen on
-	m.table, m.key = table.On(db.Config), queueKey{pool, name, m.id, known && table.Notifies()}
+	m.table, m.key = table.On(db.Config), queueKey{pool, name, m.id, known && table.Notifies(), m.slots != 0}
 	return nil
 }
 
@@ -195,7 +196,7 @@ func (m *Mutex) Acquire() (*Lease, error) {
 // check tells what is wrong with the mutex, before any SQL.
 func (m *Mutex) check() error {
 	if m == nil || !m.table.Valid() && m.err == nil {
-		return fmt.Errorf("%w (the mutex is not from DB.Mutex)", ErrNotRegistered)
+		return fmt.Errorf("%w (it is not from DB.Mutex or DB.Semaphore)", ErrNotRegistered)
 	}
 	return m.err
 }
@@ -222,13 +223,14 @@ func (m *Mutex) acquire() (*Lease, error) {
 // request asks for a new lease.
 func (m *Mutex) request() locktable.Request {
 	key := locktable.NewKey(m.id, newLeaseID(m.key.pool))
+	key.Slots = m.slots
 	return locktable.Request{Key: key, Holder: m.settings.Holder, TTL: m.settings.TTL}
 }
 
 // waitersRequest asks for a lease, and other processes may keep the mutex for it.
 func (m *Mutex) waitersRequest() locktable.Request {
 	r := m.request()
-	if m.key.listens() {
+	if m.key.takesTurns() {
 		r.Ticket = newLeaseID(m.key.pool)
 	}
 	return r
@@ -246,7 +248,7 @@ func (m *Mutex) try(r locktable.Request) (*Lease, locktable.Answer, error) {
 	case err != nil:
 		return nil, a, m.failed(m.ctx, "acquire", err)
 	case a.Token != 0:
-		return newLease(m, r.Key, a), a, nil
+		return newLease(m, r.Key.At(a.Slot), a), a, nil
 	case a.Ended:
 		return nil, a, heldError(m.id, nil)
 	case m.isRecord(a.Held):
@@ -255,15 +257,13 @@ func (m *Mutex) try(r locktable.Request) (*Lease, locktable.Answer, error) {
 	return nil, a, heldError(m.id, a.Held)
 }
 
-// nested is the error of an acquire whose context has a lease of the mutex.
+// nested is the error of an acquire whose context has the lease of the mutex, or all of the semaphore's.
 func (m *Mutex) nested() error {
 	if _, many := m.key.pool.(reflect.Type); many { // of which nobody can say whether it is the same
 		return nil
 	}
-	for lease, ok := LeaseFrom(m.ctx); ok; lease, ok = LeaseFrom(lease.work.Context) {
-		if lease.mutex.key == m.key && lease.holds() {
-			return &HeldError{LockID: m.id, nested: true}
-		}
+	if m.takenByContext() >= max(m.slots, 1) {
+		return &HeldError{LockID: m.id, nested: max(m.slots, 1)}
 	}
 	return nil
 }
@@ -336,7 +336,7 @@ func (m *Mutex) ForceReleaseLease(leaseID string) (released bool, err error) {
 		return false, err
 	}
 	if leaseID == "" {
-		return false, fmt.Errorf("%w: the lease's id is empty", ErrInvalidSettings)
+		return false, errNoLeaseID
 	}
 	ended, err := m.forceRelease(leaseID)
 	return ended != nil, err
@@ -344,8 +344,13 @@ func (m *Mutex) ForceReleaseLease(leaseID string) (released bool, err error) {
 
 // forceRelease ends the lease, or whichever has a row, and returns what the row was.
 func (m *Mutex) forceRelease(leaseID string) (ended *locktable.Row, err error) {
+	return m.forceReleaseOf(m.id, leaseID)
+}
+
+// forceReleaseOf is forceRelease for the row of a lock_id: the mutex's, or that of a slot.
+func (m *Mutex) forceReleaseOf(lockID, leaseID string) (ended *locktable.Row, err error) {
 	limit := time.Now().Add(locktable.Limit)
-	if ended, err = m.table.ForceRelease(m.ctx, limit, m.id, leaseID); err != nil {
+	if ended, err = m.table.ForceRelease(m.ctx, limit, lockID, leaseID); err != nil {
 		return nil, m.notReleased(m.ctx, limit, "force the release of", err)
 	}
 	queues.wake(m.key)

@@ -65,7 +65,10 @@ func TestASecondAutoMigrateAltersNothing(t *testing.T) {
 		require.NoError(t, db.Migrate())
 		exercise(t, db)
 	}
-	require.Equal(t, 1, strings.Count(out.String(), "CREATE TABLE"))
+	for _, table := range []string{"db_mutexes", "db_onces"} {
+		require.Equal(t, 1, strings.Count(out.String(), "CREATE TABLE `"+table))
+	}
+	require.Equal(t, 2, strings.Count(out.String(), "CREATE TABLE"))
 	require.NotContains(t, out.String(), "ALTER TABLE")
 }
 

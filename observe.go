@@ -77,7 +77,9 @@ func (m *Mutex) tellForced(ended *locktable.Row) {
 	if ended == nil || m.settings.Observer == nil {
 		return
 	}
-	e := Event{Kind: ForceReleased, LockID: m.id, Holder: ended.Holder, LeaseID: ended.LeaseID, Token: m.table.Token(ended)}
+	e := Event{Kind: ForceReleased, Once: m.once, LockID: m.id, Holder: ended.Holder, LeaseID: ended.LeaseID}
+	e.Token = m.table.Token(ended)
+	_, e.Slot = locktable.SplitSlot(ended.LockID)
 	m.tell(&acquiring{Context: m.ctx}, e)
 }
 
@@ -139,7 +141,7 @@ func (a *acquiring) ended(lease *Lease, err error, waited time.Duration) Event {
 	e.Waited, e.Tries, e.Err = waited, a.tries, err
 	switch {
 	case err == nil:
-		e.Outcome, e.LeaseID, e.Token = OutcomeAcquired, lease.key.LeaseID, lease.token
+		e.Outcome, e.LeaseID, e.Token, e.Slot = OutcomeAcquired, lease.key.LeaseID, lease.token, lease.slot
 		if e.HandedOn = lease.received; !e.HandedOn {
 			e.Previous = a.past
 		}
@@ -176,7 +178,7 @@ type telling struct {
 // event is an event of a lease, once that has begun: before, it may change its id.
 func (l *Lease) event(kind EventKind) Event {
 	e := l.mutex.event(kind)
-	e.LeaseID, e.Token = l.key.LeaseID, l.token
+	e.LeaseID, e.Token, e.Slot = l.key.LeaseID, l.token, l.slot
 	return e
 }
 

@@ -26,9 +26,9 @@ type EventKind uint8
 
 // The kinds of events. There may be more in later versions: ignore those that you do not know.
 const (
-	// AcquireBegan and AcquireEnded are around each acquire: of Do, Decorate, DoValue, Acquire, Lead, Transaction and Migrate,
-	// with the wait. They come on the caller's goroutine, and so do LeaseBegan, LeaseEnded and ForceReleased. A call that is
-	// wrong, so that no SQL runs, has no events.
+	// AcquireBegan and AcquireEnded are around each acquire: of Do, Decorate, DoValue, Acquire, Lead, Transaction, OnceValue and
+	// Migrate, with the wait. They come on the caller's goroutine, and so do LeaseBegan, LeaseEnded and ForceReleased. A call
+	// that is wrong, so that no SQL runs, has no events.
 	AcquireBegan EventKind = iota + 1
 	AcquireEnded
 	// LeaseBegan comes when the caller has the lease. Its time runs already, and so do its renewals.
@@ -103,7 +103,8 @@ type Event struct {
 	Outcome Outcome // of AcquireEnded and LeaseEnded
 
 	Once    bool   // it is a Once's, and not a Mutex's
-	LockID  string // the mutex, or the Once
+	LockID  string // the mutex, the Once or the semaphore
+	Slot    int    // of the semaphore; 0 for others, and before there is a lease
 	Holder  string // whose acquire or lease it is, by Settings.Holder; of ForceReleased the one whose lease was ended
 	LeaseID string // the row's lease_id; "" before there is a lease
 	Token   int64  // the fencing token; 0 before there is a lease. On PostgreSQL that of ForceReleased is 0: no row has it.

@@ -23,7 +23,8 @@ func TestEventsAndOutcomesHaveNames(t *testing.T) {
 		dbmutex.OutcomeAcquired: "acquired", dbmutex.OutcomeHeld: "held", dbmutex.OutcomeSkipped: "skipped",
 		dbmutex.OutcomeCancelled: "cancelled", dbmutex.OutcomeFailed: "failed", dbmutex.OutcomeReleased: "released",
 		dbmutex.OutcomeHandedOn: "handed on", dbmutex.OutcomeLost: "lost", dbmutex.OutcomeUnknown: "unknown",
-		0: "Outcome(0)", 10: "Outcome(10)",
+		dbmutex.OutcomeDone: "done", dbmutex.OutcomeRecorded: "recorded",
+		0: "Outcome(0)", 12: "Outcome(12)",
 	}
 	for outcome, name := range outcomes {
 		require.Equal(t, name, outcome.String())

@@ -34,8 +34,8 @@ type Once struct {
 // again.
 //
 // Settings.TTL, Renew, Wait, Holder, Observer and SkipHeld mean what they mean for a Mutex. Without a TTL, a run whose process
-// crashed lasts until somebody deletes its row. If the call is wrong, every verb says so before any SQL: as DB.Mutex, and
-// with ErrInvalidSettings if keep is not positive or Settings.MinHold is set.
+// crashed lasts until Once.ForceRelease. If the call is wrong, every verb says so before any SQL: as DB.Mutex, and with
+// ErrInvalidSettings if keep is not positive or Settings.MinHold is set.
 //
 // The table is DBOnce's, so that a Once and a Mutex of the same id have nothing to do with each other. Ids are those of
 // DB.Mutex. For a schedule's ticks see Tick.
@@ -71,9 +71,10 @@ func (o *Once) check() error {
 // The errors are those of Mutex.Do, and ErrNotAcquired says that somebody else runs the work. If fn has returned nil, these
 // are left:
 //   - ErrTimeout with Lost: the lease was lost, and nothing is recorded. Somebody else may run, or have run, the work.
-//   - ErrTimeout without Lost: the lease ran out, but nobody followed. The success is recorded.
-//   - The database's: it is not known whether the success is recorded. If time can mend that, it is tried in the background
-//     until the lease ends, and the error says so.
+//   - ErrTimeout without Lost, and no other error: the lease ran out, but nobody followed. The success is recorded.
+//   - The database's, perhaps joined with ErrTimeout. If it refuses to record the success, nothing is recorded, and others
+//     may try. Else it was not reached for 5 seconds: whether the success is recorded is not known. If time can mend that,
+//     it is tried in the background until the lease ends, and the error says so: the record may come later.
 //   - fn has ended its own lease, by Lease.Release or ReleaseIn. Then nothing is recorded.
 //
 // With Settings.SkipHeld, Do returns nil and logs a warning if somebody else runs the work.
@@ -116,8 +117,9 @@ func (o *Once) run(lease *Lease, fn func(ctx context.Context) (result []byte, er
 // With synchronous_commit=off on PostgreSQL a crash of the server may undo both.
 //
 // All else is as in Mutex.Transaction, with the record in the place of the release: a lease that was lost rolls back, and one
-// that only ran out commits. fn's error rolls back, and others may try. If the answer to the COMMIT is lost, the record
-// tells how it ended. (On MySQL and MariaDB that is unknown if the record is gone or the row another's by then.)
+// that only ran out commits. fn's error rolls back, and so does a COMMIT that fails, and others may try. (If the lease ran
+// out as well, that error is joined with ErrTimeout.) If the answer to the COMMIT is lost, the record tells how it ended; on
+// MySQL and MariaDB that is unknown if the record is gone or the row another's by then.
 func (o *Once) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) error {
 	if err := o.check(); err != nil {
 		return err
@@ -245,6 +247,26 @@ func (o *Once) Forget() error {
 		return heldError(m.id, live)
 	}
 	return nil
+}
+
+// ForceRelease ends the run that is under way, whosever it is, or the one that ran out, so that others may try. It is for
+// operators, as Mutex.ForceRelease is, and for a run without a TTL whose process crashed. A record stays: see Forget. The run
+// learns of it as of a loss, and then records nothing. It is no error if nobody runs the work. Other errors are those of
+// Mutex.ForceRelease.
+func (o *Once) ForceRelease() error {
+	if err := o.check(); err != nil {
+		return err
+	}
+	m := o.mutex
+	run, err := m.see(m.ctx, locktable.LiveAndExpired)
+	switch {
+	case err != nil:
+		return m.failed(m.ctx, "force the release of", err)
+	case run == nil, run.Done():
+		return nil
+	}
+	_, err = m.forceRelease(run.LeaseID)
+	return err
 }
 
 // Tick is the id of a schedule's tick: id, "@", and at rounded to the nearest multiple of every, in UTC. All machines of a

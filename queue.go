@@ -23,16 +23,24 @@ type queueKey struct {
 	pool      any
 	table, id string
 	notifies  bool // releases in other processes can be heard of
+	semaphore bool
 }
 
 // listens says whether this process's queue can have a listener.
 func (k queueKey) listens() bool { return k.notifies && wake.Listen != nil }
 
-// noticeKey is what a notification tells of a mutex.
+// takesTurns says whether processes tell each other of their waiters, and hand what they release on. Those of a semaphore
+// are woken, and ask.
+func (k queueKey) takesTurns() bool { return k.listens() && !k.semaphore }
+
+// noticeKey is what a notification tells of a mutex, or of a semaphore.
 type noticeKey struct {
-	pool any
-	id   string
+	pool      any
+	id        string
+	semaphore bool
 }
+
+func (k queueKey) notice() noticeKey { return noticeKey{k.pool, k.id, k.semaphore} }
 
 // queue is this process's waiters for one mutex, first come first served, and what it knows of those of other processes. Its
 // head alone asks the database. If releases are heard of in other processes, a releaser of this process hands it the mutex
@@ -132,21 +140,21 @@ func (qs *queueSet) of(m *Mutex) *queue {
 		q = &queue{key: m.key, table: m.table, fairness: fairness{number: rand.Uint64(), stoodBack: now}}
 		qs.queues[m.key] = q
 		if m.key.notifies {
-			notice := noticeKey{m.key.pool, m.key.id}
+			notice := m.key.notice()
 			qs.byNotice[notice] = append(qs.byNotice[notice], q)
 		}
 		if qs.sweeper == nil {
 			qs.sweeper = time.AfterFunc(sweepPause, qs.sweep)
 		}
 	}
-	q.used = now
+	q.used, q.slots = now, max(m.slots, 1)
 	return q
 }
 
 func (qs *queueSet) remove(q *queue) {
 	qs.unlisten(q)
 	delete(qs.queues, q.key)
-	notice := noticeKey{q.key.pool, q.key.id}
+	notice := q.key.notice()
 	same := slices.DeleteFunc(qs.byNotice[notice], func(other *queue) bool { return other == q })
 	if len(same) == 0 {
 		delete(qs.byNotice, notice)
@@ -233,7 +241,9 @@ func (qs *queueSet) leave(w *waiter, acquired *Lease) remains {
 		w.stage = gone
 	}
 	if i == 0 {
-		q.holder = acquired
+		if !q.key.semaphore { // which may have another free slot
+			q.holder = acquired
+		}
 		if len(q.waiters) > 0 {
 			close(q.waiters[0].head)
 		}

@@ -36,7 +36,7 @@ func queueOf(t *testing.T) (*Mutex, *queueSet) {
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel() // no statement is tried
 	m := &Mutex{id: "job", settings: DefaultSettings(), ctx: ctx, config: config, table: table.On(config)}
-	m.key = queueKey{pool, "none", m.id, true}
+	m.key = queueKey{pool: pool, table: "none", id: m.id, notifies: true}
 	qs := &queueSet{queues: map[queueKey]*queue{}, byNotice: map[noticeKey][]*queue{}, listeners: map[*sql.DB]*listener{}}
 	t.Cleanup(func() {
 		qs.mu.Lock()

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/gorm-dbmutex/dbmutex/internal/locktable"
 )
 
 // DefaultTTL is how long a lease lasts under DefaultSettings: 30 minutes, as in django-db-mutex.
@@ -154,6 +156,8 @@ func validateLockID(id string) error {
 		return fmt.Errorf("%w %q: it is not valid UTF-8", ErrInvalidLockID, id)
 	case strings.ContainsRune(id, 0):
 		return fmt.Errorf("%w %q: it has a NUL character", ErrInvalidLockID, id)
+	case strings.Contains(id, locktable.SlotMark):
+		return fmt.Errorf("%w %q: it has the character U+001F, which marks the slots of semaphores", ErrInvalidLockID, id)
 	case utf8.RuneCountInString(id) > MaxLockIDLength:
 		return fmt.Errorf("%w: it has %d characters and may have %d",
 			ErrInvalidLockID, utf8.RuneCountInString(id), MaxLockIDLength)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math/rand/v2"
+	"strconv"
 	"time"
 
 	"github.com/gorm-dbmutex/dbmutex/internal/locktable"
@@ -76,7 +77,7 @@ func (m *Mutex) disown(r locktable.Request, lease *Lease, err error) (*Lease, er
 	lease.mu.Lock()
 	lease.key = lease.key.Renamed(newLeaseID(m.key.pool))
 	lease.mu.Unlock()
-	found, err := m.table.Rename(lease.parent, r.Key, lease.key.LeaseID)
+	found, err := m.table.Rename(lease.parent, r.Key.At(lease.slot), lease.key.LeaseID)
 	switch {
 	case err != nil:
 		err = m.failed(m.ctx, "acquire", err)
@@ -215,7 +216,7 @@ func (m *Mutex) stillHeld(q *queue) error {
 	}
 	ctx, cancel := context.WithTimeout(m.ctx, lookLimit)
 	defer cancel()
-	row, err := m.table.Live(ctx, m.id)
+	row, err := m.inTheWay(ctx)
 	if err != nil {
 		return m.failed(m.ctx, "wait for", err)
 	}
@@ -238,14 +239,21 @@ func (m *Mutex) withdraw(ticket string, trip time.Duration) {
 // backoff spaces the questions of a head.
 type backoff struct {
 	next, most time.Duration
-	inTheWay   string // the lease that was seen last
+	inTheWay   string // the lease that was seen last, or of a semaphore when the newest was acquired
 }
 
 // after is how long to rest when the mutex was seen held: at least so long, but not beyond the end of the lease in the way.
 // The process hears of releases or not, and so it has or has not heard that the mutex changed hands, if it did.
 func (b *backoff) after(seen locktable.Answer, hears, heard bool, least time.Duration) time.Duration {
+	inTheWay := ""
+	if seen.Held != nil {
+		inTheWay = seen.Held.LeaseID
+	}
+	if seen.Newest != 0 { // of a semaphore's leases, renewals change which of them ends first
+		inTheWay = strconv.FormatInt(seen.Newest, 10)
+	}
 	switch {
-	case seen.Held == nil || seen.Held.LeaseID == b.inTheWay:
+	case seen.Held == nil || inTheWay == b.inTheWay:
 		switch {
 		case seen.Ended: // nobody hears of the end of what pins it
 			b.most = pollLast
@@ -260,7 +268,7 @@ func (b *backoff) after(seen locktable.Answer, hears, heard bool, least time.Dur
 		if b.inTheWay != "" && !heard {
 			b.most, b.next = pollBusy, pollFirst
 		}
-		b.inTheWay = seen.Held.LeaseID
+		b.inTheWay = inTheWay
 	}
 	pause := max(b.next/2+rand.N(b.next), least)
 	b.next = min(2*b.next, b.most)

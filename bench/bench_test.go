@@ -117,6 +117,7 @@ func sizeOf() scenario.Size {
 		HandOffRounds: 2, HandOff: 5 * time.Second,
 		Held: 1_000_000, LongCycles: 50_000, SnapshotCycles: 10_000,
 		Waiters: 1_000, Waiting: 2 * time.Second,
+		Permits: 300_000, TakeOvers: 15, HandOvers: 50,
 		Rivals: []int{1, 2, 4, 8}, Lone: 10 * time.Second,
 		Distances: []time.Duration{0, 15 * time.Millisecond, 40 * time.Millisecond},
 	}
@@ -126,6 +127,7 @@ func sizeOf() scenario.Size {
 			HandOffRounds: 1, HandOff: 300 * time.Millisecond,
 			Held: 10_000, LongCycles: 400, SnapshotCycles: 400,
 			Waiters: 1_000, Waiting: 150 * time.Millisecond,
+			Permits: 10_000, TakeOvers: 1, HandOvers: 4,
 			Rivals: []int{4}, Lone: 500 * time.Millisecond,
 			Distances: []time.Duration{0, 15 * time.Millisecond},
 		}
@@ -214,12 +216,18 @@ func facts(e *scenario.Env) []report.Fact {
 }
 
 func notes() (notes []report.Fact) {
-	for _, c := range slices.Concat(contender.All(), contender.OnSQLite(), contender.OnMySQL()) {
+	known := map[string]bool{}
+	all := slices.Concat(contender.All(), contender.OnSQLite(), contender.OnMySQL(), contender.OnceOnPostgres(),
+		contender.OnceOnMySQL(), []contender.Contender{contender.RedisSemaphore(contender.DurableRedis, 4)})
+	for _, c := range all {
 		name := c.Name
 		if c.Store == contender.SQLite || c.Store == contender.MySQL {
 			name += " (" + string(c.Store) + ")"
 		}
-		notes = append(notes, report.Fact{Name: name, Value: c.Note})
+		if !known[name] {
+			notes = append(notes, report.Fact{Name: name, Value: c.Note})
+		}
+		known[name] = true
 	}
 	return notes
 }

@@ -15,9 +15,10 @@ import (
 // listen is what an import of pgnotify changes. It is off but for the contender that has it.
 var listen = wake.Listen
 
-func init() { notify(false) }
+func init() { Notify(false) }
 
-func notify(on bool) {
+// Notify makes this process be as one that imports pgnotify, or one that does not.
+func Notify(on bool) {
 	wake.Listen = nil
 	if on {
 		wake.Listen = listen
@@ -49,7 +50,7 @@ func dbmutexes() []Contender {
 		all[i].Variant = i > 0
 		all[i].Waits = i < 2 // the others wait as the first does
 	}
-	all[1].Switch = notify
+	all[1].Switch = Notify
 	return all
 }
 

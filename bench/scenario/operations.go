@@ -45,7 +45,7 @@ func (e *Env) uncontendedBy(ctx context.Context, f field) ([]report.Table, error
 	return e.operations(ctx, report.Table{
 		Title: "Uncontended cycle" + f.on,
 		Text:  "One goroutine acquires and releases a free lock. " + f.costs(),
-	}, entrants, func(instance contender.Instance) error { return instance.Cycle(ctx, "one") })
+	}, entrants, "the bare pair", func(instance contender.Instance) error { return instance.Cycle(ctx, "one") })
 }
 
 func (e *Env) failingTry(ctx context.Context) ([]report.Table, error) {
@@ -58,22 +58,38 @@ func (e *Env) failingTryBy(ctx context.Context, f field) ([]report.Table, error)
 		return nil, err
 	}
 	defer leave()
-	for _, en := range entrants {
-		err := en.Fill(ctx, 1)
-		if errors.Is(err, errors.ErrUnsupported) {
-			var end func() error
-			if end, err = en.elsewhere(ctx, "held 1"); err == nil {
-				defer func() { _ = end() }()
-			}
-		}
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", en.Name, err)
-		}
+	end, err := e.holdOne(ctx, entrants)
+	defer end()
+	if err != nil {
+		return nil, err
 	}
 	return e.operations(ctx, report.Table{
 		Title: "Failing try" + f.on,
 		Text:  "One goroutine is refused a lock that somebody else holds. " + f.try + " " + f.costs(),
-	}, entrants, func(instance contender.Instance) error { return instance.Try(ctx, "held 1") })
+	}, entrants, "the bare pair", func(instance contender.Instance) error { return instance.Try(ctx, "held 1") })
+}
+
+// holdOne makes each of the entrants be refused the lock "held 1", until end.
+func (e *Env) holdOne(ctx context.Context, entrants []*entrant) (end func(), err error) {
+	var ends []func() error
+	end = func() {
+		for _, one := range ends {
+			_ = one()
+		}
+	}
+	for _, en := range entrants {
+		err := en.Fill(ctx, 1)
+		if errors.Is(err, errors.ErrUnsupported) {
+			var one func() error
+			if one, err = en.elsewhere(ctx, "held 1"); err == nil {
+				ends = append(ends, one)
+			}
+		}
+		if err != nil {
+			return end, fmt.Errorf("%s: %w", en.Name, err)
+		}
+	}
+	return end, nil
 }
 
 // costs says what operations counts.
@@ -81,9 +97,9 @@ func (f field) costs() string {
 	return "Statements and round trips are those of one operation; " + f.counts
 }
 
-// operations measures one operation after the other.
+// operations measures one operation after the other, and compares it with the first entrant's, which has a name.
 func (e *Env) operations(
-	ctx context.Context, table report.Table, entrants []*entrant, operation func(contender.Instance) error,
+	ctx context.Context, table report.Table, entrants []*entrant, measure string, operation func(contender.Instance) error,
 ) ([]report.Table, error) {
 	block := func(en *entrant) ([]time.Duration, error) {
 		return repeat(e.Size.Block, func() error { return operation(en.Instance) })
@@ -97,7 +113,7 @@ func (e *Env) operations(
 	}
 	base := results[0]
 	table.Columns = []string{
-		"", "median", "p99", "to the bare pair", "statements", "round trips", "allocations", "server", "its crash leaves",
+		"", "median", "p99", "to " + measure, "statements", "round trips", "allocations", "server", "its crash leaves",
 	}
 	for i, en := range entrants {
 		c, err := e.costs(ctx, en, operation)

@@ -28,6 +28,9 @@ type job struct {
 	First, Waiters int           // numbers of its waiters
 	Hold, Think    time.Duration // with the lock, and until it is wanted again
 	Length         time.Duration
+
+	Leads  string // the table whose leader it is, if it is no process of waiters
+	Notify bool   // with pgnotify
 }
 
 const ready = "ready\n"
@@ -113,6 +116,9 @@ func runJob(text string) error {
 	var j job
 	if err := json.Unmarshal([]byte(text), &j); err != nil {
 		return err
+	}
+	if j.Leads != "" {
+		return runLeader(j)
 	}
 	c, ok := contender.ByName(j.Store, j.Contender)
 	if !ok {

@@ -30,6 +30,9 @@ type Size struct {
 	SnapshotCycles int           // on one id, beside an old snapshot
 	Waiters        int           // on one lock
 	Waiting        time.Duration // of these
+	Permits        int           // locks that others hold, in the table of semaphores
+	TakeOvers      int           // of leaders that crash, on each database
+	HandOvers      int           // of leaders that resign
 
 	Rivals    []int           // of a lone waiter
 	Distances []time.Duration // from the server, each way
@@ -67,6 +70,9 @@ var All = []Scenario{
 	{"sqlite", (*Env).sqlite},
 	{"mysql", (*Env).mysql},
 	{"listing", (*Env).listing},
+	{"once", (*Env).once},
+	{"semaphore", (*Env).semaphore},
+	{"lead", (*Env).lead},
 }
 
 // database is a server of contenders that use SQL.

@@ -89,6 +89,12 @@ func (p *Postgres) Statements(ctx context.Context) (n int64, err error) {
 	return n, err
 }
 
+// WAL is how many bytes the server has written to its log so far.
+func (p *Postgres) WAL(ctx context.Context) (n int64, err error) {
+	err = p.pool.QueryRow(ctx, `SELECT pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')::bigint`).Scan(&n)
+	return n, err
+}
+
 // OldSnapshot keeps a snapshot of the contenders' database open until it is closed.
 func (p *Postgres) OldSnapshot(ctx context.Context) (end func(), err error) {
 	conn, err := pgx.Connect(ctx, p.dsn)

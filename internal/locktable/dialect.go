@@ -23,6 +23,8 @@ type dialect interface {
 	// whose the mutex is, or whose lease it took over. It waits for nobody's transaction.
 	acquire(on executor, r Request) (Answer, error)
 
+	slotted
+
 	// renew, release and guard say whether the row was there.
 	renew(on executor, k Key, ttl *time.Duration) (found bool, err error)
 	release(on executor, r Release) (found bool, err error)
@@ -153,11 +155,12 @@ const leftMark = "-"
 type Key struct {
 	LockID, LeaseID string
 	RowID           int64  // the row's id, from Answer.RowID; 0 = not known, or not needed
+	Slots           int    // > 0: LockID is a semaphore's, and the row is that of one of so many slots: see Key.At
 	boxed           [2]any // both ids, as a conversion for every statement would allocate
 }
 
 // NewKey makes a Key.
-func NewKey(lockID, leaseID string) Key { return Key{lockID, leaseID, 0, [2]any{lockID, leaseID}} }
+func NewKey(lockID, leaseID string) Key { return Key{lockID, leaseID, 0, 0, [2]any{lockID, leaseID}} }
 
 // Renamed is the key of the same row under another lease's id.
 func (k Key) Renamed(leaseID string) Key {
@@ -204,6 +207,9 @@ type Answer struct {
 	Busy  bool          // others kept the request from having an effect, and may let it have one later
 	Ended bool          // of Held: it holds the mutex no more, but the mutex could not be taken over
 	Past  *Row          // with Token: the lease that had run out, and whose row is the new lease's; nil if there was none
+
+	Slot   int   // with Token: which of the request's slots it is
+	Newest int64 // of a semaphore that is full: when its newest lease was acquired, in microseconds
 }
 
 // Release says how a lease ends.

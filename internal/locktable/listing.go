@@ -29,7 +29,8 @@ type Stats struct {
 
 // Query says which rows to list. Texts are valid.
 type Query struct {
-	LockID         string // the only one; "" = any
+	LockID         string   // the only one; "" = any
+	LockIDs        []string // the only ones; nil = any
 	Which          Which
 	Prefix, Holder string
 	Order          Order
@@ -93,6 +94,12 @@ func (l *lister) page(q Query) (query string, args []any) {
 	}
 	if q.LockID != "" {
 		add(`lock_id = ?`, l.key(q.LockID))
+	}
+	if len(q.LockIDs) > 0 {
+		add(`lock_id IN (?` + strings.Repeat(`, ?`, len(q.LockIDs)-1) + `)`)
+		for _, id := range q.LockIDs {
+			args = append(args, l.key(id))
+		}
 	}
 	if q.Prefix != "" {
 		condition, more := l.begins(q.Prefix)

@@ -24,7 +24,7 @@ func newSQLiteOnce(table, times string) sqliteOnce {
 WHERE lock_id = ? AND ` + done + ` AND expires_at >= ` + sqliteNow,
 		forgetSQL: `DELETE FROM ` + table + ` WHERE lock_id = ? AND ` + done,
 		old:       fmt.Sprintf(`SELECT id FROM %s WHERE %s ORDER BY expires_at LIMIT %d`, table, ended, pruneRecords),
-		remove:    `DELETE FROM ` + table + ` WHERE ` + ended + ` AND id IN (%s)`,
+		remove:    `DELETE FROM ` + table + ` WHERE ` + ended + ` AND id IN `, // and the ids
 	}
 }
 
@@ -80,7 +80,7 @@ func (s *sqlite) pruneRecords(on executor) error {
 				return err
 			})
 			if err == nil && len(ids) > 0 {
-				_, err = on.exec(fmt.Sprintf(s.once.remove, strings.Join(ids, ",")), nil)
+				_, err = on.exec(s.once.remove+`(`+strings.Join(ids, ",")+`)`, nil)
 			}
 			return err
 		})

@@ -107,8 +107,12 @@ func (t Table) Acquire(ctx context.Context, r Request) (Answer, error) {
 		if err = t.look(on); err != nil {
 			return err
 		}
-		start := time.Now()
-		a, err = t.acquire(on, r)
+		again, start := !a.Start.IsZero(), time.Now()
+		if r.Slots > 0 {
+			a, err = t.acquireSlot(on, r, again)
+		} else {
+			a, err = t.acquire(on, r)
+		}
 		a.Start = start
 		if err == nil && a.Token != 0 && ctx.Err() != nil {
 			limited, cancel := context.WithTimeout(context.WithoutCancel(ctx), discardLimit/2)
@@ -159,7 +163,12 @@ func (t Table) Discard(ctx context.Context, k Key, ttl *time.Duration) (settled 
 // remove deletes the row of a lease that may have been made. If there is none, and the database is remote, a statement
 // without an answer may make it yet.
 func (t Table) remove(on executor, k Key) (settled bool, err error) {
-	found, err := t.release(on, Release{Key: k})
+	var found bool
+	if k.Slots > 0 {
+		found, err = t.releaseSlot(on, k)
+	} else {
+		found, err = t.release(on, Release{Key: k})
+	}
 	return found || t.remote == nil, err
 }
 

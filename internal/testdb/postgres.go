@@ -69,6 +69,8 @@ var postgresKind = &Kind{
 		`DELETE ON db_onces`:                {"once", "once over", "forget", "prune"},
 		`USAGE ON SEQUENCE db_onces_id_seq`: {"once", "once over", "success", "done", "forget", "prune"},
 	},
+	Explain:      `EXPLAIN `,
+	Analyze:      `ANALYZE db_onces`,
 	MakingRights: []string{`CREATE ON SCHEMA %s`},
 	Session:      `SELECT pg_backend_pid()`,
 	Written:      `SELECT pg_snapshot_xmax(pg_current_snapshot()) AS xid, pg_current_wal_insert_lsn() AS lsn`,

@@ -18,7 +18,7 @@ func init() {
 		`SELECT name, "unique", origin, partial FROM pragma_index_list('db_mutexes') ORDER BY name`,
 		`SELECT i.name AS "index", x.* FROM pragma_index_list('db_mutexes') i, pragma_index_xinfo(i.name) x ORDER BY 1, 2`,
 	}
-	sqliteKind.Shape = `SELECT group_concat(sql, ' ') FROM sqlite_master`
+	sqliteKind.Shape = `SELECT group_concat(sql, ' ') FROM sqlite_master WHERE tbl_name = 'db_mutexes'`
 	sqliteKind.HandMade = map[string][]string{
 		"unique":   {inSQLite(nil)},
 		"an index": {inSQLite(columnSet{"lock_id": "lock_id text"}), `CREATE UNIQUE INDEX any_name ON db_mutexes (lock_id)`},

@@ -102,6 +102,8 @@ type Kind struct {
 	HandMade map[string][]string
 	// Unusable are a statement that makes a table which cannot be used, and what the error says, by what is wrong with it.
 	Unusable map[string][]string
+	// Explain is what makes a statement one for its plan, and Analyze one that counts the rows of Once for such plans.
+	Explain, Analyze string
 	// Shape is a query for what the database says of the table.
 	Shape string
 	// Catalog are queries for what makes the table what it is: columns, indexes and the like. Their answers are the same for

@@ -4,6 +4,7 @@ package torture
 
 import (
 	"context"
+	"database/sql"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,8 @@ import (
 	"runtime"
 	"strings"
 	"time"
+
+	"gorm.io/gorm"
 
 	"github.com/gorm-dbmutex/dbmutex"
 )
@@ -42,9 +45,11 @@ type usage struct {
 	*client
 	ctx     context.Context
 	note    *note
-	mutex   *dbmutex.Mutex
-	id      string
-	name    string // of the lease
+	lock    locker
+	mutex   *dbmutex.Mutex // the lock; nil for a semaphore
+	of      *semaphore     // nil for a mutex
+	id      string         // of the mutex, or of the semaphore until it has a slot
+	name    string         // of the lease
 	ttl     time.Duration
 	minHold time.Duration
 	wait    time.Duration
@@ -52,6 +57,14 @@ type usage struct {
 	skips   bool
 	retired bool // ReleaseIn was called
 	unsure  bool // a transaction may commit yet: the lease does not keep it apart from others of its own
+}
+
+// locker is a mutex or a semaphore.
+type locker interface {
+	Do(fn func(ctx context.Context) error) error
+	Decorate(fn func(ctx context.Context) error) func(ctx context.Context) error
+	Acquire() (*dbmutex.Lease, error)
+	Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) error
 }
 
 func (c *client) run() {
@@ -90,14 +103,28 @@ func (c *client) once() {
 	case p < 0.06:
 		u.choose()
 		u.lookUp()
-	case p < 0.35:
+	case p < 0.26:
+		u.comeForTick()
+	default:
+		if c.maybe(0.4) {
+			u.of = &c.Semaphores[c.rand.IntN(len(c.Semaphores))]
+			u.id = u.of.ID
+		}
+		u.use(c.rand.Float64())
+	}
+}
+
+// use is of a mutex or of a semaphore, in one of the ways that there are.
+func (u *usage) use(p float64) {
+	switch {
+	case p < 0.30:
 		u.choose()
 		u.byHand()
-	case p < 0.60:
-		u.skips = c.maybe(0.1)
+	case p < 0.57:
+		u.skips = u.maybe(0.1)
 		u.choose()
 		u.do()
-	case p < 0.82:
+	case p < 0.81:
 		u.choose()
 		u.transaction()
 	default:
@@ -106,8 +133,25 @@ func (c *client) once() {
 	}
 }
 
-// choose makes the mutex with settings by chance.
+// choose makes the mutex, or the semaphore, with settings by chance.
 func (u *usage) choose() {
+	options := u.options()
+	switch {
+	case u.of == nil:
+		u.lockMutex(options...)
+	case u.maybe(0.1): // one who does not know how many there may be
+		u.lock = u.db.WithContext(u.ctx).Semaphore(u.id, 1+u.rand.IntN(u.of.N), options...)
+	default:
+		u.lock = u.db.WithContext(u.ctx).Semaphore(u.id, u.of.N, options...)
+	}
+}
+
+func (u *usage) lockMutex(options ...dbmutex.Option) {
+	u.mutex = u.db.WithContext(u.ctx).Mutex(u.id, options...)
+	u.lock = u.mutex
+}
+
+func (u *usage) options() []dbmutex.Option {
 	u.ttl = shortestTTL + u.upTo(time.Duration(float64(longestTTL-shortestTTL)*u.rand.Float64()*u.rand.Float64()))
 	options := []dbmutex.Option{dbmutex.WithHolder(u.name), dbmutex.WithTTL(u.ttl)}
 	if u.Habits.Forever && u.maybe(0.03) {
@@ -132,7 +176,7 @@ func (u *usage) choose() {
 	if u.skips {
 		options = append(options, dbmutex.WithSkipHeld())
 	}
-	u.mutex = u.db.WithContext(u.ctx).Mutex(u.id, options...)
+	return options
 }
 
 // begin writes down an operation that is about to begin.
@@ -142,7 +186,7 @@ func (u *usage) begin(v verb) *operation {
 	switch v {
 	case acquire:
 		o.Wait, o.TTL, o.MinHold = u.wait != 0, int64(u.ttl), int64(u.minHold)
-		o.Tells = o.Wait && u.Listen && u.Notifies
+		o.Tells = o.Wait && u.Listen && u.Notifies && u.of == nil
 	case transaction:
 		o.Attempt = fmt.Sprintf("%d.%d", u.number, u.n)
 	}
@@ -186,7 +230,10 @@ func deadline(lease *dbmutex.Lease) (from, to int64) {
 // acquired is an acquire that got its lease.
 func (u *usage) acquired(o *operation, lease *dbmutex.Lease) {
 	u.returned(o)
-	o.Outcome, o.Token, o.Expires = ok, lease.Token(), expires(lease)
+	if slot := lease.Slot(); slot > 0 {
+		u.id = u.of.slot(slot)
+	}
+	o.Mutex, o.Outcome, o.Token, o.Expires = u.id, ok, lease.Token(), expires(lease)
 	if u.ttl == 0 {
 		u.lasting = append(u.lasting, u.name)
 	}
@@ -270,7 +317,7 @@ func (u *usage) lookUp() {
 
 func (u *usage) acquire() *dbmutex.Lease {
 	o := u.begin(acquire)
-	lease, err := u.mutex.Acquire()
+	lease, err := u.lock.Acquire()
 	if err != nil {
 		u.refused(o, err)
 		return nil
@@ -303,7 +350,7 @@ func (u *usage) byHand() {
 // rush takes the mutex if it is free and gives it back at once.
 func (u *usage) rush() {
 	u.ttl = longestTTL
-	u.mutex = u.db.WithContext(u.ctx).Mutex(u.id, dbmutex.WithHolder(u.name), dbmutex.WithTTL(u.ttl))
+	u.lockMutex(dbmutex.WithHolder(u.name), dbmutex.WithTTL(u.ttl))
 	if lease := u.acquire(); lease != nil {
 		u.release(lease)
 	}
@@ -312,7 +359,7 @@ func (u *usage) rush() {
 // loop waits for the first mutex, holds it for a moment and soon comes again.
 func (u *usage) loop() {
 	u.id, u.ttl, u.wait = u.Mutexes[0], longestTTL, dbmutex.Forever
-	u.mutex = u.db.WithContext(u.ctx).Mutex(u.id, dbmutex.WithHolder(u.name), dbmutex.WithTTL(u.ttl), dbmutex.WithWait(u.wait))
+	u.lockMutex(dbmutex.WithHolder(u.name), dbmutex.WithTTL(u.ttl), dbmutex.WithWait(u.wait))
 	if lease := u.acquire(); lease != nil {
 		time.Sleep(u.upTo(20 * time.Millisecond))
 		u.release(lease)
@@ -357,7 +404,7 @@ func (u *usage) hold(lease *dbmutex.Lease) {
 		switch p := u.rand.Float64(); {
 		case p < 0.4:
 			u.renew(lease)
-		case p < 0.5:
+		case p < 0.5 && u.mutex != nil:
 			u.lookUp()
 		}
 	}
@@ -430,12 +477,12 @@ func (u *usage) do() {
 	err := u.apart(bad, func() (err error) {
 		switch p := u.rand.Float64(); {
 		case p < 0.2:
-			return u.mutex.Decorate(work)(u.ctx)
-		case p < 0.4 && !u.skips:
+			return u.lock.Decorate(work)(u.ctx)
+		case p < 0.4 && !u.skips && u.mutex != nil:
 			_, err = dbmutex.DoValue(u.mutex, func(ctx context.Context) (int, error) { return 1, work(ctx) })
 			return err
 		default:
-			return u.mutex.Do(work)
+			return u.lock.Do(work)
 		}
 	})
 	if lease != nil {

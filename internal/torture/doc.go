@@ -4,8 +4,9 @@
 //
 // The duration is for each database. Without flags it runs for a few seconds, from a seed that it prints.
 //
-// It runs rounds. In each, several processes with several clients use a few mutexes in every way that there is, while
-// workers are killed or stopped for a while. Contexts end and work panics. Some workers have a single connection. Besides:
+// It runs rounds. In each, several processes with several clients use a few mutexes and semaphores in every way that there
+// is, and come for the ticks of a schedule by Once.Do and Once.Transaction, also for ticks of a while ago. Meanwhile workers
+// are killed or stopped for a while. Contexts end and work panics. Some workers have a single connection. Besides:
 //   - On a server answers, requests and connections are lost, the network freezes, and the server crashes. Some requests are
 //     late: their client is told that its connection is cut, and the server gets them up to three seconds after that.
 //   - On PostgreSQL sessions are terminated, or stopped for a while.
@@ -32,6 +33,15 @@
 //
 // Free stays free: once Holder has called the mutex free, a lease of before may not be renewed, and nobody may be told that
 // it is the holder. A guard, a commit or a release may still find its row, if it only ran out.
+//
+// Each slot of a semaphore is judged as a mutex. An acquire that got a slot may have had an effect on the others before, and
+// one without an answer may have one on any. By themselves, without regard to slots, the leases that a semaphore certainly
+// had at once are counted.
+//
+// Of a tick one run may be recorded, and that has its token. No two runs may overlap, unless one was told that its lease was
+// lost, and none may begin, nor anybody be told that another is at it, after somebody heard that it is done. A transaction's
+// effect must be there if its run is recorded, and else not. In the end the parent comes for every tick. Package witness
+// judges that; the tests of internal/faults do it with many more processes that die, and no faults of the database's.
 //
 // Work that ended after its lease's deadline must have been told so, and no other work: as run out if its row was still
 // there, as lost if it was not. A transaction that committed is not late.

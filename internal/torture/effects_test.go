@@ -33,15 +33,20 @@ func (u *usage) count(tx *gorm.DB, attempt string) error {
 	if err := tx.Raw(`SELECT n FROM counters WHERE lock_id = ?`, u.id).Scan(&n).Error; err != nil {
 		return err
 	}
+	u.linger()
+	if err := tx.Exec(`UPDATE counters SET n = ? WHERE lock_id = ?`, n+1, u.id).Error; err != nil {
+		return err
+	}
+	return tx.Create(&run{Attempt: attempt, LockID: u.id}).Error
+}
+
+// linger lets time pass in a transaction.
+func (u *usage) linger() {
 	if u.maybe(0.7) {
 		time.Sleep(u.upTo(25 * time.Millisecond))
 	} else if u.maybe(0.1) {
 		time.Sleep(u.upTo(2 * u.ttl))
 	}
-	if err := tx.Exec(`UPDATE counters SET n = ? WHERE lock_id = ?`, n+1, u.id).Error; err != nil {
-		return err
-	}
-	return tx.Create(&run{Attempt: attempt, LockID: u.id}).Error
 }
 
 func (u *usage) isolation() []*sql.TxOptions {
@@ -58,9 +63,10 @@ func (u *usage) transaction() {
 	var lease *dbmutex.Lease
 	bad := u.Habits.Panic && u.maybe(0.05)
 	err := u.apart(bad, func() error {
-		return u.mutex.Transaction(func(tx *gorm.DB) error {
+		return u.lock.Transaction(func(tx *gorm.DB) error {
 			lease, _ = dbmutex.LeaseFrom(tx.Statement.Context)
 			u.acquired(o, lease)
+			whole.Mutex = u.id
 			u.promise(lease)
 			workErr = u.count(tx, whole.Attempt)
 			if workErr == nil && !bad && u.maybe(0.1) {

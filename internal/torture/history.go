@@ -7,6 +7,8 @@ import (
 	"io"
 	"math"
 	"time"
+
+	"github.com/gorm-dbmutex/dbmutex/internal/witness"
 )
 
 // never is the moment that does not come.
@@ -26,6 +28,7 @@ const (
 	holder      verb = "holder"      // Mutex.Holder, which sees no lease that has run out
 	look        verb = "look"        // at the row itself
 	transaction verb = "transaction" // the whole of a transaction that counts
+	visit       verb = "visit"       // Once.Do or Once.Transaction
 )
 
 // outcome is how an operation ended, as far as its client can know.
@@ -40,6 +43,10 @@ const (
 	late    outcome = "late"   // a release that found its row, and reported that the lease had run out before the work ended
 	either  outcome = "either" // a release after which the row is not the lease's, whether it was or not
 	aborted outcome = "aborted"
+
+	elsewhere outcome = "elsewhere" // an acquire of a semaphore that got, or was refused by, another slot
+	done      outcome = "done"      // a visit that found the work done
+	recorded  outcome = "recorded"  // one that did the work
 )
 
 // operation is what one client asked for and was told. Moments are nanoseconds of the machine's monotonic clock, which
@@ -66,6 +73,8 @@ type operation struct {
 	Seen    string  `json:"seen,omitempty"` // the lease of the row that was there; "" if it is not known
 	Lost    int     `json:"lost,omitempty"` // how many of its statements were sent and got no answer
 	Error   string  `json:"error,omitempty"`
+
+	Visit *witness.Visit `json:"visit,omitempty"` // what a visit saw, as far as it came
 }
 
 // String is a line of a history.
@@ -89,6 +98,7 @@ func (o *operation) String() string {
 		{"answers lost", o.Lost != 0, o.Lost},
 		{"attempt", o.Attempt != "", o.Attempt},
 		{"error", o.Error != "", o.Error},
+		{"visit", o.Visit != nil, o.Visit},
 	} {
 		if part.shown {
 			line += fmt.Sprintf(" %s=%v", part.name, part.value)

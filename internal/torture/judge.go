@@ -141,7 +141,7 @@ func (r *record) constraints() []porcupine.Operation {
 	for _, o := range r.history {
 		l := r.leases[o.Lease]
 		switch {
-		case o.Outcome == unknown, o.Outcome == aborted, o.Verb == transaction,
+		case o.Outcome == unknown, o.Outcome == aborted, o.Outcome == elsewhere, o.Verb == transaction,
 			o.Outcome == held && (o.Seen == "" || o.Wait),
 			o.Verb == force && o.Lost > 0,
 			o.Verb == promise && (o.Expires <= o.Return || r.forcible(l, o.Return)):

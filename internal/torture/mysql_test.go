@@ -191,7 +191,7 @@ func (a *mysqlArena) quiesce(t *testing.T) {
 }
 
 func (a *mysqlArena) end(t *testing.T, r *round) {
-	for _, table := range []string{"counters", "runs"} {
+	for _, table := range []string{"counters", "runs", "db_onces"} {
 		require.NoError(t, r.db.Exec(`DELETE FROM `+table).Error)
 	}
 }

@@ -4,6 +4,7 @@ package torture
 
 import (
 	"context"
+	"fmt"
 	"testing"
 	"time"
 
@@ -11,6 +12,7 @@ import (
 
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+	"github.com/gorm-dbmutex/dbmutex/internal/witness"
 )
 
 // observer reads the lock's table, as client 0.
@@ -76,10 +78,50 @@ func (b *observer) look() error {
 // longestWait is longer than a lease lasts, and than the mutex is kept for a waiter that has gone.
 const longestWait = 8 * time.Second
 
-// conclude sees what is left, and has every mutex once: whatever is left must have run out soon.
-func (b *observer) conclude(t *testing.T) {
+// freeAll releases the leases of semaphores that do not end.
+func (b *observer) freeAll(t *testing.T, semaphores []semaphore) {
 	require.NoError(t, b.look())
-	for _, id := range b.mutexes {
+	for _, s := range semaphores {
+		var rows []dbmutex.DBMutex
+		require.NoError(t, testdb.Taken(b.db.Gorm).Where("lock_id IN ? AND expires_at IS NULL", s.slots()).Find(&rows).Error)
+		for _, row := range rows {
+			o := b.begin(force, row.LockID)
+			o.Lease = row.Holder
+			released, err := b.db.Semaphore(s.ID, s.N).ForceReleaseLease(row.LeaseID)
+			require.NoError(t, err)
+			require.True(t, released)
+			o.Return, o.Outcome = now(), ok
+		}
+	}
+}
+
+// comeForAll lets every tick be done, if it is not yet.
+func (b *observer) comeForAll(t *testing.T, ticks []string) {
+	for i, id := range ticks {
+		o := b.begin(visit, id)
+		o.Lease = fmt.Sprintf("parent's visit %d", i)
+		o.Visit = &witness.Visit{ID: id, Name: o.Lease, Called: o.Call}
+		err := b.db.Once(id, keep, dbmutex.WithHolder(o.Lease), dbmutex.WithWait(longestWait)).Do(func(ctx context.Context) error {
+			lease, _ := dbmutex.LeaseFrom(ctx)
+			o.Visit.Began, o.Visit.Token, o.Visit.Expires = now(), lease.Token(), expires(lease)
+			o.Visit.Ended = now()
+			return nil
+		})
+		o.Return = now()
+		o.Visit.Returned, o.Visit.Outcome, o.Error = o.Return, witness.OutcomeOf(o.Visit, err, nil), text(err)
+		if err != nil {
+			t.Errorf("%s: after the last lease's TTL: %v", id, err)
+		}
+	}
+}
+
+// conclude sees what is left, and has every mutex once, and every slot of each semaphore: whatever is left must have run out
+// soon.
+func (b *observer) conclude(t *testing.T, mutexes []string, semaphores []semaphore) {
+	for _, s := range semaphores {
+		b.concludeSemaphore(t, s)
+	}
+	for _, id := range mutexes {
 		var row dbmutex.DBMutex
 		require.NoError(t, testdb.Taken(b.db.Gorm).Where("lock_id = ?", id).Limit(1).Find(&row).Error)
 		if row.LockID != "" && row.ExpiresAt == nil {
@@ -104,4 +146,27 @@ func (b *observer) conclude(t *testing.T) {
 	var rows []dbmutex.DBMutex
 	require.NoError(t, testdb.Taken(b.db.Gorm).Find(&rows).Error)
 	require.Empty(t, rows, "rows that no lease explains")
+}
+
+// concludeSemaphore has all of its slots at once.
+func (b *observer) concludeSemaphore(t *testing.T, s semaphore) {
+	var leases []*dbmutex.Lease
+	for i := range s.N {
+		o := b.begin(acquire, s.ID)
+		o.Lease, o.Wait = fmt.Sprintf("parent %d", i), true
+		lease, err := b.db.Semaphore(s.ID, s.N, dbmutex.WithHolder(o.Lease), dbmutex.WithWait(longestWait)).Acquire()
+		if err != nil {
+			t.Errorf("%s: after the last lease's TTL: %v", s.ID, err)
+			continue
+		}
+		o.Mutex = s.slot(lease.Slot())
+		o.Outcome, o.Token, o.Expires, o.Return = ok, lease.Token(), expires(lease), now()
+		leases = append(leases, lease)
+	}
+	for i, lease := range leases {
+		o := b.begin(release, s.slot(lease.Slot()))
+		o.Lease = fmt.Sprintf("parent %d", i)
+		require.NoError(t, lease.Release())
+		o.Outcome, o.Return = ok, now()
+	}
 }

@@ -112,7 +112,7 @@ func (a *postgresArena) quiesce(t *testing.T) {
 }
 
 func (a *postgresArena) end(t *testing.T, r *round) {
-	require.NoError(t, r.db.Exec(`TRUNCATE counters, runs`).Error)
+	require.NoError(t, r.db.Exec(`TRUNCATE counters, runs, db_onces`).Error)
 }
 
 // tracer counts the statements that got no answer.

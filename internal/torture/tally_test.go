@@ -8,6 +8,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"github.com/gorm-dbmutex/dbmutex/internal/witness"
 )
 
 // tally counts what happened.
@@ -30,11 +32,29 @@ func (c *tally) get(what string) int {
 	return c.counts[what]
 }
 
-// record counts one mutex's history.
-func (c *tally) record(r *record, left counted) {
+// ticks counts the visits of one tick.
+func (c *tally) ticks(visits []*witness.Visit) {
+	c.add("ticks", 1)
+	for _, v := range visits {
+		what := "visit "
+		if v.Effect {
+			what = "visit in a transaction "
+		}
+		c.add(what+cmp.Or(string(v.Outcome), "without an answer"), 1)
+		if v.Began != 0 {
+			c.add("visits that did the work", 1)
+		}
+	}
+}
+
+// record counts the history of one mutex, or of a slot.
+func (c *tally) record(id string, r *record, left counted) {
 	var leases []*operation
 	released := map[string]bool{}
 	for _, o := range r.history {
+		if o.Mutex != id || o.Outcome == elsewhere {
+			continue
+		}
 		c.add("operations", 1)
 		if o.Verb == acquire && o.Outcome == ok {
 			leases = append(leases, o)

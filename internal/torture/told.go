@@ -28,11 +28,14 @@ func readTold(line []byte) *told {
 // outcomes are those that the end of an acquire, or of a lease, may be told with, by what the client was told. After an
 // unknown one there is no saying: a transaction that failed has released its lease nevertheless.
 var outcomes = map[verb]map[outcome][]string{
-	acquire: {ok: {"acquired"}, held: {"held", "skipped"}, unknown: {"acquired", "cancelled", "failed"}},
+	acquire: {
+		ok: {"acquired"}, held: {"held", "skipped"}, done: {"done"}, unknown: {"acquired", "cancelled", "failed"},
+	},
 	release: {
 		ok: {"released", "handed on"}, late: {"released", "handed on"}, lost: {"lost"},
-		either:  {"released", "handed on", "lost", "unknown"},
-		unknown: {"released", "handed on", "lost", "unknown"},
+		recorded: {"recorded"},
+		either:   {"released", "handed on", "lost", "unknown"},
+		unknown:  {"released", "handed on", "lost", "unknown", "recorded"},
 	},
 }
 
@@ -65,6 +68,8 @@ func judgeTold(history []*operation, events []*told) (complaints []string) {
 		switch {
 		case o.Verb == acquire:
 			of(o.Lease).acquire = o
+		case o.Verb == visit:
+			of(o.Lease).acquire, of(o.Lease).release = o.asLease()
 		case o.Verb == release && o.EndTo != 0 && of(o.Lease).release == nil: // not by ReleaseIn, which does not end the lease
 			of(o.Lease).release = o
 		case o.Verb == renew && o.Outcome == ok:

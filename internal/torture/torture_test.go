@@ -20,6 +20,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/witness"
 )
 
 var (
@@ -79,6 +80,8 @@ type round struct {
 	length  time.Duration
 	mutexes []string
 
+	semaphores []semaphore // each slot of theirs is a mutex
+
 	db      *dbmutex.DB // the parent's own, out of reach of the faults
 	job     job         // of every worker
 	dsn     func(worker int) string
@@ -102,10 +105,14 @@ func newRound(number int, total *tally) *round {
 	for i := range 1 + r.rand.IntN(5) {
 		r.mutexes = append(r.mutexes, fmt.Sprintf("round %d, mutex %d", number, i))
 	}
+	for i := range 1 + r.rand.IntN(2) {
+		r.semaphores = append(r.semaphores, semaphore{fmt.Sprintf("round %d, semaphore %d", number, i), 1 + r.rand.IntN(4)})
+	}
 	r.pruned = r.maybe(0.5)
 	r.gap = 100*time.Millisecond + r.upTo(300*time.Millisecond)
 	r.job = job{
-		Mutexes: r.mutexes, Clients: clients,
+		Mutexes: r.mutexes, Semaphores: r.semaphores, Clients: clients,
+		Ticks: fmt.Sprintf("round %d", number), Every: 50*time.Millisecond + r.upTo(250*time.Millisecond),
 		Habits: habits{
 			Cancel: r.maybe(0.5), Panic: r.maybe(0.5), Force: r.maybe(0.4), Forever: r.maybe(0.3), Rush: r.maybe(0.25),
 			Loop: r.maybe(0.3),
@@ -128,11 +135,15 @@ func (r *round) faultNames() (names []string) {
 }
 
 func (r *round) run(t *testing.T, a arena) {
-	for _, id := range r.mutexes {
+	rows := slices.Clone(r.mutexes)
+	for _, s := range r.semaphores {
+		rows = append(rows, s.slots()...)
+	}
+	for _, id := range rows {
 		require.NoError(t, r.db.Create(&counter{LockID: id}).Error)
 	}
 	ahead := wall()
-	r.parent = newObserver(r.db, r.mutexes)
+	r.parent = newObserver(r.db, rows)
 	go r.parent.watch()
 	for slot := range workers {
 		r.workers = append(r.workers, r.start(t, slot))
@@ -151,7 +162,10 @@ func (r *round) run(t *testing.T, a arena) {
 	stopPruning()
 	a.quiesce(t)
 	r.parent.stop()
-	r.parent.conclude(t)
+	r.parent.freeAll(t, r.semaphores)
+	r.parent.conclude(t, r.mutexes, r.semaphores)
+	_, ticks := visitsByTick(r.history)
+	r.parent.comeForAll(t, ticks)
 	r.history = append(r.history, r.parent.history...)
 	if step := wall() - ahead; step.Abs() > time.Millisecond {
 		r.total.add("rounds not judged: the clock was set", 1)
@@ -185,7 +199,18 @@ func (r *round) judge(t *testing.T) {
 	for _, o := range r.history {
 		byMutex[o.Mutex] = append(byMutex[o.Mutex], o)
 	}
-	for _, id := range r.mutexes {
+	ids := slices.Clone(r.mutexes)
+	for _, s := range r.semaphores {
+		for _, complaint := range s.judgePermits(r.history) {
+			t.Errorf("%s: %s", s.ID, complaint)
+		}
+		for _, o := range byMutex[s.ID] {
+			r.total.add("semaphore: "+name(o)+" "+ending(o), 1)
+		}
+		maps.Copy(byMutex, s.histories(r.history))
+		ids = append(ids, s.slots()...)
+	}
+	for _, id := range ids {
 		history := byMutex[id]
 		record := newRecord(history, r.crashes, r.undone)
 		record.pruned = r.pruned
@@ -212,8 +237,9 @@ func (r *round) judge(t *testing.T) {
 		for _, complaint := range slices.Concat(judgeTokens(history), judgeEnds(history), judgeCounter(c, history, r.undoable)) {
 			t.Errorf("%s: %s", id, complaint)
 		}
-		r.total.record(record, c)
+		r.total.record(id, record, c)
 	}
+	r.judgeTicks(t)
 	if t.Failed() {
 		folder, err := os.MkdirTemp("", "dbmutex-torture-")
 		require.NoError(t, err)
@@ -223,10 +249,37 @@ func (r *round) judge(t *testing.T) {
 	}
 }
 
+// judgeTicks looks at what was to be done once.
+func (r *round) judgeTicks(t *testing.T) {
+	visits, ticks := visitsByTick(r.history)
+	undoable := func(v *witness.Visit) bool { // with what the transaction of the record did
+		return (v.Effect || v.Outcome == witness.Done) && r.undoneBetween(v.Called, v.Returned)
+	}
+	for _, id := range ticks {
+		var left witness.Left
+		record, err := r.db.Once(id, keep).Done()
+		require.NoError(t, err)
+		if record != nil {
+			left.Token = record.Token
+		}
+		require.NoError(t, r.db.Raw(`SELECT attempt FROM runs WHERE lock_id = ?`, id).Scan(&left.Effects).Error)
+		for _, complaint := range witness.Judge(visits[id], left, undoable) {
+			t.Errorf("%s: %s", id, complaint)
+		}
+		r.total.ticks(visits[id])
+	}
+	var rows []dbmutex.DBOnce
+	require.NoError(t, r.db.Model(&dbmutex.DBOnce{}).Where("lease_id NOT IN ('', 'done')").Find(&rows).Error)
+	require.Empty(t, rows, "runs that have no end")
+}
+
 // undoable says whether a crash may have lost a commit.
-func (r *round) undoable(o *operation) bool {
+func (r *round) undoable(o *operation) bool { return r.undoneBetween(o.Call, o.Return) }
+
+// undoneBetween says whether a crash may have lost what was committed between two moments.
+func (r *round) undoneBetween(from, to int64) bool {
 	for _, crash := range r.crashes {
-		if r.async && o.Call <= crash.to && o.Return >= crash.from-undoWindow {
+		if r.async && from <= crash.to && to >= crash.from-undoWindow {
 			return true
 		}
 	}

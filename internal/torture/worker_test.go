@@ -37,7 +37,10 @@ type job struct {
 	Isolates    bool   // transactions may have an isolation level of their own
 	Seed        uint64
 	Mutexes     []string
-	First       int // the number of its first client
+	Semaphores  []semaphore
+	Ticks       string        // the schedule that clients come for
+	Every       time.Duration // between its ticks
+	First       int           // the number of its first client
 	Clients     int
 	Pool        int // how many connections it may have
 	Prepare     bool
