@@ -518,6 +518,43 @@ func ExampleSemaphore_Holders() {
 	// true <nil>
 }
 
+// The leader's ticks are a Once each. Where the leader changes, the one before and the one after may come to the same tick: it
+// runs once.
+func ExampleMutex_Lead_ticks() {
+	db, done := openExample()
+	defer done()
+
+	ctx, stop := context.WithCancel(context.Background()) // a service uses signal.NotifyContext
+	const every = 100 * time.Millisecond
+	reports := 0
+	buildReport := func(context.Context) error {
+		fmt.Println("the report is built")
+		if reports++; reports == 2 {
+			stop()
+		}
+		return nil
+	}
+	leader := db.WithContext(ctx).Mutex("scheduler", dbmutex.WithTTL(10*time.Second))
+	err := leader.Lead(func(ctx context.Context) error {
+		for {
+			select {
+			case <-time.After(time.Until(time.Now().Truncate(every).Add(every))): // the next tick
+			case <-ctx.Done(): // the lease has ended, or the program stops
+				return nil
+			}
+			tick := dbmutex.Tick("report", time.Now(), every)
+			if err := db.WithContext(ctx).Once(tick, time.Hour, dbmutex.WithWait(every)).Do(buildReport); err != nil {
+				return err // another process may lead, and run what comes
+			}
+		}
+	})
+	fmt.Println(err)
+	// Output:
+	// the report is built
+	// the report is built
+	// <nil>
+}
+
 // Somebody else holds the mutex for a moment.
 func ExampleMutex_Watch() {
 	db, done := openExample()
