@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/leaseview"
 )
 
 const (
@@ -24,8 +25,9 @@ func newDoctor(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:   "doctor",
 		Short: "Look whether everything is as it should be",
-		Long: `Doctor looks at the connection, the table with its columns, its index and its sequence, the rights, the clocks, and
-at leases that never expire. Each line says ok, or what to do. The exit code is 1 if there is something to do.
+		Long: `Doctor looks at the connection, the table with its columns, its index and its sequence, the rights, the table of run
+--once-per, the clocks, and at leases that never expire. Each line says ok, or what to do. The exit code is 1 if there is
+something to do. Who uses no Once needs no table of it.
 
 To try the rights it takes and releases the mutex ` + doctorsID + `.`,
 		Args: cobra.NoArgs,
@@ -62,7 +64,7 @@ func (d *doctor) write(what, verdict string) {
 // answer is.
 func (d *doctor) examine(ctx context.Context, db *dbmutex.DB) error {
 	d.ok("connection", ": "+db.Name())
-	looks := []func(*dbmutex.DB) error{d.lookAtTable, d.lookAtRights, d.lookAtClock}
+	looks := []func(*dbmutex.DB) error{d.lookAtTable, d.lookAtRights, d.lookAtOnce, d.lookAtClock}
 	for i := 0; i < len(looks) && !d.found; i++ { // what follows needs what comes before
 		if err := d.within(ctx, db, looks[i]); err != nil {
 			return err
@@ -86,10 +88,7 @@ func (d *doctor) lookAtTable(db *dbmutex.DB) error {
 	case db.Statement.Context.Err() != nil:
 		return err
 	default:
-		problem := err.Error()
-		if _, why, unusable := strings.Cut(problem, " cannot be used: "); unusable {
-			problem = why
-		}
+		problem := problemOf(err)
 		switch what := about(problem); what {
 		case "missing":
 			d.bad("table", d.table+" is missing: run dbmutex migrate")
@@ -98,6 +97,34 @@ func (d *doctor) lookAtTable(db *dbmutex.DB) error {
 		default:
 			d.bad(what, problem)
 		}
+	}
+	return nil
+}
+
+// problemOf is what is wrong with a table.
+func problemOf(err error) string {
+	problem := err.Error()
+	if _, why, unusable := strings.Cut(problem, " cannot be used: "); unusable {
+		return why
+	}
+	return problem
+}
+
+// lookAtOnce is lookAtTable for the table that only Once needs.
+func (d *doctor) lookAtOnce(db *dbmutex.DB) error {
+	table := onceTable(d.table)
+	_, err := db.Leases(dbmutex.LeaseQuery{Once: true, Limit: 1})
+	switch {
+	case err == nil:
+		d.ok("once", ": "+table)
+	case db.Statement.Context.Err() != nil:
+		return err
+	case leaseview.MissingTable(err):
+		d.ok("once", ": "+table+" is missing, which only run --once-per and Once need; dbmutex migrate makes it")
+	case about(err.Error()) == "rights":
+		d.ok("once", ": "+table+" cannot be read, which only run --once-per and Once need: "+oneLine(err.Error()))
+	default:
+		d.bad("once", table+": "+problemOf(err))
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"reflect"
 	"regexp"
 	"strings"
 	"time"
@@ -44,14 +45,31 @@ func dialector(dsn string, mayMake bool) (gorm.Dialector, error) {
 	return nil, errUnknownDSN
 }
 
-// naming gives the lock's table its name. There is no other model.
+// naming gives the two tables their names.
 type naming struct {
 	schema.NamingStrategy
 	table string
 }
 
-// TableName is the name of the lock's table.
-func (n naming) TableName(string) string { return n.table }
+// TableName is the name of a model's table.
+func (n naming) TableName(model string) string {
+	if model == reflect.TypeFor[dbmutex.DBOnce]().Name() {
+		return onceTable(n.table)
+	}
+	return n.table
+}
+
+// onceTable is the table of Once that goes with one of mutexes, as GORM names them: db_onces with db_mutexes, and app_db_once
+// with app_db_mutex.
+func onceTable(mutexes string) string {
+	if name, plural := strings.CutSuffix(mutexes, "mutexes"); plural {
+		return name + "onces"
+	}
+	if name, singular := strings.CutSuffix(mutexes, "mutex"); singular {
+		return name + "once"
+	}
+	return mutexes + "_onces"
+}
 
 // open connects to the database, within the timeout.
 func (g *global) open(ctx context.Context, mayMake bool) (*dbmutex.DB, error) {

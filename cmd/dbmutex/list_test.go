@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/leaseview"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
 
@@ -154,7 +155,7 @@ func TestTextsCannotDeceive(t *testing.T) {
 	for _, r := range strings.TrimSuffix(stdout, "\n") {
 		require.True(t, r >= ' ' && r < 0x7f, "%q", r)
 	}
-	var got document
+	var got leaseview.Page
 	require.NoError(t, json.Unmarshal([]byte(stdout), &got))
 	require.Equal(t, evil, got.Leases[1].Holder)
 	require.Equal(t, evil, got.Leases[1].LockID)
@@ -187,7 +188,7 @@ $`, stdout)
 		code, stdout, _ = run(t, d, "show", "a/2")
 		require.Equal(t, 1, code)
 		require.Contains(t, stdout, "\nstate     ran out, not taken over\n")
-		require.Regexp(t, `\nends in   ran out [0-9]+ m?s ago, at 20`, stdout)
+		require.Regexp(t, `\nbegun     .*[0-9] m?s ago, at 20.*\nended     [0-9]+ m?s ago, at 20`, stdout)
 		code, stdout, stderr = run(t, d, "show", "a")
 		require.Equal(t, 1, code)
 		require.Empty(t, stderr)
@@ -195,7 +196,7 @@ $`, stdout)
 		for id, want := range map[string]struct{ code, leases int }{"a/1": {0, 1}, "a/2": {1, 1}, "b": {0, 1}, "a": {1, 0}} {
 			code, stdout, _ := run(t, d, "show", id, "-o", "json")
 			require.Equal(t, want.code, code)
-			var got document
+			var got leaseview.Page
 			require.NoError(t, json.Unmarshal([]byte(stdout), &got))
 			require.WithinDuration(t, time.Now(), got.Now, time.Minute)
 			require.Len(t, got.Leases, want.leases)

@@ -37,6 +37,7 @@ var forPeople = strings.NewReplacer(
 	"\n\t", " ", "\n", "; ",
 	"; it goes on in the background", "", // the program ends
 	"run AutoMigrate(&dbmutex.DBMutex{})", "run dbmutex migrate",
+	"run AutoMigrate(&dbmutex.DBOnce{})", "run dbmutex migrate",
 	" (AutoMigrate does so if the plugin was registered before, and Migrate does)", " (dbmutex migrate does so)",
 )
 

@@ -14,6 +14,7 @@ import (
 	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/leaseview"
 )
 
 // releaser is one dbmutex release.
@@ -36,7 +37,9 @@ func newRelease(g *global) *cobra.Command {
 
 --lease ends exactly the lease that dbmutex show, or list -o json, has shown. A successor is spared: the exit code is 1 if
 that lease had ended. --force ends the lease that is there, whichever it is. In a terminal you must then type the mutex's id,
-and only the lease that you have seen is ended; elsewhere you must say --yes. The exit code is 1 if there was no lease.`,
+and only the lease that you have seen is ended; elsewhere you must say --yes. The exit code is 1 if there was no lease.
+
+What run --slots holds has a lease for each slot. --lease ends one of them; --force ends none, and says which there are.`,
 		Example: `  dbmutex show nightly-report
   dbmutex release nightly-report --lease TKL4YA3ZLFCWPPMSJJH5FEAHQU`,
 		Args: cobra.ExactArgs(1),
@@ -64,7 +67,7 @@ and only the lease that you have seen is ended; elsewhere you must say --yes. Th
 
 // releaseLease ends the lease whose id is known.
 func (r *releaser) releaseLease(db *dbmutex.DB) error {
-	released, err := silent(db).Mutex(r.id).ForceReleaseLease(r.lease)
+	released, err := leaseview.Release(silent(db), r.id, r.lease)
 	switch {
 	case err != nil:
 		return err
@@ -77,18 +80,18 @@ func (r *releaser) releaseLease(db *dbmutex.DB) error {
 
 // releaseSeen shows the lease, and ends it when its mutex's id was typed.
 func (r *releaser) releaseSeen(ctx context.Context, db *dbmutex.DB) error {
-	var lease *dbmutex.LeaseInfo
+	var leases []dbmutex.LeaseInfo
 	err := r.within(ctx, db, func(db *dbmutex.DB) (err error) {
-		lease, err = db.Mutex(r.id).Inspect()
+		leases, err = leaseview.Find(db, r.id)
 		return err
 	})
 	switch {
 	case err != nil:
 		return err
-	case lease == nil:
-		return r.nothing()
+	case len(leases) == 0 || leases[0].Slot > 0:
+		return r.none(leases)
 	}
-	if err := writeText(r.id, page{leases: []dbmutex.LeaseInfo{*lease}}); err != nil {
+	if err := writeText(os.Stdout, leases[:1]); err != nil {
 		return err
 	}
 	fmt.Fprint(os.Stderr, releaseWarning+"\nType the mutex's id to release it: ")
@@ -99,7 +102,7 @@ func (r *releaser) releaseSeen(ctx context.Context, db *dbmutex.DB) error {
 	case typed != r.id:
 		return errors.New("that is not the id: nothing was released")
 	}
-	r.lease = lease.LeaseID
+	r.lease = leases[0].LeaseID
 	return r.within(ctx, db, r.releaseLease)
 }
 
@@ -128,7 +131,11 @@ func (r *releaser) releaseAny(db *dbmutex.DB) error {
 	case err != nil:
 		return err
 	case told.Event == nil:
-		return r.nothing()
+		permits, err := leaseview.Find(db, r.id)
+		if err != nil {
+			return err
+		}
+		return r.none(permits)
 	}
 	r.log.Info(fmt.Sprintf("released %q, which %s had", r.id, printable(told.Holder)), "lock_id", r.id)
 	return nil
@@ -137,8 +144,17 @@ func (r *releaser) releaseAny(db *dbmutex.DB) error {
 // silent is the handle without GORM's log, which would say of a release what the command says itself.
 func silent(db *dbmutex.DB) *dbmutex.DB { return db.Session(&gorm.Session{Logger: logger.Discard}) }
 
-func (r *releaser) nothing() error {
-	return &exitError{exitNo, fmt.Errorf("%q is not held: nothing was released", r.id)}
+// none is the error of --force if the mutex is not held. A semaphore of its id may be.
+func (r *releaser) none(permits []dbmutex.LeaseInfo) error {
+	if len(permits) == 0 {
+		return &exitError{exitNo, fmt.Errorf("%q is not held: nothing was released", r.id)}
+	}
+	which := make([]string, len(permits))
+	for i, p := range permits {
+		which[i] = fmt.Sprintf("--lease %s of %s in slot %d", printable(p.LeaseID), printable(p.Holder), p.Slot)
+	}
+	return fmt.Errorf("%q has %s, and --force does not choose: nothing was released; want one of: %s",
+		r.id, count(int64(len(permits)), "holder", "holders"), strings.Join(which, ", "))
 }
 
 // forced is told of a lease that was ended by force.

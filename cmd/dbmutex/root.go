@@ -36,6 +36,9 @@ The database is that of --dsn, or else of DBMUTEX_DSN, or else of DATABASE_URL:
 Passwords belong in the environment, not in --dsn: everybody on the machine can read the arguments of a program (ps).
 Special characters in a URL's password are written as %2F for /.
 
+The table of run --once-per, and of Once in programs, goes with that of --table: db_onces with db_mutexes, and app_db_onces
+with app_db_mutexes.
+
 The output has no colours, whether NO_COLOR is set or not.`
 
 const rootExits = `
@@ -55,12 +58,12 @@ func newRoot(g *global) *cobra.Command {
 	flags := root.PersistentFlags()
 	flags.StringVar(&g.dsn, "dsn", "", "the `database` (default: DBMUTEX_DSN, or else DATABASE_URL)")
 	flags.StringVar(&g.table, "table", "",
-		"the `name` of the table, or schema.table (default: DBMUTEX_TABLE, or else db_mutexes)")
+		"the `name` of the mutexes' table, or schema.table (default: DBMUTEX_TABLE, or else db_mutexes)")
 	flags.DurationVar(&g.timeout, "timeout", 10*time.Second, "how long the database may take to answer")
 	flags.BoolVarP(&g.quiet, "quiet", "q", false, "write nothing but errors to stderr")
 	flags.BoolVarP(&g.verbose, "verbose", "v", false, "say more")
 	flags.StringVar(&g.logFormat, "log-format", "text", "`text` or json: how dbmutex writes to stderr")
-	root.AddCommand(newRun(g), newList(g), newShow(g), newWatch(g), newRelease(g), newPrune(g), newMigrate(g), newSchema(g),
+	root.AddCommand(newRun(g), newList(g), newShow(g), newWatch(g), newRelease(g), newForget(g), newPrune(g), newMigrate(g), newSchema(g),
 		newDoctor(g), newServe(g), newMan(root))
 	refuseOtherShells(root)
 	return root

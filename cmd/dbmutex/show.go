@@ -2,42 +2,61 @@ package main
 
 import (
 	"fmt"
-	"time"
+	"os"
 
 	"github.com/spf13/cobra"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/leaseview"
 )
 
+// shower is one dbmutex show.
+type shower struct {
+	*global
+
+	id, output string
+	once       bool
+}
+
 func newShow(g *global) *cobra.Command {
-	var output string
+	s := &shower{global: g}
 	command := &cobra.Command{
 		Use:   "show ID",
 		Short: "Show who holds a mutex; exit with 1 if nobody does",
-		Long: `Show says who holds a mutex. The exit code is 0 if somebody does, and 1 if nobody does: also if the lease ran out,
-and nobody has taken the mutex since. -o json is that of dbmutex list.`,
+		Long: `Show says who holds a mutex, and who has which slot of run --slots. The exit code is 0 if somebody does, and 1 if
+nobody does: also if the lease ran out, and nobody has taken the mutex since.
+
+--once says who runs the work of a Once, or that it is done, and until when that is kept. That of run --once-per has the id
+ID@TIME, which list --once shows. The exit code is 1 if nobody runs it and it is not done.
+
+-o json is that of dbmutex list.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
-			text := func(p page) error { return writeText(args[0], p) }
-			write, err := choose("--output", output, map[string]func(page) error{"text": text, "json": writeJSON})
+			s.id = args[0]
+			write, err := choose("--output", s.output, map[string]func(page) error{"text": s.writeText, "json": writeJSON})
 			if err != nil {
 				return err
 			}
-			return g.ask(func(db *dbmutex.DB) error { return show(db, args[0], write) })
+			return g.ask(func(db *dbmutex.DB) error { return s.show(db, write) })
 		},
 	}
-	command.Flags().StringVarP(&output, "output", "o", "text", "the `format`: text or json")
+	command.Flags().BoolVar(&s.once, "once", false, "a run or a record of run --once-per, or of a program's Once")
+	command.Flags().StringVarP(&s.output, "output", "o", "text", "the `format`: text or json")
 	return command
 }
 
-func show(db *dbmutex.DB, id string, write func(page) error) error {
-	lease, err := db.Mutex(id).Inspect()
+func (s *shower) show(db *dbmutex.DB, write func(page) error) (err error) {
+	var p page
+	if s.once {
+		p.leases, err = onceRow(db, s.id)
+	} else {
+		p.leases, err = leaseview.Find(db, s.id)
+	}
 	if err != nil {
 		return err
 	}
-	var p page
-	if lease != nil {
-		p.now, p.leases = lease.Now, []dbmutex.LeaseInfo{*lease}
+	if len(p.leases) > 0 {
+		p.now = p.leases[0].Now
 	} else {
 		stats, err := db.LeaseStats()
 		if err != nil {
@@ -48,36 +67,34 @@ func show(db *dbmutex.DB, id string, write func(page) error) error {
 	if err := write(p); err != nil {
 		return err
 	}
-	if lease == nil || lease.Expired() {
-		return &exitError{code: exitNo}
+	for _, lease := range p.leases {
+		if !lease.Expired() {
+			return nil
+		}
 	}
-	return nil
+	return &exitError{code: exitNo}
 }
 
-func writeText(id string, p page) error {
-	if len(p.leases) == 0 {
-		_, err := fmt.Printf("%q is not held\n", id)
-		return err
+// onceRow is the run or the record of a Once, if there is one.
+func onceRow(db *dbmutex.DB, id string) ([]dbmutex.LeaseInfo, error) {
+	rows, err := db.Leases(dbmutex.LeaseQuery{Once: true, State: dbmutex.LeasesAll, Prefix: id, Limit: 1})
+	if len(rows) > 0 && rows[0].LockID != id { // the id itself would come first
+		rows = nil
 	}
-	lease := p.leases[0]
-	ends := endsIn(lease)
-	if lease.Expires() {
-		ends += ", at " + utc(*lease.ExpiresAt)
+	return rows, err
+}
+
+func (s *shower) writeText(p page) error {
+	switch {
+	case len(p.leases) > 0 && s.once:
+		return writeOnce(os.Stdout, p.leases[0])
+	case len(p.leases) > 0:
+		return writeText(os.Stdout, p.leases)
 	}
-	_, err := fmt.Printf("mutex     %s\nstate     %s\nholder    %s\nheld for  %s, since %s\nends in   %s\nlease     %s\n",
-		printable(lease.LockID), stateInWords(lease), printable(lease.Holder),
-		inWords(lease.HeldFor()), utc(lease.CreationTime), ends, printable(lease.LeaseID))
+	text := "is not held"
+	if s.once {
+		text = "is not done, and nobody runs it"
+	}
+	_, err := fmt.Printf("%q %s\n", s.id, text)
 	return err
 }
-
-func stateInWords(lease dbmutex.LeaseInfo) string {
-	switch {
-	case lease.Expired():
-		return "ran out, not taken over"
-	case lease.Resting():
-		return "held: the work has ended, and --min-hold keeps the mutex"
-	}
-	return "held"
-}
-
-func utc(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }

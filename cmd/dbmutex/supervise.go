@@ -82,6 +82,9 @@ func (r *runner) whyStopped(lease *dbmutex.Lease, left time.Duration) string {
 	if lease.Context().Err() != nil {
 		why = "it is over"
 	}
+	if left == 0 {
+		return fmt.Sprintf("the lease of %q: %s; the command gets KILL", r.id, why)
+	}
 	return fmt.Sprintf("the lease of %q: %s; the command gets TERM, and KILL in %v", r.id, why, left.Round(time.Millisecond))
 }
 
@@ -103,9 +106,10 @@ func awaitGroup(c *child, kill <-chan time.Time) {
 	}
 }
 
-// finish releases, and says with which code to end.
-func (r *runner) finish(lease *dbmutex.Lease, code int, stopped bool) error {
-	err := r.release(lease)
+// finish releases, or records that the command has succeeded, and says with which code to end.
+func (r *runner) finish(held *holding, code int, stopped bool) error {
+	succeeded := code == 0 && !stopped
+	err := r.end(held, succeeded)
 	var timeout *dbmutex.TimeoutError
 	lost := errors.As(err, &timeout) && timeout.Lost
 	switch {
@@ -115,8 +119,11 @@ func (r *runner) finish(lease *dbmutex.Lease, code int, stopped bool) error {
 		return &exitError{r.lostCode, fmt.Errorf("the command was ended with its lease; nobody else held %q meanwhile", r.id)}
 	case timeout != nil:
 		r.log.Warn(oneLine(err.Error()), "lock_id", r.id)
+	case err != nil && succeeded && r.oncePer > 0:
+		r.log.Warn("the command has succeeded, but that may not be recorded, so that it may run again: "+oneLine(err.Error()),
+			"lock_id", r.id)
 	case err != nil:
-		expires, _ := lease.ExpiresAt()
+		expires, _ := held.ExpiresAt()
 		r.log.Warn(fmt.Sprintf("not released, so that the mutex stays taken until its TTL is over, for %v at the most: %s",
 			max(0, time.Until(expires)).Round(time.Second), oneLine(err.Error())), "lock_id", r.id)
 	}
@@ -126,17 +133,17 @@ func (r *runner) finish(lease *dbmutex.Lease, code int, stopped bool) error {
 	return nil
 }
 
-// giveBack releases a lease under which no command ran.
-func (r *runner) giveBack(lease *dbmutex.Lease) {
-	if err := r.release(lease); err != nil {
+// giveBack releases what no command ran under.
+func (r *runner) giveBack(held *holding) {
+	if err := r.end(held, false); err != nil {
 		r.log.Warn(oneLine(err.Error()), "lock_id", r.id)
 	}
 }
 
-// release waits for a release, but not for ever.
-func (r *runner) release(lease *dbmutex.Lease) error {
+// end waits for the end of what is held, but not for ever.
+func (r *runner) end(held *holding, succeeded bool) error {
 	done := make(chan error, 1)
-	go func() { done <- lease.Release() }()
+	go func() { done <- held.end(succeeded) }()
 	select {
 	case err := <-done:
 		return err

@@ -17,7 +17,8 @@ import (
 )
 
 // asking are commands, but run and migrate, that ask the database.
-var asking = []string{"list", "show job", "watch", "release job --lease x", "release job --force --yes", "prune", "doctor"}
+var asking = []string{"list", "show job", "watch", "release job --lease x", "release job --force --yes", "prune", "doctor",
+	"list --once", "show --once job", "forget job"}
 
 func TestWrongUseExits2(t *testing.T) {
 	d, _ := file(t)
@@ -25,7 +26,7 @@ func TestWrongUseExits2(t *testing.T) {
 		"bogus", "--bogus", "list a b", "list --state none", "list --order none", "list -o xml", "list --limit 0",
 		"list --limit -1", "list --limit x", "list --after a --order oldest", "show", "show a b", "show a -o ids", "release",
 		"release job", "release a b --force --yes", "release job --lease x --force", "release job --yes", "release job --lease=",
-		"prune a", "migrate a", "migrate --bogus", "doctor a", "watch a b", "watch --interval 0", "watch --interval x", "man",
+		"prune a", "forget", "forget a b", "show --once", "list --after-slot 1", "list --after a --after-slot -1", "migrate a", "migrate --bogus", "doctor a", "watch a b", "watch --interval 0", "watch --interval x", "man",
 		"completion", "completion tcsh", "list -q -v", "list --timeout 0", "list --log-format xml", "list --dsn oracle://x",
 		"list --dsn postgres://u@127.0.0.1:1/x", "list --dsn mysql://u@127.0.0.1:1/x", "list --table nothing",
 		"migrate --dsn sqlite::memory:", "migrate --dsn file:x?mode=memory",
@@ -54,7 +55,7 @@ func TestOnlyMigrateMakesASQLiteFile(t *testing.T) {
 	}
 	code, _, stderr := run(t, testdb.At("sqlite", name), "migrate")
 	require.Zero(t, code)
-	require.Equal(t, "dbmutex: the table db_mutexes is ready\n", stderr)
+	require.Equal(t, "dbmutex: the tables db_mutexes and db_onces are ready\n", stderr)
 	require.FileExists(t, name)
 }
 
@@ -144,7 +145,7 @@ func TestHelpAndVersion(t *testing.T) {
 	code, stdout, _ = run(t, d, "--help")
 	require.Zero(t, code)
 	for _, name := range []string{
-		"run", "list", "show", "release", "prune", "watch", "migrate", "schema", "doctor", "serve", "completion", "DBMUTEX_DSN",
+		"run", "list", "show", "release", "forget", "prune", "watch", "migrate", "schema", "doctor", "serve", "completion", "DBMUTEX_DSN",
 		"DATABASE_URL", "DBMUTEX_TABLE", "NO_COLOR", "(ps)", "with 1 if the answer is no",
 	} {
 		require.Contains(t, stdout, name)
@@ -152,7 +153,8 @@ func TestHelpAndVersion(t *testing.T) {
 	require.NotContains(t, stdout, "\n  man ")
 	code, stdout, _ = run(t, d, "run", "--help")
 	require.Zero(t, code)
-	for _, text := range []string{"macOS", "Windows", "Linux", "75 ", "124 ", "125 ", "126, 127", "128+n", "DBMUTEX_TOKEN"} {
+	for _, text := range []string{"macOS", "Windows", "Linux", "75 ", "124 ", "125 ", "126, 127", "128+n", "DBMUTEX_TOKEN",
+		"DBMUTEX_SLOT", "--once-per PERIOD", "noon"} {
 		require.Contains(t, stdout, text)
 	}
 }
@@ -161,7 +163,7 @@ func TestEveryCommandHelps(t *testing.T) {
 	t.Parallel()
 	d := testdb.At("sqlite", "none")
 	for _, name := range []string{
-		"run", "list", "ls", "show", "release", "prune", "watch", "migrate", "schema", "doctor", "serve", "completion", "man",
+		"run", "list", "ls", "show", "release", "forget", "prune", "watch", "migrate", "schema", "doctor", "serve", "completion", "man",
 	} {
 		code, stdout, _ := run(t, d, name, "--help")
 		require.Zero(t, code)
@@ -178,7 +180,7 @@ func TestManualPagesAreWritten(t *testing.T) {
 	code, _, stderr := run(t, testdb.At("sqlite", "none"), "man", folder)
 	require.Zero(t, code, stderr)
 	for page, text := range map[string]string{
-		"dbmutex.1": "DBMUTEX_DSN", "dbmutex-run.1": "DBMUTEX_TOKEN", "dbmutex-list.1": "expires_at", "dbmutex-doctor.1": "clocks",
+		"dbmutex.1": "DBMUTEX_DSN", "dbmutex-run.1": "DBMUTEX_TOKEN", "dbmutex-list.1": "next_slot", "dbmutex-forget.1": "ID@TIME", "dbmutex-doctor.1": "clocks",
 	} {
 		content, err := os.ReadFile(filepath.Join(folder, page))
 		require.NoError(t, err)

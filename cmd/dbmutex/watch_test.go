@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/leaseview"
 	"github.com/gorm-dbmutex/dbmutex/internal/proxy"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 )
@@ -18,7 +19,7 @@ import (
 // ids are those of the next line of a dbmutex watch.
 func (p *process) ids() (ids []string) {
 	p.t.Helper()
-	var d document
+	var d leaseview.Page
 	require.NoError(p.t, json.Unmarshal([]byte(p.line()), &d))
 	for _, lease := range d.Leases {
 		ids = append(ids, lease.LockID)

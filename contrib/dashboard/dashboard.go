@@ -1,5 +1,5 @@
-// Package dashboard shows in a browser who holds which mutex of dbmutex, since when and until when, and what ran out. It is
-// an http.Handler for a program that has a web server:
+// Package dashboard shows in a browser who holds which mutex or semaphore of dbmutex, since when and until when, what ran out,
+// and what is done once. It is an http.Handler for a program that has a web server:
 //
 //	h, err := dashboard.New(db, dashboard.Options{})
 //	mux.Handle("/ops/mutexes/", http.StripPrefix("/ops/mutexes", auth(h)))
@@ -10,8 +10,8 @@
 // However many watch, each page is read once a second at the most, and the figures of the whole table once in 10 seconds. A
 // statement has 2 seconds, and 4 at the most run at a time. The pages are as old as that, but for their times, which go on.
 //
-// The pages need no JavaScript; with it they stay fresh. Programs get the same from api/leases, api/lease?id= and api/stats,
-// as JSON.
+// The pages need no JavaScript; with it they stay fresh. Programs get the same from api/leases, api/leases?once=1,
+// api/lease?id= and api/stats, as JSON.
 package dashboard
 
 import (
@@ -29,6 +29,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/leaseview"
 )
 
 // Options change what New makes. The zero value shows everything, and is read only.
@@ -69,7 +70,7 @@ type handler struct {
 	routes  map[string]map[string]http.HandlerFunc // by path and method
 
 	lists  *cache[dbmutex.LeaseQuery, []dbmutex.LeaseInfo]
-	leases *cache[string, *dbmutex.LeaseInfo]
+	leases *cache[string, []dbmutex.LeaseInfo] // of a mutex's id: its own, and those of the semaphore
 	stats  *cache[struct{}, dbmutex.LeaseStats]
 }
 
@@ -100,8 +101,8 @@ func newDashboard(db *dbmutex.DB, o Options, p pace) (http.Handler, error) {
 	h.lists = newCache(p.answer, func(q dbmutex.LeaseQuery) (found []dbmutex.LeaseInfo, err error) {
 		return found, h.ask(func(db *dbmutex.DB) error { found, err = db.Leases(q); return err })
 	})
-	h.leases = newCache(p.answer, func(id string) (found *dbmutex.LeaseInfo, err error) {
-		return found, h.ask(func(db *dbmutex.DB) error { found, err = db.Mutex(id).Inspect(); return err })
+	h.leases = newCache(p.answer, func(id string) (found []dbmutex.LeaseInfo, err error) {
+		return found, h.ask(func(db *dbmutex.DB) error { found, err = leaseview.Find(db, id); return err })
 	})
 	h.stats = newCache(p.stats, func(struct{}) (stats dbmutex.LeaseStats, err error) {
 		return stats, h.ask(func(db *dbmutex.DB) error { stats, err = db.LeaseStats(); return err })
@@ -208,8 +209,8 @@ func (h *handler) end(r *http.Request, id, leaseID string) (released bool, err e
 	}
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), releaseLimit)
 	defer cancel()
-	mutex := h.db.WithContext(ctx).Mutex(id, func(s *dbmutex.Settings) { s.Holder = cmp.Or(actor, s.Holder) })
-	released, err = mutex.ForceReleaseLease(leaseID)
+	by := func(s *dbmutex.Settings) { s.Holder = cmp.Or(actor, s.Holder) }
+	released, err = leaseview.Release(h.db.WithContext(ctx), id, leaseID, by)
 	h.lists.forget()
 	h.leases.forget()
 	h.stats.forget()

@@ -112,7 +112,7 @@ func TestAllLinksAreRelative(t *testing.T) {
 			base := "http://example.com" + mounted + "/"
 			for _, path := range []string{
 				"", "?prefix=many&state=all", "?order=ending", "?after=many-00001", "mutex?" + query, "release?" + query,
-				"release?id=x&lease=x", "mutex?id=x",
+				"release?id=x&lease=x", "mutex?id=x", "?once=1",
 			} {
 				w := httptest.NewRecorder()
 				mux.ServeHTTP(w, httptest.NewRequest(http.MethodGet, base+path, nil))

@@ -119,7 +119,8 @@ func TestPagesFollowEachOther(t *testing.T) {
 
 func TestAListThatDoesNotExist(t *testing.T) {
 	each(t, dashboard.Options{}, func(t *testing.T, s *site) {
-		for _, query := range []string{"state=open", "order=name", "order=oldest&after=x", "prefix=%00", "prefix=%ff"} {
+		for _, query := range []string{"state=open", "order=name", "order=oldest&after=x", "prefix=%00", "prefix=%ff",
+			"after=x&after_slot=x", "after=x&after_slot=-1", "once=1&state=open", "prefix=a%1f"} {
 			w := s.get("?" + query)
 			require.Equal(t, http.StatusBadRequest, w.Code, query)
 			require.Contains(t, text(w.Body.String()), "There is no such list.")

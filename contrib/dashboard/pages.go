@@ -9,10 +9,13 @@ import (
 	"html/template"
 	"net/http"
 	"net/url"
+	"slices"
+	"strconv"
 	"strings"
 	"time"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/leaseview"
 )
 
 // pageLeases is how many leases a page has.
@@ -85,39 +88,40 @@ func moment(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC
 // asked is what the list's address says.
 type asked struct {
 	State, Order, Prefix, After string
+	Once                        bool
 }
-
-var (
-	states = map[string]dbmutex.LeaseState{
-		"held": dbmutex.LeasesHeld, "expired": dbmutex.LeasesExpired, "all": dbmutex.LeasesAll,
-	}
-	orders = map[string]dbmutex.LeaseOrder{
-		"id": dbmutex.ByLockID, "oldest": dbmutex.OldestFirst, "ending": dbmutex.EndingFirst,
-	}
-)
 
 // ask reads the address. It asks for one more than a page has.
 func ask(v url.Values) (a asked, q dbmutex.LeaseQuery, err error) {
-	a = asked{v.Get("state"), v.Get("order"), v.Get("prefix"), v.Get("after")}
+	a = asked{v.Get("state"), v.Get("order"), v.Get("prefix"), v.Get("after"), v.Get("once") == "1"}
 	if a.State == "" {
 		a.State = "held"
 	}
 	if a.Order == "" {
 		a.Order = "id"
 	}
-	state, known := states[a.State]
-	order, sorted := orders[a.Order]
+	state, known := leaseview.States[a.State]
+	order, sorted := leaseview.Orders[a.Order]
 	switch {
 	case !known:
 		err = fmt.Errorf("%w: there is no state %q", dbmutex.ErrInvalidSettings, a.State)
 	case !sorted:
 		err = fmt.Errorf("%w: there is no order %q", dbmutex.ErrInvalidSettings, a.Order)
 	}
-	q = dbmutex.LeaseQuery{State: state, Prefix: a.Prefix, Order: order, After: a.After, Limit: pageLeases + 1}
+	q = dbmutex.LeaseQuery{
+		Once: a.Once, State: state, Prefix: a.Prefix, Order: order, After: a.After, Limit: pageLeases + 1,
+	}
+	if slot := v.Get("after_slot"); slot != "" {
+		var none error
+		if q.AfterSlot, none = strconv.Atoi(slot); none != nil {
+			err = fmt.Errorf("%w: there is no slot %q", dbmutex.ErrInvalidSettings, slot)
+		}
+	}
 	return a, q, err
 }
 
-// With is the address of a list that differs in one thing. Only the state and the prefix stay for another order or page.
+// With is the address of a list that differs in one thing. Only the state and the prefix stay for another order or page. A
+// state is that of mutexes.
 func (a asked) With(what, value string) string {
 	v := url.Values{}
 	set := func(name, value, usual string) {
@@ -133,16 +137,58 @@ func (a asked) With(what, value string) string {
 	usual := map[string]string{"state": "held", "order": "id"}[what]
 	v.Del(what)
 	set(what, value, usual)
+	if a.Once && what != "state" || what == "once" {
+		v.Set("once", "1")
+	}
 	return "./?" + v.Encode()
 }
 
 type listPage struct {
 	page
 	asked
-	Stats  *stats
-	Leases []lease
-	More   bool
-	As     string // of when the rows are, by the database's clock; "" = nothing is known
+	Stats   *stats
+	Groups  []group
+	last    dbmutex.LeaseInfo
+	n       int // leases
+	More    bool
+	As      string // of when the rows are, by the database's clock; "" = nothing is known
+	NoTable bool   // of Once
+}
+
+// group is a mutex with its lease, or a semaphore with its leases.
+type group struct {
+	LockID  string
+	Holders string // how many a semaphore has; "" for a mutex
+	Leases  []lease
+}
+
+// Commands are those for a shell, or none if a person could not type them.
+func (g group) Commands() (lines []string) {
+	id := argument(g.LockID)
+	if id == "" {
+		return nil
+	}
+	lines = append(lines, "dbmutex show "+id)
+	for _, l := range g.Leases {
+		if lease := argument(l.LeaseID); lease != "" {
+			lines = append(lines, fmt.Sprintf("dbmutex release --lease %s %s", lease, id))
+		}
+	}
+	return lines
+}
+
+func groupsOf(infos []dbmutex.LeaseInfo, since time.Duration) (groups []group) {
+	for _, infos := range leaseview.Groups(infos) {
+		g := group{LockID: infos[0].LockID}
+		if infos[0].Slot > 0 {
+			g.Holders = leaseview.Holders(infos)
+		}
+		for _, info := range infos {
+			g.Leases = append(g.Leases, lease{info, since})
+		}
+		groups = append(groups, g)
+	}
+	return groups
 }
 
 type stats struct {
@@ -166,6 +212,10 @@ func (h *handler) list(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	p := listPage{page: h.page(r, "Mutexes"), asked: a}
+	name := "list"
+	if a.Once {
+		name, p.Heading = "onces", "Once"
+	}
 	status := http.StatusOK
 	if id := r.URL.Query().Get("done"); id != "" {
 		p.Note = &note{Class: "ok", Role: "status", Strong: "Released", ID: id,
@@ -173,10 +223,17 @@ func (h *handler) list(w http.ResponseWriter, r *http.Request) {
 	}
 	shown := found.good()
 	if shown != nil {
-		p.Leases, p.More = cut(shown)
+		var infos []dbmutex.LeaseInfo
+		infos, p.More = cut(shown)
+		if p.n = len(infos); p.n > 0 {
+			p.Groups, p.last = groupsOf(infos, shown.age()), infos[p.n-1]
+		}
 		p.As = h.now(shown).Format(time.TimeOnly)
 	}
-	if found.err != nil {
+	switch {
+	case found.err != nil && leaseview.MissingTable(found.err) && a.Once:
+		p.NoTable = true
+	case found.err != nil:
 		status = http.StatusServiceUnavailable
 		p.Note = h.noAnswer(found.err, p.As)
 	}
@@ -186,20 +243,12 @@ func (h *handler) list(w http.ResponseWriter, r *http.Request) {
 			p.Stats.Oldest = &lease{*oldest, shown.age()}
 		}
 	}
-	h.render(w, status, "list", p)
+	h.render(w, status, name, p)
 }
 
 // cut are the leases of a page, and whether more follow.
-func cut(a *answer[[]dbmutex.LeaseInfo]) (leases []lease, more bool) {
-	found := a.value
-	if more = len(found) > pageLeases; more {
-		found = found[:pageLeases]
-	}
-	leases = make([]lease, len(found))
-	for i, info := range found {
-		leases[i] = lease{info, a.age()}
-	}
-	return leases, more
+func cut(a *answer[[]dbmutex.LeaseInfo]) (leases []dbmutex.LeaseInfo, more bool) {
+	return a.value[:min(len(a.value), pageLeases)], len(a.value) > pageLeases
 }
 
 // now is the database's clock when it gave a list.
@@ -237,8 +286,9 @@ func (h *handler) why(err error) string {
 type mutexPage struct {
 	page
 	ID    string
-	Lease *lease
-	Error bool // nothing is known
+	Lease *lease // of the mutex
+	Slots *group // the semaphore of that id
+	Error bool   // nothing is known
 }
 
 // mutex shows one.
@@ -254,13 +304,19 @@ func (h *handler) mutex(w http.ResponseWriter, r *http.Request) {
 	case found.err != nil && !errors.Is(found.err, dbmutex.ErrInvalidLockID):
 		status = http.StatusServiceUnavailable
 		p.Note, p.Error = h.noAnswer(found.err, ""), shown == nil
-	case shown == nil || shown.value == nil:
+	case shown == nil || len(shown.value) == 0:
 		status = http.StatusNotFound
 	}
-	if shown != nil && shown.value != nil {
-		p.Lease = &lease{*shown.value, shown.age()}
+	if shown != nil && len(shown.value) > 0 {
+		for _, g := range groupsOf(shown.value, shown.age()) {
+			if g.Holders != "" {
+				p.Slots = &g
+			} else {
+				p.Lease = &g.Leases[0]
+			}
+		}
 		if p.Note != nil {
-			p.Note.At = p.Lease.Now.UTC().Format(time.TimeOnly)
+			p.Note.At = shown.value[0].Now.UTC().Format(time.TimeOnly)
 		}
 	}
 	h.render(w, status, "mutex", p)
@@ -292,9 +348,10 @@ func (h *handler) confirmLease(w http.ResponseWriter, r *http.Request, status in
 	}
 	p := confirmPage{page: h.page(r, "Release "+visible(id))}
 	p.Refresh, p.Note = 0, n
-	switch info := found.value; {
-	case found.err == nil && info != nil && info.LeaseID == leaseID:
-		p.Lease = lease{*info, found.age()}
+	seen := slices.IndexFunc(found.value, func(info dbmutex.LeaseInfo) bool { return info.LeaseID == leaseID })
+	switch {
+	case found.err == nil && seen >= 0:
+		p.Lease = lease{found.value[seen], found.age()}
 		h.render(w, status, "confirm", p)
 	case n != nil:
 		h.refuse(w, r, status, n.Strong, n.Text)
@@ -390,6 +447,9 @@ func (p listPage) Columns() []column {
 		{Name: "Held for", Class: "c-since", Link: "oldest", Sorted: "descending", Arrow: "↓"},
 		{Name: "Ends in", Class: "c-left", Link: "ending", Sorted: "ascending", Arrow: "↑"},
 	}
+	if p.Once {
+		columns[0].Name, columns[2].Name, columns[3].Name = "Once", "Begun", "State"
+	}
 	for i := range columns {
 		c := &columns[i]
 		if c.Link != p.Order {
@@ -405,20 +465,29 @@ func (p listPage) Columns() []column {
 // What says which mutexes these are.
 func (p listPage) What() string {
 	text := map[string]string{"held": "Mutexes that are held", "expired": "Mutexes that ran out", "all": "All mutexes"}[p.State]
+	if p.Once {
+		text = "Work of Once, which is done or runs"
+	}
 	if p.Prefix != "" {
 		text += ", and whose id begins with " + visible(p.Prefix)
 	}
 	return text
 }
 
-// Last is the id of the last lease.
-func (p listPage) Last() string { return p.Leases[len(p.Leases)-1].LockID }
+// Next is the address of the page that follows.
+func (p listPage) Next() string {
+	next := p.With("after", p.last.LockID)
+	if p.last.Slot > 0 {
+		next += fmt.Sprintf("&after_slot=%d", p.last.Slot)
+	}
+	return next
+}
 
 // Count says how many there are.
 func (p listPage) Count() string {
-	n := len(p.Leases)
+	n := p.n
 	total := int64(n)
-	if p.Stats != nil {
+	if p.Stats != nil && !p.Once {
 		total = map[string]int64{"held": p.Stats.Held, "expired": p.Stats.Expired, "all": p.Stats.Held + p.Stats.Expired}[p.State]
 	}
 	switch {

@@ -3,6 +3,7 @@ package otelmutex
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"time"
 
@@ -50,7 +51,7 @@ func newMetrics(meter metric.Meter, named func(id string) string, limit int) (*m
 
 // Observe counts.
 func (m *metrics) Observe(ctx context.Context, e dbmutex.Event) context.Context {
-	name := m.name(e.LockID)
+	name := m.name(idOf(e))
 	switch e.Kind {
 	case dbmutex.AcquireBegan:
 		m.pending.Add(ctx, 1, with(name, ""))
@@ -100,6 +101,18 @@ func with(name, outcome string) metric.MeasurementOption {
 		attributes = append(attributes, attribute.String("dbmutex.outcome", outcome))
 	}
 	return metric.WithAttributeSet(attribute.NewSet(attributes...))
+}
+
+// idOf is the mutex's id, or that of a Once without the time of dbmutex.Tick: else every tick would have a name.
+func idOf(e dbmutex.Event) string {
+	at := strings.LastIndex(e.LockID, "@")
+	if !e.Once || at < 0 {
+		return e.LockID
+	}
+	if _, err := time.Parse(time.RFC3339Nano, e.LockID[at+1:]); err != nil {
+		return e.LockID
+	}
+	return e.LockID[:at]
 }
 
 // seconds of a time, which no step of a clock makes negative.

@@ -8,8 +8,8 @@
 //
 // Their attributes begin with "dbmutex.": mutex.name, holder and outcome, which both have; token, once there is a lease; and
 // acquire.tries, handed_on (from this process's last holder) and previous.holder (whose lease had run out, and was taken
-// over), which an acquire has. The status is Error if the outcome is failed, lost or unknown. That a mutex is held is no
-// error.
+// over), which an acquire has; slot, of a semaphore's lease; and once, which is true for a Once's. The status is Error if the
+// outcome is failed, lost or unknown. That a mutex is held is no error, nor that a Once is done.
 //
 // The metrics:
 //
@@ -56,8 +56,8 @@ func WithTracerProvider(p trace.TracerProvider) Option { return func(o *options)
 func WithMeterProvider(p metric.MeterProvider) Option { return func(o *options) { o.meters = p } }
 
 // WithNames says under which name a mutex is in the metrics: perhaps "export" for all of "export/123". "" leaves the name
-// out. The same id must always have the same name. fn runs in many goroutines. The default is the id. Spans have the id in
-// any case.
+// out. The same id must always have the same name. fn runs in many goroutines. The default is the id. That of a Once comes
+// without the time of dbmutex.Tick. Spans have the whole id in any case.
 func WithNames(fn func(id string) string) Option { return func(o *options) { o.names = fn } }
 
 // WithNameLimit says how many names there are in the metrics: the first n that come, and "_other" for all that come later.

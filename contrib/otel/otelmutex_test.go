@@ -413,6 +413,57 @@ func TestSpansHaveTheWholeID(t *testing.T) {
 	}
 }
 
+func TestARunOfAOnceAndItsRecord(t *testing.T) {
+	each(t, func(t *testing.T, db, _ *dbmutex.DB, r *recording) {
+		const id = "job@2026-11-27T00:00:00Z"
+		require.ErrorIs(t, db.Once(id, time.Hour).Do(func(context.Context) error { return errWork }), errWork)
+		hold := r.last(t, "dbmutex hold")
+		require.Equal(t, "released", attributes(hold)["outcome"])
+		require.Equal(t, true, attributes(hold)["once"])
+		for range 2 {
+			require.NoError(t, db.Once(id, time.Hour).Do(testdb.Nothing))
+		}
+		acquire, hold := r.last(t, "dbmutex acquire"), r.last(t, "dbmutex hold")
+		require.Subset(t, attributes(acquire), map[string]any{"mutex.name": id, "outcome": "done", "once": true})
+		require.NotContains(t, attributes(acquire), "token")
+		requireNoError(t, acquire)
+		require.Subset(t, attributes(hold), map[string]any{"mutex.name": id, "outcome": "recorded", "once": true})
+		requireNoError(t, hold)
+		require.NoError(t, db.Once("job@2026-11-28T00:00:00Z", time.Hour).Do(testdb.Nothing))
+		require.NoError(t, db.Mutex(id).Do(testdb.Nothing))
+		require.NoError(t, db.Once("a@b", time.Hour).Do(testdb.Nothing))
+		require.Equal(t, []string{
+			"acquire.duration a@b acquired 1", "acquire.duration job acquired 3", "acquire.duration job done 1",
+			"acquire.duration " + id + " acquired 1",
+			"acquire.pending a@b 0", "acquire.pending job 0", "acquire.pending " + id + " 0",
+			"lease.active a@b 0", "lease.active job 0", "lease.active " + id + " 0",
+			"lease.duration a@b recorded 1", "lease.duration job recorded 2", "lease.duration job released 1",
+			"lease.duration " + id + " released 1",
+		}, r.measured(t), "ticks have one name")
+		require.NotContains(t, attributes(r.ended("dbmutex hold")[3]), "once", "of the mutex")
+	})
+}
+
+func TestASemaphoresSlotIsInItsSpans(t *testing.T) {
+	each(t, func(t *testing.T, db, _ *dbmutex.DB, r *recording) {
+		first, err := db.Semaphore("job", 2).Acquire()
+		require.NoError(t, err)
+		second, err := db.Semaphore("job", 2).Acquire()
+		require.NoError(t, err)
+		require.ErrorIs(t, db.Semaphore("job", 2).Do(testdb.Nothing), dbmutex.ErrNotAcquired)
+		require.Contains(t, r.measured(t), "lease.active job 2")
+		for _, lease := range []*dbmutex.Lease{first, second} {
+			require.NoError(t, lease.Release())
+			require.Subset(t, attributes(r.last(t, "dbmutex hold")),
+				map[string]any{"mutex.name": "job", "slot": int64(lease.Slot()), "token": lease.Token()})
+		}
+		acquires := r.ended("dbmutex acquire")
+		require.Equal(t, int64(first.Slot()), attributes(acquires[0])["slot"])
+		require.NotContains(t, attributes(acquires[2]), "slot")
+		require.Contains(t, r.measured(t), "acquire.duration job held 1")
+	})
+}
+
 func TestWhatAnErrorOfNilSaysIsNothing(t *testing.T) {
 	r := record(t)
 	ctx := r.Observe(t.Context(), dbmutex.Event{Kind: dbmutex.LeaseBegan})

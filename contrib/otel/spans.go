@@ -23,7 +23,7 @@ func (s spans) Observe(ctx context.Context, e dbmutex.Event) context.Context {
 	case dbmutex.AcquireBegan:
 		return s.begin(ctx, "dbmutex acquire", e)
 	case dbmutex.LeaseBegan:
-		return s.begin(ctx, "dbmutex hold", e, attribute.Int64("dbmutex.token", e.Token))
+		return s.begin(ctx, "dbmutex hold", e, ofLease(e)...)
 	}
 	span, ok := ctx.Value(spanKey{}).(trace.Span)
 	if !ok {
@@ -33,7 +33,7 @@ func (s spans) Observe(ctx context.Context, e dbmutex.Event) context.Context {
 	case dbmutex.AcquireEnded:
 		span.SetAttributes(attribute.Int("dbmutex.acquire.tries", e.Tries))
 		if e.Outcome == dbmutex.OutcomeAcquired {
-			span.SetAttributes(attribute.Int64("dbmutex.token", e.Token), attribute.Bool("dbmutex.handed_on", e.HandedOn))
+			span.SetAttributes(append(ofLease(e), attribute.Bool("dbmutex.handed_on", e.HandedOn))...)
 		}
 		if e.Previous != nil {
 			span.SetAttributes(attribute.String("dbmutex.previous.holder", e.Previous.Holder))
@@ -53,7 +53,19 @@ func (s spans) Observe(ctx context.Context, e dbmutex.Event) context.Context {
 	return nil
 }
 
+// ofLease are the attributes of a span that has a lease.
+func ofLease(e dbmutex.Event) []attribute.KeyValue {
+	attributes := []attribute.KeyValue{attribute.Int64("dbmutex.token", e.Token)}
+	if e.Slot > 0 {
+		attributes = append(attributes, attribute.Int("dbmutex.slot", e.Slot))
+	}
+	return attributes
+}
+
 func (s spans) begin(ctx context.Context, name string, e dbmutex.Event, more ...attribute.KeyValue) context.Context {
+	if e.Once {
+		more = append(more, attribute.Bool("dbmutex.once", true))
+	}
 	ctx, span := s.tracer.Start(ctx, name, trace.WithAttributes(
 		attribute.String("dbmutex.mutex.name", e.LockID),
 		attribute.String("dbmutex.holder", e.Holder),

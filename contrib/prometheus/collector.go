@@ -20,7 +20,7 @@ var (
 	leases        = prometheus.NewDesc("dbmutex_table_leases", "Leases in the table.", []string{"state"}, nil)
 	withoutExpiry = prometheus.NewDesc("dbmutex_table_leases_without_expiry", "Leases that are held for ever.", nil, nil)
 	oldest        = prometheus.NewDesc("dbmutex_table_oldest_lease_seconds", "How long the oldest lease is held.", nil, nil)
-	age           = prometheus.NewDesc("dbmutex_table_lease_age_seconds", "How long a lease is held.", []string{"mutex"}, nil)
+	age           = prometheus.NewDesc("dbmutex_table_lease_age_seconds", "How long a mutex is held, or the oldest lease of a semaphore.", []string{"mutex"}, nil)
 )
 
 // maxPerMutex is how many leases the table tells of at once.
@@ -34,8 +34,9 @@ type CollectorOptions struct {
 	// MaxAge is how old the figures may be: scrapes within that time get the same. 0 means 10 seconds.
 	MaxAge time.Duration
 
-	// PerMutex is of how many mutexes dbmutex_table_lease_age_seconds tells: those that are held longest. There are as many
-	// values of its label in Prometheus as mutexes have ever been among them. 0 means none; the most is 1000.
+	// PerMutex is of how many mutexes dbmutex_table_lease_age_seconds tells: those that are held longest. A semaphore counts as
+	// one, by the oldest of its leases; it is one with the mutex of its id. There are as many values of the label in Prometheus
+	// as mutexes have ever been among them. 0 means none; the most is 1000, and no more than the 1000 oldest leases are read.
 	PerMutex int
 }
 
@@ -130,11 +131,14 @@ func (c *Collector) ask() ([]prometheus.Metric, error) {
 	if c.options.PerMutex == 0 {
 		return figures, nil
 	}
-	rows, err := db.Leases(dbmutex.LeaseQuery{Order: dbmutex.OldestFirst, Limit: c.options.PerMutex})
+	rows, err := db.Leases(dbmutex.LeaseQuery{Order: dbmutex.OldestFirst, Limit: maxPerMutex})
+	told := map[string]bool{}
 	for _, row := range rows {
-		if !utf8.ValidString(row.LockID) { // no mutex has such an id: somebody else wrote the row
+		// No mutex has an id that is not UTF-8: somebody else wrote the row.
+		if !utf8.ValidString(row.LockID) || told[row.LockID] || len(told) == c.options.PerMutex {
 			continue
 		}
+		told[row.LockID] = true
 		figures = append(figures, gauge(age, seconds(row.HeldFor()), row.LockID))
 	}
 	return figures, err

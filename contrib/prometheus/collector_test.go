@@ -113,6 +113,30 @@ func TestTheOldestMutexesAreNamed(t *testing.T) {
 	})
 }
 
+func TestASemaphoreIsOneMutexWithTheAgeOfItsOldestLease(t *testing.T) {
+	each(t, func(t *testing.T, db *dbmutex.DB) {
+		oldest, err := db.Semaphore("slots", 3).Acquire()
+		require.NoError(t, err)
+		time.Sleep(30 * time.Millisecond) // the database's clock goes on
+		for range 2 {
+			_, err := db.Semaphore("slots", 3).Acquire()
+			require.NoError(t, err)
+		}
+		testdb.Acquire(t, db, "slots")
+		testdb.Acquire(t, db, "job")
+		got := values(t, collect(t, db, prommutex.CollectorOptions{PerMutex: 2, Timeout: time.Minute}))
+		require.Len(t, got, 7)
+		require.True(t, strings.HasPrefix(got[0], "table_lease_age_seconds{job} "), got[0])
+		require.Equal(t, "table_leases{held} 5", got[3])
+		age := number(t, got[1], "table_lease_age_seconds{slots} ")
+		require.GreaterOrEqual(t, age, number(t, got[5], "table_oldest_lease_seconds "), "it was asked for later")
+		require.NoError(t, oldest.Release())
+		got = values(t, collect(t, db, prommutex.CollectorOptions{PerMutex: 1, Timeout: time.Minute}))
+		require.True(t, strings.HasPrefix(got[0], "table_lease_age_seconds{slots} "), got)
+		require.Len(t, got, 6)
+	})
+}
+
 func TestCollectorsMetricsFollowPrometheusConventions(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB) {
 		testdb.Acquire(t, db, "job")

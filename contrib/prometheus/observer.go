@@ -3,6 +3,7 @@ package prommutex
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync"
 	"time"
 
@@ -23,7 +24,8 @@ const (
 // ObserverOptions change what NewObserver makes. The zero value has the defaults.
 type ObserverOptions struct {
 	// Names says under which name a mutex is in the metrics: perhaps "export" for all of "export/123". "" leaves the name out.
-	// The same id must always have the same name. It runs in many goroutines. Nil means the id.
+	// The same id must always have the same name. It runs in many goroutines. Nil means the id. The id of a Once comes without
+	// the time of dbmutex.Tick.
 	Names func(id string) string
 
 	// NameLimit says how many names there are in the metrics: the first that come, and "_other" for all that come later. 0
@@ -118,7 +120,7 @@ func (o *observer) Collect(ch chan<- prometheus.Metric) {
 
 // Observe counts.
 func (o *observer) Observe(ctx context.Context, e dbmutex.Event) context.Context {
-	name := o.name(e.LockID)
+	name := o.name(idOf(e))
 	switch e.Kind {
 	case dbmutex.AcquireBegan:
 		o.pending.WithLabelValues(name).Inc()
@@ -156,6 +158,18 @@ func (o *observer) name(id string) string {
 	}
 	o.names[name] = true
 	return name
+}
+
+// idOf is the mutex's id, or that of a Once without the time of dbmutex.Tick: else every tick would have a name.
+func idOf(e dbmutex.Event) string {
+	at := strings.LastIndex(e.LockID, "@")
+	if !e.Once || at < 0 {
+		return e.LockID
+	}
+	if _, err := time.Parse(time.RFC3339Nano, e.LockID[at+1:]); err != nil {
+		return e.LockID
+	}
+	return e.LockID[:at]
 }
 
 // seconds of a time, which no step of a clock makes negative.

@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -139,6 +140,35 @@ func TestNamesAreLimited(t *testing.T) {
 	all := forced(prommutex.ObserverOptions{}, ids...)
 	require.Len(t, all, 101)
 	require.Contains(t, all, "lease_forced_total{_other} 2")
+}
+
+func TestRunsOfAOnceAndSlotsAreCountedUnderOneName(t *testing.T) {
+	t.Parallel()
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		t.Parallel()
+		r := prometheus.NewRegistry()
+		settings := dbmutex.DefaultSettings()
+		settings.Observer = newObserver(t, r, prommutex.ObserverOptions{})
+		db := d.Mutexes(t, settings).WithContext(testdb.Limited(t))
+		for _, id := range []string{"job@2026-11-27T00:00:00Z", "job@2026-11-27T00:00:00Z", "job@2026-11-28T00:00:00.5Z", "a@b"} {
+			require.NoError(t, db.Once(id, time.Hour).Do(testdb.Nothing))
+		}
+		for range 2 {
+			_, err := db.Semaphore("slots", 2).Acquire()
+			require.NoError(t, err)
+		}
+		require.NoError(t, db.Mutex("m@2026-11-27T00:00:00Z").ForceRelease())
+		require.Equal(t, []string{
+			"acquire_duration_seconds_count{a@b,acquired} 1",
+			"acquire_duration_seconds_count{job,acquired} 2",
+			"acquire_duration_seconds_count{job,done} 1",
+			"acquire_duration_seconds_count{slots,acquired} 2",
+			"acquire_pending{a@b} 0", "acquire_pending{job} 0", "acquire_pending{slots} 0",
+			"lease_active{a@b} 0", "lease_active{job} 0", "lease_active{slots} 2",
+			"lease_duration_seconds_count{a@b,recorded} 1",
+			"lease_duration_seconds_count{job,recorded} 2",
+		}, values(t, r))
+	})
 }
 
 func TestARegistryTakesOneObserver(t *testing.T) {

@@ -1,6 +1,7 @@
 package browser
 
 import (
+	"context"
 	"fmt"
 	"net/http"
 	"net/url"
@@ -35,10 +36,58 @@ func some(b *tab) {
 	require.NoError(b, testdb.Acquire(b, b.db, "resting", dbmutex.WithMinHold(time.Minute)).Release())
 }
 
+// shared has a semaphore with holders, and some work of Once.
+func shared(b *tab) {
+	b.Helper()
+	for i := range 3 {
+		_, err := b.db.Semaphore("thumbnails", 3, dbmutex.WithHolder(fmt.Sprint("worker-", i+1)), dbmutex.WithTTL(time.Hour)).Acquire()
+		require.NoError(b, err)
+	}
+	for id, keep := range map[string]time.Duration{
+		"nightly-report@2026-11-27T00:00:00Z": 47 * time.Hour, "clean@" + strings.Repeat("eu-west-1/", 24): 200_000 * time.Hour,
+	} {
+		require.NoError(b, b.db.Once(id, keep, dbmutex.WithHolder(strings.Repeat("holder", 50))).Do(testdb.Nothing))
+	}
+	goOn := make(chan bool)
+	begun := make(chan bool)
+	b.Cleanup(func() { close(goOn) })
+	go func() {
+		_ = b.db.Once("running", time.Hour, dbmutex.WithTTL(time.Hour)).Do(
+			func(context.Context) error { close(begun); <-goOn; return nil })
+	}()
+	<-begun
+}
+
+func TestSlotsAndOnceAreSeenAndReleasedWithoutJavaScript(t *testing.T) {
+	t.Parallel()
+	b := openTab(t, dashboard.Options{AllowRelease: allow})
+	shared(b)
+	b.do(emulation.SetScriptExecutionDisabled(true))
+	b.open("")
+	require.Equal(t, []string{"thumbnails", "thumbnails,\nslot 1", "thumbnails,\nslot 2", "thumbnails,\nslot 3"}, b.ids())
+	require.Equal(t, "3 holders", b.text("tbody td.c-holder"))
+	b.click("tbody tr:nth-child(3) .c-act a")
+	require.Contains(t, b.text("h1"), "Release slot 2 of thumbnails?")
+	require.Equal(t, http.StatusOK, b.leads(chromedp.SendKeys("#sure", "thumbnails"+kb.Enter, chromedp.ByQuery)))
+	require.Equal(t, []string{"thumbnails", "thumbnails,\nslot 1", "thumbnails,\nslot 3"}, b.ids())
+	b.click("td.c-id a")
+	require.Equal(t, "2 holders", b.text(".head .tag"))
+	b.click(".slots .c-act a")
+	require.Contains(t, b.text("h1"), "Release slot 1 of thumbnails?")
+	b.open("")
+	b.click(".tabs a:nth-child(4)")
+	require.Equal(t, []string{"clean@" + strings.Repeat("eu-west-1/", 24), "nightly-report@2026-11-27T00:00:00Z", "running"}, b.ids())
+	require.Regexp(t, `^done kept for 1 d 2[23] h$`, strings.Join(strings.Fields(b.text("tr:nth-child(2) td.c-left")), " "))
+	b.leads(chromedp.SendKeys("#q", "nightly"+kb.Enter, chromedp.ByQuery))
+	require.Equal(t, []string{"nightly-report@2026-11-27T00:00:00Z"}, b.ids())
+	b.click(".tabs a:nth-child(1)")
+	require.Contains(t, b.text(".empty"), "No mutex begins with “nightly”")
+}
+
 func TestEveryPageIsAccessibleAndFits(t *testing.T) {
 	t.Parallel()
 	b := openTab(t, dashboard.Options{AllowRelease: allow, Refresh: -1})
-	empty := []string{"", "?state=expired", "?prefix=x"}
+	empty := []string{"", "?state=expired", "?prefix=x", "?once=1"}
 	look := func(path string) {
 		b.open(path)
 		for _, s := range screens {
@@ -51,6 +100,7 @@ func TestEveryPageIsAccessibleAndFits(t *testing.T) {
 		look(path)
 	}
 	some(b)
+	shared(b)
 	of := func(page, id string) string {
 		row := testdb.Row(t, b.db, id)
 		return page + "?" + url.Values{"id": {id}, "lease": {row.LeaseID}}.Encode()
@@ -59,6 +109,7 @@ func TestEveryPageIsAccessibleAndFits(t *testing.T) {
 	for _, path := range []string{
 		"?state=all", "?state=all&order=oldest&done=job", "mutex?id=nobody", of("mutex", "leader/scheduler"), of("mutex", long),
 		of("mutex", "nightly-report"), of("release", long), of("release", "pay\u202etxt.exe"), "release?id=x&lease=x",
+		"mutex?id=thumbnails", "?once=1", "?once=1&order=ending",
 	} {
 		look(path)
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"flag"
+	"fmt"
 	"image"
 	"image/color"
 	"image/draw"
@@ -56,6 +57,11 @@ func TestScreenshots(t *testing.T) {
 		row := testdb.Row(t, b.db, lease.id)
 		began := row.CreationTime.Add(-lease.held)
 		require.NoError(t, b.db.Model(row).UpdateColumn("creation_time", began).Error)
+	}
+	for i := range 3 {
+		_, err := b.db.Semaphore("thumbnails", 4, dbmutex.WithTTL(time.Duration(30-7*i)*time.Second),
+			dbmutex.WithHolder(fmt.Sprintf("worker-%d.fra.example/%d", i+1, 30922+4711*i))).Acquire()
+		require.NoError(t, err)
 	}
 	testdb.Expire(t, b.db, "import/catalogue")
 	row := testdb.Row(t, b.db, "import/catalogue")
