@@ -134,7 +134,7 @@ func runTicks(t *testing.T, d *testdb.Database, job tickJob) (kills int) {
 	for range tickProcesses {
 		start()
 	}
-	limit := time.After(time.Minute + time.Duration(job.Ticks)*time.Second)
+	limit := time.After(4*time.Minute + time.Duration(job.Ticks)*time.Second)
 	for left := tickProcesses; left > 0; {
 		select {
 		case err := <-ended:
