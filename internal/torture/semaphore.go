@@ -67,16 +67,20 @@ func (s *semaphore) has(o *operation) bool {
 }
 
 // judgeRefusals returns who was refused, though fewer leases than it would have been content with can have been held at any
-// moment of its call. A lease that nobody is known to have released counts until the end.
+// moment of its call. A lease that nobody is known to have released counts until the end, and one of which an answer was
+// lost counts twice: a late request may take a second slot for a while.
 func (s *semaphore) judgeRefusals(history []*operation) (complaints []string) {
 	possible := map[string]*interval{} // of leases
-	hold := map[string]int64{}
+	hold, doubtful := map[string]int64{}, map[string]int{}
 	for _, o := range history {
 		switch {
 		case o.Verb != acquire || !s.has(o):
 		case o.Outcome == ok, o.Outcome == unknown, o.Lost > 0:
 			possible[o.Lease] = &interval{o.Call, never}
 			hold[o.Lease] = o.Return + o.MinHold
+			if o.Outcome == unknown || o.Lost > 0 {
+				doubtful[o.Lease] = 1
+			}
 		case o.Wait: // it may have been handed a lease that came too late, and is undone
 			possible[o.Lease] = &interval{o.Call, o.Return + int64(latest)}
 		}
@@ -92,9 +96,9 @@ func (s *semaphore) judgeRefusals(history []*operation) (complaints []string) {
 			continue
 		}
 		n := 0
-		for _, p := range possible {
+		for name, p := range possible {
 			if p.from <= o.Return && p.to >= o.Call {
-				n++
+				n += 1 + doubtful[name]
 			}
 		}
 		if n < o.Slots {
