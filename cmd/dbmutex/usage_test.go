@@ -26,7 +26,7 @@ func TestWrongUseExits2(t *testing.T) {
 		"bogus", "--bogus", "list a b", "list --state none", "list --order none", "list -o xml", "list --limit 0",
 		"list --limit -1", "list --limit x", "list --after a --order oldest", "show", "show a b", "show a -o ids", "release",
 		"release job", "release a b --force --yes", "release job --lease x --force", "release job --yes", "release job --lease=",
-		"prune a", "forget", "forget a b", "show --once", "list --after-slot 1", "list --after a --after-slot -1", "migrate a", "migrate --bogus", "doctor a", "watch a b", "watch --interval 0", "watch --interval x", "man",
+		"prune a", "release --once job --lease x", "release --once job", "forget", "forget a b", "show --once", "list --after-slot 1", "list --after a --after-slot -1", "migrate a", "migrate --bogus", "doctor a", "watch a b", "watch --interval 0", "watch --interval x", "man",
 		"completion", "completion tcsh", "list -q -v", "list --timeout 0", "list --log-format xml", "list --dsn oracle://x",
 		"list --dsn postgres://u@127.0.0.1:1/x", "list --dsn mysql://u@127.0.0.1:1/x", "list --table nothing",
 		"migrate --dsn sqlite::memory:", "migrate --dsn file:x?mode=memory",
