@@ -154,9 +154,13 @@ func TestALostLeaseRecordsNothing(t *testing.T) {
 
 func TestACommandThatEndsWithItsLeaseRecordsNothing(t *testing.T) {
 	frozen(t, func(t *testing.T, network *proxy.Proxy, db *dbmutex.DB) {
-		p := begin(t, program(t, network.Database, oncePer("trap 'exit 0' TERM; echo ready; "+lasts, "--ttl", "9s")...))
+		script := "trap 'echo TERM; read x; exit 0' TERM; echo ready; " + lasts
+		p := begin(t, program(t, network.Database, oncePer(script, "--ttl", "9s")...))
 		require.Equal(t, "ready", p.line())
 		network.Freeze()
+		require.Equal(t, "TERM", p.line())
+		network.Thaw() // so that it could be recorded
+		require.NoError(t, p.stdin.Close())
 		p.requireCode(124)
 		record, err := db.Once(tickOfJob(t), time.Hour).Done()
 		require.NoError(t, err)

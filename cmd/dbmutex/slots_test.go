@@ -54,7 +54,9 @@ func TestEachCommandHasASlotOfItsOwn(t *testing.T) {
 			require.Contains(t, stderr, `"job" is held by `)
 			require.NotContains(t, stderr, "x1f")
 		}
-		code, stdout, _ := run(t, d, shell("echo $DBMUTEX_SLOT")...)
+		cmd := program(t, d, shell("echo $DBMUTEX_SLOT")...)
+		cmd.Env = append(cmd.Env, "DBMUTEX_SLOT=other")
+		code, stdout := begin(t, cmd).code()
 		require.Zero(t, code, "the mutex of that id is another one")
 		require.Equal(t, "\n", stdout)
 		p := seen["1 job"]

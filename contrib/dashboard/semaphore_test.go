@@ -161,6 +161,7 @@ func TestWhatIsDoneOnceIsListed(t *testing.T) {
 		require.NotContains(t, page, "a mutex")
 		require.NotContains(t, w.Body.String(), `href="release`, "read only")
 		require.Contains(t, w.Body.String(), `<a href="./?once=1" aria-current="page">Once</a>`)
+		require.Equal(t, 1, strings.Count(w.Body.String(), "aria-current="))
 		require.Contains(t, s.get("").Body.String(), `<a href="./?once=1">Once</a>`)
 		require.NotContains(t, s.page(t, ""), "job@1")
 		require.Contains(t, s.page(t, "?once=1&prefix=job@2"), "1 of 1")
