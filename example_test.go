@@ -61,6 +61,36 @@ func Example() {
 	// Output: the report is built
 }
 
+// Each verb runs fn, or write, in its own way.
+func Example_verbs() {
+	gdb, done := openExample()
+	defer done()
+	if err := gdb.Migrate(); err != nil {
+		panic(err)
+	}
+	ctx, stop := context.WithTimeout(context.Background(), time.Minute) // until when to lead
+	defer stop()
+	db := gdb.WithContext(ctx)
+
+	runs := 0
+	fn := func(context.Context) error {
+		if runs++; runs == 4 {
+			stop()
+		}
+		return nil
+	}
+	write := func(*gorm.DB) error { return nil }
+	fmt.Println(errors.Join(
+		db.Mutex("report").Do(fn),
+		db.Mutex("payments").Transaction(write),
+		db.Once(dbmutex.Tick("report", time.Now(), 24*time.Hour), 48*time.Hour).Do(fn),
+		db.Once("import-7", 720*time.Hour).Transaction(write),
+		db.Semaphore("export", 4).Do(fn),
+		db.Mutex("leader").Lead(fn),
+	), "after", runs, "runs")
+	// Output: <nil> after 4 runs
+}
+
 func ExampleMutex_Do() {
 	db, done := openExample()
 	defer done()

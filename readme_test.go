@@ -29,6 +29,20 @@ func TestREADMESnippetsAreCompiled(t *testing.T) {
 	}
 }
 
+// Every verb of the README's table stands in an example that is run.
+func TestREADMEsVerbsAreCompiled(t *testing.T) {
+	readme, err := os.ReadFile("README.md")
+	require.NoError(t, err)
+	examples, err := os.ReadFile("example_test.go")
+	require.NoError(t, err)
+	section := regexp.MustCompile("(?s)\n## Which verb .*?\n## ").FindString(string(readme))
+	verbs := regexp.MustCompile("(?m)^\\|.* \\| `(db\\..*)` \\|$").FindAllStringSubmatch(section, -1)
+	require.NotEmpty(t, verbs)
+	for _, verb := range verbs {
+		require.True(t, strings.Contains(string(examples), "\t"+verb[1]+",\n"), "not compiled: %s", verb[1])
+	}
+}
+
 // Every test that the documentation names is there.
 func TestDocumentedTestsExist(t *testing.T) {
 	pages, err := filepath.Glob("docs/*.md")

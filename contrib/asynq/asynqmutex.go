@@ -18,6 +18,8 @@
 //
 // The ids share one namespace with all mutexes of the table.
 //
+// OncePerTask is another middleware: it keeps a task that has succeeded from running again.
+//
 // # What is not guaranteed
 //
 // If a worker dies, other tasks find its mutex held until the lease's TTL is over. The same happens if a program ends while
@@ -132,9 +134,8 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.Mi
 	return func(next asynq.Handler) asynq.Handler {
 		return asynq.HandlerFunc(func(ctx context.Context, task *asynq.Task) error {
 			id := p.Key(ctx, task)
-			if lease, ok := dbmutex.LeaseFrom(ctx); ok && lease.LockID() == id {
-				return fmt.Errorf("%w: this run holds %q already, and a mutex is not reentrant: is the middleware there twice?",
-					dbmutex.ErrInvalidSettings, id)
+			if err := checkTwice(ctx, id); err != nil {
+				return err
 			}
 			self := describe(ctx)
 			lease, err := db.WithContext(ctx).Mutex(id, append(opts, forTask(self))...).Acquire()
@@ -146,22 +147,46 @@ func (p Policy) NonOverlapping(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.Mi
 				own = next.ProcessTask(ctx, task)
 				return own
 			})
-			// The run's own timeout comes first in err. The task's error may be that of another mutex.
-			var timeout *dbmutex.TimeoutError
+			timeout := timeoutOf(err, id)
 			switch {
-			case !errors.As(err, &timeout) || timeout.LockID != id:
+			case timeout == nil:
 				return err
 			case p.OnTimeout != nil:
 				return p.OnTimeout(ctx, task, err)
-			case errors.Is(own, asynq.RevokeTask):
-				err = fmt.Errorf("%w, and the task asked to be revoked: %s", timeout, own.Error())
 			}
-			if ctx.Err() != nil { // asynq has given the run up, and throws the error away
-				db.Logger.Error(ctx, "%s: %v", self, err)
-			}
-			return err
+			return timedOut(ctx, db, self, timeout, own, err)
 		})
 	}, nil
+}
+
+// checkTwice refuses a run that holds its mutex already.
+func checkTwice(ctx context.Context, id string) error {
+	if lease, ok := dbmutex.LeaseFrom(ctx); ok && lease.LockID() == id {
+		return fmt.Errorf("%w: this run holds %q already, and a mutex is not reentrant: is the middleware there twice?",
+			dbmutex.ErrInvalidSettings, id)
+	}
+	return nil
+}
+
+// timeoutOf is the timeout of the run's own lease, or nil. It comes first in err. The task's error may be that of another
+// mutex.
+func timeoutOf(err error, id string) *dbmutex.TimeoutError {
+	var timeout *dbmutex.TimeoutError
+	if !errors.As(err, &timeout) || timeout.LockID != id {
+		return nil
+	}
+	return timeout
+}
+
+// timedOut is what asynq gets of a run whose lease ended before it did.
+func timedOut(ctx context.Context, db *dbmutex.DB, self string, timeout *dbmutex.TimeoutError, own, err error) error {
+	if errors.Is(own, asynq.RevokeTask) {
+		err = fmt.Errorf("%w, and the task asked to be revoked: %s", timeout, own.Error())
+	}
+	if ctx.Err() != nil { // asynq has given the run up, and throws the error away
+		db.Logger.Error(ctx, "%s: %v", self, err)
+	}
+	return err
 }
 
 // notAcquired is what becomes of a task that did not run.

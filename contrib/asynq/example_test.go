@@ -87,3 +87,26 @@ func ExamplePolicy() {
 		log.Fatal(err)
 	}
 }
+
+// asynq delivers a task again if the worker dies before it can say that the task is done. With OncePerTask the task does not
+// run again after its success. Tasks of one type do not overlap either.
+func ExampleOncePerTask() {
+	var db *dbmutex.DB // as above
+
+	oncePerTask, err := asynqmutex.OncePerTask(db, 7*24*time.Hour, dbmutex.WithTTL(30*time.Second), dbmutex.WithRenewal())
+	if err != nil {
+		log.Fatal(err)
+	}
+	nonOverlapping, err := asynqmutex.Policy{Held: asynqmutex.Retry}.NonOverlapping(db,
+		dbmutex.WithTTL(30*time.Second), dbmutex.WithRenewal())
+	if err != nil {
+		log.Fatal(err)
+	}
+	mux := asynq.NewServeMux()
+	mux.Use(oncePerTask, nonOverlapping) // in this order
+	mux.HandleFunc("report", buildReport)
+	server := asynq.NewServer(asynq.RedisClientOpt{Addr: "127.0.0.1:6379"}, asynq.Config{IsFailure: asynqmutex.IsFailure})
+	if err := server.Run(mux); err != nil {
+		log.Fatal(err)
+	}
+}

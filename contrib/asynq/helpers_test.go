@@ -20,6 +20,7 @@ import (
 
 // place is a Redis and a database of a test's own.
 type place struct {
+	start     func(t *testing.T) asynq.RedisClientOpt
 	redis     asynq.RedisClientOpt
 	client    *asynq.Client
 	inspector *asynq.Inspector
@@ -34,12 +35,8 @@ func each(t *testing.T, test func(t *testing.T, p *place)) {
 		t.Run(name, func(t *testing.T) {
 			testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 				t.Parallel()
-				p := &place{redis: start(t), database: d, log: &logs{}}
-				p.client, p.inspector = asynq.NewClient(p.redis), asynq.NewInspector(p.redis)
-				t.Cleanup(func() {
-					require.NoError(t, p.client.Close())
-					require.NoError(t, p.inspector.Close())
-				})
+				p := &place{start: start, database: d, log: &logs{}}
+				p.connect(t)
 				gdb := d.Open(t, &gorm.Config{Logger: logger.New(log.New(p.log, "", 0), logger.Config{LogLevel: logger.Warn})})
 				settings := dbmutex.DefaultSettings()
 				settings.SkipHeld = true
@@ -50,6 +47,23 @@ func each(t *testing.T, test func(t *testing.T, p *place)) {
 			})
 		})
 	}
+}
+
+// connect starts the Redis.
+func (p *place) connect(t *testing.T) {
+	p.redis = p.start(t)
+	p.client, p.inspector = asynq.NewClient(p.redis), asynq.NewInspector(p.redis)
+	t.Cleanup(func() {
+		require.NoError(t, p.client.Close())
+		require.NoError(t, p.inspector.Close())
+	})
+}
+
+// elsewhere is the place with another Redis.
+func (p *place) elsewhere(t *testing.T) *place {
+	other := *p
+	other.connect(t)
+	return &other
 }
 
 // serve starts a worker that runs every task through the middleware, until the test ends. What its ErrorHandler gets is
@@ -130,9 +144,11 @@ func (p *place) requireBecomesFree(t *testing.T, id string) {
 
 // mutex is the mutex as the test itself uses it, beside the middleware: GORM's log is not told of that.
 func (p *place) mutex(id string) *dbmutex.Mutex {
-	silent := p.db.Session(&gorm.Session{Logger: logger.Discard})
-	return silent.Mutex(id, func(s *dbmutex.Settings) { s.SkipHeld = false })
+	return p.silent().Mutex(id, func(s *dbmutex.Settings) { s.SkipHeld = false })
 }
+
+// silent is the handle without GORM's log.
+func (p *place) silent() *dbmutex.DB { return p.db.Session(&gorm.Session{Logger: logger.Discard}) }
 
 var requireTimeout = testdb.RequireTimeout
 

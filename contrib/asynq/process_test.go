@@ -25,17 +25,31 @@ const (
 
 // TestMain also is the body of the worker processes.
 func TestMain(m *testing.M) {
-	testprocess.Main(m, map[string]testprocess.Task{"worker": worker})
+	testprocess.Main(m, map[string]testprocess.Task{"worker": worker, "once": workerOfOnce})
 }
 
 // worker is a process that runs one task at a time. It prints what it does; a task lasts until stdin ends.
 func worker(d *testdb.Database, stdin io.Reader) error {
+	return work(d, stdin, func(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.MiddlewareFunc, error) {
+		return asynqmutex.Policy{Held: asynqmutex.Retry}.NonOverlapping(db, opts...)
+	})
+}
+
+// workerOfOnce is a worker with OncePerTask.
+func workerOfOnce(d *testdb.Database, stdin io.Reader) error {
+	return work(d, stdin, func(db *dbmutex.DB, opts ...dbmutex.Option) (asynq.MiddlewareFunc, error) {
+		return asynqmutex.OncePerTask(db, time.Hour, opts...)
+	})
+}
+
+func work(
+	d *testdb.Database, stdin io.Reader, middleware func(*dbmutex.DB, ...dbmutex.Option) (asynq.MiddlewareFunc, error),
+) error {
 	db, err := d.Connect()
 	if err != nil {
 		return err
 	}
-	nonOverlapping, err := asynqmutex.Policy{Held: asynqmutex.Retry}.NonOverlapping(db,
-		dbmutex.WithTTL(5*time.Second), dbmutex.WithRenewal())
+	m, err := middleware(db, dbmutex.WithTTL(5*time.Second), dbmutex.WithRenewal())
 	if err != nil {
 		return err
 	}
@@ -45,7 +59,7 @@ func worker(d *testdb.Database, stdin io.Reader) error {
 		close(ended)
 	}()
 	mux := asynq.NewServeMux()
-	mux.Use(nonOverlapping)
+	mux.Use(m)
 	mux.HandleFunc("report", func(ctx context.Context, _ *asynq.Task) error {
 		id, _ := asynq.GetTaskID(ctx)
 		fmt.Println("runs", id)

@@ -1,5 +1,8 @@
-// Package cronmutex keeps the runs of a github.com/robfig/cron job from overlapping on all the machines whose schedulers
-// have it: cron's SkipIfStillRunning and DelayIfStillRunning across processes, by a mutex in the database.
+// Package cronmutex lets all the machines whose schedulers have a github.com/robfig/cron job share it, by the database:
+//   - NonOverlapping keeps its runs from overlapping: cron's SkipIfStillRunning and DelayIfStillRunning across processes, by
+//     a mutex. Nothing is recorded: a tick may be missed, and a machine that is late enough repeats it.
+//   - OncePerTick runs each tick once, and records it. No machine repeats a tick, and one that waits makes up for a machine
+//     that fails. Ticks may overlap.
 //
 // The ids share one namespace with all mutexes of the table. With renewal, a job that hangs keeps its mutex for as long as
 // its lease is renewed. dbmutex.WithoutTTL is accepted, but a crash then blocks the job until dbmutex.Mutex.ForceRelease.
@@ -75,29 +78,41 @@ func NonOverlapping(db *dbmutex.DB, id string, logger cron.Logger, opts ...dbmut
 		return nil, fmt.Errorf("%w: non-overlapping cron jobs need WithMinHold: a time greater than the difference of the "+
 			"schedulers' clocks and smaller than the interval, or a tick may run on several machines", dbmutex.ErrInvalidSettings)
 	}
+	return wrapper(id, logger, func(work func(ctx context.Context) error) (skip, err error) {
+		lease, err := mutex.Acquire()
+		switch {
+		case errors.Is(err, dbmutex.ErrNotAcquired):
+			return err, nil
+		case err != nil:
+			return nil, err
+		}
+		return nil, lease.Do(work)
+	}), nil
+}
+
+// wrapper makes jobs that run by a function. It runs their work, or returns why this is skipped.
+func wrapper(
+	id string, logger cron.Logger, run func(work func(ctx context.Context) error) (skip, err error),
+) cron.JobWrapper {
 	return func(job cron.Job) cron.Job {
 		if own, ok := job.(Job); job == nil || ok && own == nil {
 			logger.Error(fmt.Errorf("%w: the job is nil", dbmutex.ErrInvalidSettings), "wrap", "mutex", id)
 			return cron.FuncJob(func() {})
 		}
 		return cron.FuncJob(func() {
-			lease, err := mutex.Acquire()
-			if errors.Is(err, dbmutex.ErrNotAcquired) {
-				logger.Info("skip", "reason", err)
-				return
-			}
-			if err == nil {
-				err = lease.Do(func(ctx context.Context) error {
-					if job, ok := job.(Job); ok {
-						return job(ctx)
-					}
-					job.Run()
-					return nil
-				})
-			}
-			if err != nil {
+			skip, err := run(func(ctx context.Context) error {
+				if job, ok := job.(Job); ok {
+					return job(ctx)
+				}
+				job.Run()
+				return nil
+			})
+			switch {
+			case skip != nil:
+				logger.Info("skip", "reason", skip)
+			case err != nil:
 				logger.Error(err, "run", "mutex", id)
 			}
 		})
-	}, nil
+	}
 }

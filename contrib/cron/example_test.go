@@ -28,7 +28,7 @@ func openExample() (db *dbmutex.DB, done func()) {
 	if err := gdb.Use(dbmutex.New(dbmutex.DefaultSettings())); err != nil {
 		panic(err)
 	}
-	if err := gdb.AutoMigrate(&dbmutex.DBMutex{}); err != nil {
+	if err := gdb.AutoMigrate(&dbmutex.DBMutex{}, &dbmutex.DBOnce{}); err != nil {
 		panic(err)
 	}
 	return dbmutex.Wrap(gdb), func() {
@@ -72,4 +72,35 @@ func ExampleNonOverlapping() {
 	<-machineA.Stop().Done() // the mutex is released
 	<-machineB.Stop().Done()
 	// Output: building the report, with fencing token 1
+}
+
+// The schedulers of three machines have the same job. Each tick runs on one of them.
+func ExampleOncePerTick() {
+	db, done := openExample()
+	defer done()
+
+	logger := cron.DefaultLogger
+	schedule, err := cron.ParseStandard("CRON_TZ=UTC 0 3 * * *")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	oncePerTick, err := cronmutex.OncePerTick(db, "nightly-report", schedule, logger,
+		dbmutex.WithTTL(30*time.Second), dbmutex.WithRenewal(), dbmutex.WithWait(dbmutex.Forever))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	report := cronmutex.Job(func(context.Context) error {
+		fmt.Println("building the report")
+		return nil
+	})
+	for range 3 {
+		machine := cron.New()
+		id := machine.Schedule(schedule, cron.NewChain(cron.Recover(logger), oncePerTick).Then(report))
+		machine.Start()
+		machine.Entry(id).WrappedJob.Run() // as at the nearest 3:00
+		<-machine.Stop().Done()
+	}
+	// Output: building the report
 }

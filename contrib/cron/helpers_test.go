@@ -24,6 +24,7 @@ const childTTL = 3 * time.Second
 
 // tasks are what child processes do.
 var tasks = map[string]testprocess.Task{
+	"tick": tick,
 	// schedule runs a scheduler whose job lasts until stdin ends. It prints "runs", "ends", "skip" and errors, a line each.
 	"schedule": func(d *testdb.Database, stdin io.Reader) error {
 		db, err := d.Connect()

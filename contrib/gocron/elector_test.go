@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/go-co-op/gocron/v2"
+	"github.com/jonboulle/clockwork"
 	"github.com/stretchr/testify/require"
 	"gorm.io/gorm"
 
@@ -93,7 +94,7 @@ func (o observedElector) IsLeader(ctx context.Context) error {
 func TestOnlyTheLeaderRunsJobs(t *testing.T) {
 	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
 		var electors [2]*gocronmutex.Elector
-		m := newMachines(t, func(machine int, events chan string) gocron.SchedulerOption {
+		m := newMachines(t, lateBy, func(machine int, _ clockwork.Clock, events chan string) gocron.SchedulerOption {
 			electors[machine] = newElector(t, open())
 			if machine == 0 {
 				requireLeads(t, electors[0])

@@ -29,7 +29,7 @@ func openExample() (db *dbmutex.DB, done func()) {
 	if err := gdb.Use(dbmutex.New(dbmutex.DefaultSettings())); err != nil {
 		panic(err)
 	}
-	if err := gdb.AutoMigrate(&dbmutex.DBMutex{}); err != nil {
+	if err := gdb.AutoMigrate(&dbmutex.DBMutex{}, &dbmutex.DBOnce{}); err != nil {
 		panic(err)
 	}
 	return dbmutex.Wrap(gdb), func() {
@@ -106,6 +106,48 @@ func ExampleLocker_NewJob() {
 	// Output:
 	// building the report, token 1
 	// <nil> <nil>
+	// <nil>
+}
+
+// Two schedulers come to the same tick. One runs it. The other waits until it has succeeded, and skips it.
+func ExampleNewTickLocker() {
+	db, done := openExample()
+	defer done()
+
+	locker, err := gocronmutex.NewTickLocker(db, 24*time.Hour, // the ticks are midnight, UTC
+		dbmutex.WithTTL(30*time.Second), dbmutex.WithRenewal(), dbmutex.WithWait(dbmutex.Forever))
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	for range 2 {
+		scheduler, err := gocron.NewScheduler(gocron.WithLocation(time.UTC))
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		outcome := make(chan string)
+		job, err := locker.NewJob(scheduler, gocron.CronJob("0 0 * * *", false), "report", func(context.Context) error {
+			fmt.Println("building the report")
+			return nil
+		}, gocron.WithEventListeners(
+			gocron.AfterJobRunsWithError(func(_ uuid.UUID, _ string, err error) { outcome <- err.Error() }), // it will run again
+			gocron.AfterJobRuns(func(uuid.UUID, string) { outcome <- "it has run" }),
+			gocron.AfterLockError(func(_ uuid.UUID, _ string, err error) { outcome <- err.Error() }),
+		))
+		if err != nil {
+			fmt.Println(err)
+			return
+		}
+		scheduler.Start()
+		fmt.Println(job.RunNow(), <-outcome) // the nearest midnight
+		fmt.Println(scheduler.Shutdown())
+	}
+	// Output:
+	// building the report
+	// <nil> it has run
+	// <nil>
+	// <nil> dbmutex: the tick has run already
 	// <nil>
 }
 

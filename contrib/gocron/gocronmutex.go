@@ -18,8 +18,9 @@
 // but a crash then blocks the job until dbmutex.Mutex.ForceRelease. Jobs' names and Electors' ids share one namespace with
 // all the other mutexes of the table.
 //
-// gocron does not tell a Locker which tick a run belongs to. A Locker only sees when runs begin: see NewLocker. If the
-// machine that has the mutex or the leadership fails during a tick, the tick is lost: gocron does not run it again.
+// gocron does not tell a Locker which tick a run belongs to. A Locker only sees when runs begin: see NewLocker and
+// NewTickLocker. If the machine that has the mutex or the leadership fails during a tick, the tick is lost, as gocron does
+// not run it again. It is not lost where other machines have a Locker from NewTickLocker with dbmutex.WithWait.
 package gocronmutex
 
 import (

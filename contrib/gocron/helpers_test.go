@@ -136,26 +136,30 @@ func takeOver(t *testing.T, db *dbmutex.DB, id string) *dbmutex.Lease {
 	return lease
 }
 
-// lateBy is how far the clocks of the machines are apart.
+// lateBy is how far the clocks of the machines are apart, unless a test says otherwise.
 const lateBy = 60 * time.Millisecond
 
 // machines are two schedulers with the same job, every minute, each by a clock of its own. The second one's is late.
 type machines struct {
+	late   time.Duration
 	clocks [2]*clockwork.FakeClock
 	events [2]chan string // what becomes of a tick: "ran" or "did not"
 	runs   chan int       // the machine of each run
 }
 
 // newMachines gives each scheduler an option, which reports events.
-func newMachines(t *testing.T, option func(machine int, events chan string) gocron.SchedulerOption) *machines {
+func newMachines(
+	t *testing.T, late time.Duration,
+	option func(machine int, clock clockwork.Clock, events chan string) gocron.SchedulerOption,
+) *machines {
 	t.Helper()
-	m := &machines{runs: make(chan int, 100)}
+	m := &machines{late: late, runs: make(chan int, 100)}
 	// A millisecond goes beyond each tick: gocron may take one twice by a clock that stands still at it.
 	begin := time.Date(2030, 1, 1, 0, 0, 0, 0, time.UTC).Add(time.Millisecond)
 	for i := range m.clocks {
-		m.clocks[i] = clockwork.NewFakeClockAt(begin.Add(time.Duration(1-i) * lateBy))
+		m.clocks[i] = clockwork.NewFakeClockAt(begin.Add(time.Duration(1-i) * late))
 		m.events[i] = make(chan string, 1)
-		s := start(t, gocron.WithClock(m.clocks[i]), gocron.WithLocation(time.UTC), option(i, m.events[i]))
+		s := start(t, gocron.WithClock(m.clocks[i]), gocron.WithLocation(time.UTC), option(i, m.clocks[i], m.events[i]))
 		_, err := s.NewJob(gocron.CronJob("* * * * *", false), gocron.NewTask(func() { m.runs <- i }), gocron.WithName("job"))
 		require.NoError(t, err)
 	}
@@ -167,7 +171,7 @@ func (m *machines) tick(t *testing.T, between func()) (events [2]string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	for i, d := range []time.Duration{time.Minute - lateBy, lateBy} {
+	for i, d := range []time.Duration{time.Minute - m.late, m.late} {
 		for _, c := range m.clocks {
 			require.NoError(t, c.BlockUntilContext(ctx, 1), "no tick is scheduled")
 			c.Advance(d)

@@ -84,6 +84,11 @@ func Logged(db *dbmutex.DB) (handle *dbmutex.DB, lines chan string) {
 	return db.Session(&gorm.Session{Logger: errorLog{logger.Discard, lines}}), lines
 }
 
+// At is a Locker of NewTickLocker's by another clock.
+func At(l *Locker, now func() time.Time) *Locker {
+	return &Locker{db: l.db, opts: l.opts, every: l.every, now: now}
+}
+
 type errorLog struct {
 	logger.Interface
 	lines chan string

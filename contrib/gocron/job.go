@@ -29,7 +29,8 @@ import (
 // alone: have listeners for both.
 //
 // If gocron does not lock, because the scheduler has an Elector or by gocron.WithDisabledDistributedJobLocker, the job takes
-// the mutex itself. If the mutex is held, fn does not run, and the job's error matches dbmutex.ErrNotAcquired.
+// the mutex itself. If the mutex is held, fn does not run, and the job's error matches dbmutex.ErrNotAcquired. If it is a
+// tick that has run already, fn does not run, and there is no error.
 //
 // gocron.Scheduler.Update would take the name and the Locker away: remove the job and call NewJob again instead.
 //
@@ -45,7 +46,7 @@ func (l *Locker) NewJob(scheduler gocron.Scheduler, definition gocron.JobDefinit
 			"%w: job %q: the scheduler, the definition or the function is nil", dbmutex.ErrInvalidSettings, name,
 		)
 	}
-	if _, err := check(l.db, name, l.opts); err != nil {
+	if err := l.checkName(name); err != nil {
 		return nil, err
 	}
 	j := &job{locker: l, name: name, fn: fn}
@@ -66,19 +67,19 @@ type job struct {
 // Lock takes the mutex. gocron calls Lock, run and Unlock one after the other, but other runs of the job may come in
 // between. If the run of an earlier Lock has not begun yet, its lease has ended. This Lock then leaves the turn to that run.
 func (j *job) Lock(ctx context.Context, key string) (gocron.Lock, error) {
-	lease, err := j.locker.mutex(ctx, key).Acquire()
+	held, err := j.locker.take(ctx, key)
 	if err != nil {
 		return nil, err
 	}
 	j.mu.Lock()
 	free := j.next == nil
-	lock := &jobLock{job: j, lease: lease}
+	lock := &jobLock{job: j, held: held}
 	if free {
 		j.next = lock
 	}
 	j.mu.Unlock()
 	if !free {
-		return nil, errors.Join(&dbmutex.HeldError{LockID: key}, lease.Release())
+		return nil, errors.Join(&dbmutex.HeldError{LockID: key}, held.Release())
 	}
 	return lock, nil
 }
@@ -89,16 +90,16 @@ func (j *job) run(ctx context.Context) error {
 	j.next = nil
 	j.mu.Unlock()
 	if lock == nil {
-		return j.locker.mutex(ctx, j.name).Do(j.fn)
+		return j.locker.do(ctx, j.name, j.fn)
 	}
 	lock.began = true
-	return lock.lease.Do(j.fn)
+	return lock.held.Do(j.fn)
 }
 
 // jobLock is a job's gocron.Lock.
 type jobLock struct {
 	job   *job
-	lease *dbmutex.Lease
+	held  holding
 	began bool // the run's error says what became of the lease
 }
 
@@ -109,7 +110,7 @@ func (l *jobLock) Unlock(ctx context.Context) error {
 		l.job.next = nil
 	}
 	l.job.mu.Unlock()
-	err := l.lease.Release()
+	err := l.held.Release()
 	if l.began {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"regexp"
 	"slices"
+	"time"
 
 	"github.com/go-co-op/gocron/v2"
 
@@ -14,10 +15,16 @@ import (
 var errNoLocker = fmt.Errorf("%w: the Locker is not from NewLocker", dbmutex.ErrInvalidSettings)
 
 // Locker is a gocron.Locker, for gocron.WithDistributedLocker and gocron.WithDistributedJobLocker. It is safe for many
-// goroutines and schedulers.
+// goroutines and schedulers. There are two kinds:
+//   - NewLocker's holds a mutex while a job runs, and for a while after. Runs of a job do not overlap. Nothing is recorded:
+//     a tick may be missed, and a scheduler that is late enough repeats it.
+//   - NewTickLocker's records each tick that has run. No scheduler repeats it, and one that waits makes up for a machine
+//     that fails. Ticks may overlap.
 type Locker struct {
-	db   *dbmutex.DB
-	opts []dbmutex.Option
+	db    *dbmutex.DB
+	opts  []dbmutex.Option
+	every time.Duration    // of ticks; 0 if the Locker is NewLocker's
+	now   func() time.Time // for ticks
 }
 
 var _ gocron.Locker = (*Locker)(nil)
@@ -42,7 +49,7 @@ var _ gocron.Locker = (*Locker)(nil)
 // NewLocker runs one SELECT. The error is dbmutex.ErrInvalidSettings for settings that are not allowed, such as a MinHold of
 // 0; what DB.Mutex says is wrong with the handle; or the database's, also if the table is missing.
 func NewLocker(db *dbmutex.DB, opts ...dbmutex.Option) (*Locker, error) {
-	opts = append(slices.Clone(opts), func(s *dbmutex.Settings) { s.SkipHeld = false })
+	opts = neverSkipHeld(opts)
 	settings, err := check(db, "gocronmutex.NewLocker", opts)
 	switch {
 	case err != nil:
@@ -51,7 +58,12 @@ func NewLocker(db *dbmutex.DB, opts ...dbmutex.Option) (*Locker, error) {
 		return nil, fmt.Errorf("%w: a gocron locker needs WithMinHold: a time greater than the difference of the schedulers' "+
 			"clocks and smaller than the interval of the jobs, or a tick may run on several machines", dbmutex.ErrInvalidSettings)
 	}
-	return &Locker{db, opts}, nil
+	return &Locker{db: db, opts: opts}, nil
+}
+
+// neverSkipHeld is opts without effect of SkipHeld.
+func neverSkipHeld(opts []dbmutex.Option) []dbmutex.Option {
+	return append(slices.Clone(opts), func(s *dbmutex.Settings) { s.SkipHeld = false })
 }
 
 // shared matches what the compiler calls an anonymous function, main.main.func1, main.main.func1.2, main.glob..func1, or
@@ -60,11 +72,11 @@ func NewLocker(db *dbmutex.DB, opts ...dbmutex.Option) (*Locker, error) {
 var shared = regexp.MustCompile(`\.[^/]*\.func\d+(\..*)?$|\[\.\.\.\]`)
 
 // Lock takes the mutex whose id is key, the job's name; gocron calls it before every run. Jobs of one name exclude each
-// other, and so does DB.Mutex of that id.
+// other, and so does DB.Mutex of that id. A Locker from NewTickLocker begins the job's tick instead.
 //
-// The error matches dbmutex.ErrNotAcquired if somebody else holds the mutex, or it is the context's or the database's,
-// or dbmutex.ErrInvalidLockID. gocron then skips this run, counts it as gocron.Skip, and gives the error to the job's
-// gocron.AfterLockError listener, and to nobody else.
+// The error matches dbmutex.ErrNotAcquired if somebody else holds the mutex or runs the tick, and ErrTickDone if the tick
+// has run. Or it is the context's or the database's, or dbmutex.ErrInvalidLockID. gocron then skips this run, counts it as
+// gocron.Skip, and gives the error to the job's gocron.AfterLockError listener, and to nobody else.
 //
 // A job without a gocron.WithName has the name of its function. The name of an anonymous function means nothing: other
 // functions may have it, and it may change with the next build. So the error is dbmutex.ErrInvalidLockID for an anonymous
@@ -85,26 +97,55 @@ func (l *Locker) Lock(ctx context.Context, key string) (gocron.Lock, error) {
 		l.db.Logger.Error(ctx, "%v", err)
 		return nil, err
 	}
-	lease, err := l.mutex(ctx, key).Acquire()
+	held, err := l.take(ctx, key)
 	if err != nil {
 		return nil, err
 	}
-	return lock{l, lease}, nil
+	return lock{l, held}, nil
 }
 
-func (l *Locker) mutex(ctx context.Context, key string) *dbmutex.Mutex {
-	return l.db.WithContext(ctx).Mutex(key, l.opts...)
+// holding is what a run has: a *dbmutex.Lease, or a *tick.
+type holding interface {
+	Do(fn func(ctx context.Context) error) error
+	Release() error
+}
+
+func (l *Locker) take(ctx context.Context, key string) (holding, error) {
+	db := l.db.WithContext(ctx)
+	if l.every > 0 {
+		return begin(l.once(db, key))
+	}
+	return db.Mutex(key, l.opts...).Acquire()
+}
+
+// do runs fn where gocron has not locked.
+func (l *Locker) do(ctx context.Context, name string, fn func(ctx context.Context) error) error {
+	db := l.db.WithContext(ctx)
+	if l.every > 0 {
+		return l.once(db, name).Do(fn)
+	}
+	return db.Mutex(name, l.opts...).Do(fn)
+}
+
+// checkName runs a SELECT to see that a job of the name can be locked.
+func (l *Locker) checkName(name string) (err error) {
+	if l.every > 0 {
+		_, err = l.once(l.db, name).Done()
+		return err
+	}
+	_, err = l.db.Mutex(name, l.opts...).Holder()
+	return err
 }
 
 // lock is a gocron.Lock.
 type lock struct {
 	locker *Locker
-	lease  *dbmutex.Lease
+	held   holding
 }
 
 // Unlock also logs the error, which gocron throws away.
 func (l lock) Unlock(ctx context.Context) error {
-	return l.locker.logged(ctx, l.lease.Release())
+	return l.locker.logged(ctx, l.held.Do(func(context.Context) error { return nil }))
 }
 
 func (l *Locker) logged(ctx context.Context, err error) error {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/go-co-op/gocron/v2"
 	"github.com/google/uuid"
+	"github.com/jonboulle/clockwork"
 	"github.com/stretchr/testify/require"
 	"gorm.io/gorm"
 
@@ -18,7 +19,7 @@ import (
 // fourTicks lets two machines with lockers come to four ticks, and returns how often the job ran.
 func fourTicks(t *testing.T, between, after func(), lockers ...gocron.Locker) int {
 	t.Helper()
-	m := newMachines(t, func(machine int, events chan string) gocron.SchedulerOption {
+	m := newMachines(t, lateBy, func(machine int, _ clockwork.Clock, events chan string) gocron.SchedulerOption {
 		return gocron.WithDistributedLocker(observed{lockers[machine], events})
 	})
 	for range 4 {

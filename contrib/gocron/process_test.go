@@ -71,6 +71,7 @@ var tasks = map[string]testprocess.Task{
 		fmt.Println("closed", elector.Close())
 		return nil
 	},
+	"tick": tick,
 	"lock": func(d *testdb.Database, stdin io.Reader) error {
 		locker, err := childLocker(d)
 		if err != nil {

@@ -1,0 +1,7 @@
+package cronmutex
+
+// What the tests reach.
+var (
+	OncePerTickAt = oncePerTick
+	Nearest       = nearest
+)
