@@ -42,7 +42,8 @@ func TestLeasesOfASemaphoreAreAGroup(t *testing.T) {
 
 func TestHoldersAreCounted(t *testing.T) {
 	for want, lefts := range map[string][]time.Duration{
-		"1 holder": {1}, "2 holders": {1, 1}, "1 ran out": {0}, "1 holder, 2 ran out": {1, 0, -1}, "2 holders, 1 ran out": {1, 0, 1},
+		"1 holder": {1}, "2 holders": {1, 1}, "1 ran out": {0}, "1 holder, 2 ran out": {1, 0, -1},
+		"2 holders, 1 ran out": {1, 0, 1},
 	} {
 		var group []dbmutex.LeaseInfo
 		for i, left := range lefts {
@@ -61,8 +62,8 @@ func TestAPageIsOneLineOfJSON(t *testing.T) {
 		`{"lock_id":"job@1\u202e","holder":"","lease_id":"done","creation_time":"2026-11-27T01:59:00Z",`+
 		`"expires_at":"2026-11-27T03:00:00Z","state":"done","held_seconds":60,"left_seconds":3600},`+
 		`{"lock_id":"s","slot":3,"holder":"","lease_id":"lease","creation_time":"2026-11-27T01:59:00Z",`+
-		`"expires_at":"2026-11-27T01:59:59Z","state":"expired","held_seconds":60,"left_seconds":-1}],"next":"s","next_slot":3}`+"\n",
-		line)
+		`"expires_at":"2026-11-27T01:59:59Z","state":"expired","held_seconds":60,"left_seconds":-1}],`+
+		`"next":"s","next_slot":3}`+"\n", line)
 	line, err = leaseview.Line(leaseview.NewPage(done.Now, nil, false))
 	require.NoError(t, err)
 	require.Equal(t, `{"now":"2026-11-27T02:00:00Z","leases":[],"next":null}`+"\n", line)
