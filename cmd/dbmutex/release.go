@@ -171,8 +171,8 @@ func (r *releaser) find(db *dbmutex.DB) ([]dbmutex.LeaseInfo, error) {
 	return leaseview.Find(db, r.id)
 }
 
-// none is the error of --force if the mutex is not held, or nobody runs the work of a Once. A semaphore of that id may be held,
-// or a record kept.
+// none is the error of --force if the mutex is not held, or nobody runs the work of a Once. A semaphore of that id may be
+// held, or a record kept.
 func (r *releaser) none(others []dbmutex.LeaseInfo) error {
 	permits := slices.DeleteFunc(others, func(lease dbmutex.LeaseInfo) bool { return lease.Slot == 0 })
 	switch {
