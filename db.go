@@ -9,7 +9,7 @@ import (
 // Gorm is gorm.DB under the name of DB's embedded field, so that the method DB() stays visible.
 type Gorm = gorm.DB
 
-// DB is a GORM handle that has mutexes: everything of *gorm.DB, and Mutex and Migrate.
+// DB is a GORM handle that has mutexes: everything of *gorm.DB, and Mutex, Once, Migrate and others.
 type DB struct{ *Gorm }
 
 // Wrap gives a GORM handle the methods of DB. It may be called for any handle, at any time. It runs nothing.

@@ -11,6 +11,9 @@
 //		return buildReport(ctx)
 //	})
 //
+// DB.Once names work that is to succeed once for all processes, with a record of that in a table of its own (DBOnce), and
+// Tick the ticks of a schedule.
+//
 // # What is not guaranteed
 //
 // A lease that runs out does not stop the work. Do's context ends; work that does not look at it goes on, perhaps beside
@@ -25,6 +28,9 @@
 // The context ends by this process's monotonic clock, which stands still while the machine is suspended. The database's
 // clock decides when a lease has run out: a step of that clock moves the end of every lease. An asynchronous standby that
 // is promoted may have lost leases that were acknowledged. A mutex is not reentrant.
+//
+// Once.Do and OnceValue run work again whose success was not recorded, as after a crash. What Once.Transaction commits comes
+// exactly once while its record is kept.
 //
 // # What is guaranteed
 //

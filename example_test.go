@@ -29,7 +29,7 @@ func openExample() (db *dbmutex.DB, done func()) {
 	if err := gdb.Use(dbmutex.New(dbmutex.DefaultSettings())); err != nil {
 		panic(err)
 	}
-	if err := gdb.AutoMigrate(&dbmutex.DBMutex{}); err != nil {
+	if err := gdb.AutoMigrate(&dbmutex.DBMutex{}, &dbmutex.DBOnce{}); err != nil {
 		panic(err)
 	}
 	return dbmutex.Wrap(gdb), func() {
@@ -502,4 +502,75 @@ func ExampleMutex_Watch() {
 	// Output:
 	// machine-7 leads
 	// nobody leads
+}
+
+// Every process runs this when a report is due. One of them makes it; if it fails, or crashes, another does.
+func ExampleDB_Once() {
+	db, done := openExample()
+	defer done()
+
+	tick := dbmutex.Tick("report", time.Now(), 24*time.Hour)
+	for range 3 { // three machines, for example
+		report := db.Once(tick, 7*24*time.Hour)
+		err := report.Do(func(ctx context.Context) error {
+			fmt.Println("makes the report")
+			return nil
+		})
+		if err != nil { // somebody else is at it, or the work failed
+			fmt.Println(err)
+		}
+	}
+	// Output: makes the report
+}
+
+// The payment and its record commit together: it is made once, however often it is asked for.
+func ExampleOnce_Transaction() {
+	db, done := openExample()
+	defer done()
+	if err := db.Exec(`CREATE TABLE payments (amount integer)`).Error; err != nil {
+		panic(err)
+	}
+
+	for range 3 {
+		payment := db.Once("payment/4711", 30*24*time.Hour, dbmutex.WithWait(time.Minute))
+		err := payment.Transaction(func(tx *gorm.DB) error {
+			return tx.Exec(`INSERT INTO payments VALUES (100)`).Error
+		})
+		if err != nil {
+			fmt.Println(err)
+		}
+	}
+	var payments int64
+	db.Table("payments").Count(&payments)
+	fmt.Println(payments)
+	// Output: 1
+}
+
+// The value is that of the one run that succeeded.
+func ExampleOnceValue() {
+	db, done := openExample()
+	defer done()
+
+	for range 2 {
+		order := db.Once("order/4711", 24*time.Hour, dbmutex.WithWait(time.Minute))
+		number, err := dbmutex.OnceValue(order, func(ctx context.Context) (int, error) {
+			fmt.Println("orders")
+			return 42, nil
+		})
+		fmt.Println(number, err)
+	}
+	// Output:
+	// orders
+	// 42 <nil>
+	// 42 <nil>
+}
+
+// Clocks that are a moment before the hour, and after it, give the same id.
+func ExampleTick() {
+	hour := time.Date(2026, 3, 29, 12, 0, 0, 0, time.UTC)
+	fmt.Println(dbmutex.Tick("cleanup", hour.Add(-300*time.Millisecond), time.Hour))
+	fmt.Println(dbmutex.Tick("cleanup", hour.Add(200*time.Millisecond), time.Hour))
+	// Output:
+	// cleanup@2026-03-29T12:00:00Z
+	// cleanup@2026-03-29T12:00:00Z
 }

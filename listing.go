@@ -207,12 +207,13 @@ func (db *DB) Prune() (removed int64, err error) {
 	if removed, err = m.table.Prune(m.ctx); err != nil {
 		return removed, m.failed(m.ctx, "prune the leases", err)
 	}
-	if m, err = db.unnamed(true); err != nil {
-		return removed, err
+	once, err := db.unnamed(true)
+	if err != nil { // the NamingStrategy has no table for it
+		return removed, nil
 	}
-	records, err := m.table.PruneQuietly(m.ctx)
-	if removed += records; err != nil && !m.table.Missing(err) {
-		return removed, m.failed(m.ctx, "prune the records", err)
+	records, err := once.table.PruneQuietly(once.ctx)
+	if removed += records; err != nil && !once.table.Missing(err) {
+		return removed, once.failed(once.ctx, "prune the records", err)
 	}
 	return removed, nil
 }

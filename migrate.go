@@ -35,12 +35,10 @@ func (db *DB) Migrate(models ...any) error {
 	if err := m.table.Migrate(m.ctx, &DBMutex{}); err != nil {
 		return m.failed(m.ctx, "migrate", err)
 	}
-	once, err := db.unnamed(true)
-	if err != nil {
-		return err
-	}
-	if err := once.table.Migrate(m.ctx, &DBOnce{}); err != nil {
-		return once.failed(m.ctx, "migrate", err)
+	if once, err := db.unnamed(true); err == nil { // else the NamingStrategy has no table for it
+		if err := once.table.Migrate(m.ctx, &DBOnce{}); err != nil {
+			return once.failed(m.ctx, "migrate", err)
+		}
 	}
 	if len(models) == 0 {
 		return nil

@@ -77,7 +77,8 @@ func (m *Mutex) tellForced(ended *locktable.Row) {
 	if ended == nil || m.settings.Observer == nil {
 		return
 	}
-	e := Event{Kind: ForceReleased, LockID: m.id, Holder: ended.Holder, LeaseID: ended.LeaseID, Token: m.table.Token(ended)}
+	e := Event{Kind: ForceReleased, Once: m.once, LockID: m.id, Holder: ended.Holder, LeaseID: ended.LeaseID}
+	e.Token = m.table.Token(ended)
 	_, e.Slot = locktable.SplitSlot(ended.LockID)
 	m.tell(&acquiring{Context: m.ctx}, e)
 }

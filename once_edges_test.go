@@ -2,6 +2,7 @@ package dbmutex_test
 
 import (
 	"context"
+	"crypto/rand"
 	"database/sql"
 	"encoding/json"
 	"errors"
@@ -14,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/stretchr/testify/require"
 	"gorm.io/gorm"
 	"gorm.io/gorm/logger"
@@ -112,6 +114,44 @@ func TestARunThatHasLostItsLeaseRecordsNothing(t *testing.T) {
 			require.Zero(t, n)
 		}
 	})
+}
+
+// What a statement has committed within stays, but there is no record that says that it was all.
+func TestATransactionThatWasEndedWithinIsNotRecorded(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
+		require.NoError(t, db.Exec(`CREATE TABLE effects (n integer UNIQUE)`).Error)
+		require.NoError(t, db.Exec(`INSERT INTO effects VALUES (0)`).Error)
+		once := db.Once("effect", time.Hour)
+		for i, end := range d.EndsWithin {
+			err := once.Transaction(func(tx *gorm.DB) error {
+				require.NoError(t, tx.Exec(`INSERT INTO effects VALUES (?)`, i+1).Error)
+				tx.Session(&gorm.Session{Logger: logger.Discard}).Exec(end)
+				return nil
+			})
+			require.ErrorIs(t, err, gorm.ErrInvalidTransaction, end)
+			require.NotErrorIs(t, err, dbmutex.ErrTimeout, end)
+			requireNotDone(t, once)
+		}
+		require.NoError(t, once.Transaction(func(tx *gorm.DB) error { return tx.Exec(`INSERT INTO effects VALUES (9)`).Error }),
+			"others may try at once")
+		requireDone(t, once)
+	})
+}
+
+func TestASQLiteFileInUTFHasResults(t *testing.T) {
+	db := testdb.SQLite(t).Registered(t, dbmutex.DefaultSettings())
+	poolOf(t, db).SetMaxOpenConns(1)
+	require.NoError(t, db.Exec(`PRAGMA encoding = 'UTF-16'`).Error)
+	require.NoError(t, db.Migrate())
+	for range 2 {
+		value, err := dbmutex.OnceValue(db.Once("job", time.Hour), func(context.Context) (string, error) { return "é𝄞", nil })
+		require.NoError(t, err)
+		require.Equal(t, "é𝄞", value)
+	}
+	var encoding string
+	require.NoError(t, db.Raw(`PRAGMA encoding`).Scan(&encoding).Error)
+	require.Contains(t, encoding, "UTF-16")
 }
 
 func TestWorkThatEndsItsOwnLeaseIsNotRecorded(t *testing.T) {
@@ -273,7 +313,7 @@ func TestIdsOfOncesAreComparedByteForByte(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		var runs atomic.Int32
-		ids := []string{"job", "JOB", "job ", " job", "jöb", "jo\u0308b", "job\x1f1", "𝄞", strings.Repeat("𝄞", 256)}
+		ids := []string{"job", "JOB", "job ", " job", "jöb", "jo\u0308b", "𝄞", strings.Repeat("𝄞", 256)}
 		for range 2 {
 			for _, id := range ids {
 				require.NoError(t, db.Once(id, time.Hour).Do(counting(&runs)))
@@ -538,6 +578,23 @@ func TestOnceIsListed(t *testing.T) {
 	})
 }
 
+func TestARecordIsNotifiedOf(t *testing.T) {
+	d := testdb.Postgres(t)
+	db := open(t, d)
+	conn, err := pgx.Connect(limited(t), d.DSN)
+	require.NoError(t, err)
+	_, err = conn.Exec(limited(t), `LISTEN dbmutex`)
+	require.NoError(t, err)
+	id := "notified " + rand.Text()
+	require.NoError(t, db.Once(id, time.Hour).Do(nothing))
+	notification, err := conn.WaitForNotification(limited(t))
+	for err == nil && !strings.HasSuffix(notification.Payload, " "+id) { // another test's
+		notification, err = conn.WaitForNotification(limited(t))
+	}
+	require.NoError(t, err)
+	require.NoError(t, conn.Close(limited(t)))
+}
+
 func TestObserversAreToldOfOnces(t *testing.T) {
 	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
@@ -547,6 +604,9 @@ func TestObserversAreToldOfOnces(t *testing.T) {
 		observer := watching(func(e dbmutex.Event) {
 			mu.Lock()
 			defer mu.Unlock()
+			if e.Previous != nil {
+				t.Error("a record is no lease that ran out")
+			}
 			if e.Outcome != 0 {
 				told = append(told, fmt.Sprint(e.Kind, ": ", e.Outcome, ", ", e.Once, ", ", e.Err))
 			}
@@ -555,7 +615,7 @@ func TestObserversAreToldOfOnces(t *testing.T) {
 		require.ErrorIs(t, once.Do(func(context.Context) error { return errWork }), errWork)
 		require.NoError(t, once.Do(nothing))
 		require.NoError(t, once.Do(nothing))
-		require.NoError(t, once.Forget())
+		testdb.ExpireOnces(t, db, false, "lock_id = 'job'")
 		require.NoError(t, once.Transaction(func(*gorm.DB) error { return nil }))
 		require.NoError(t, once.Transaction(func(*gorm.DB) error { return nil }))
 		require.NoError(t, db.Mutex("job", dbmutex.WithObserver(observer)).Do(nothing))
@@ -617,5 +677,25 @@ func TestForceReleaseEndsARunAndSparesARecord(t *testing.T) {
 		require.NoError(t, operator.Do(nothing))
 		require.NoError(t, operator.ForceRelease())
 		requireDone(t, once)
+	})
+}
+
+// oneTable gives every model the same.
+type oneTable struct{ schema.NamingStrategy }
+
+// TableName is that of every model.
+func (oneTable) TableName(string) string { return "locks" }
+
+func TestMutexesAndOncesNeedTablesOfTheirOwn(t *testing.T) {
+	t.Parallel()
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		db := d.Registered(t, dbmutex.DefaultSettings(), &gorm.Config{NamingStrategy: oneTable{}})
+		require.NoError(t, db.AutoMigrate(&dbmutex.DBMutex{}))
+		require.NoError(t, db.Mutex("job").Do(nothing))
+		require.NoError(t, db.Migrate())
+		_, err := db.Prune()
+		require.NoError(t, err)
+		require.ErrorIs(t, db.Once("job", time.Hour).Do(nothing), dbmutex.ErrInvalidSettings)
+		require.False(t, db.Migrator().HasColumn(&dbmutex.DBMutex{}, "result"))
 	})
 }

@@ -71,14 +71,19 @@ func (p *Plugin) table(pool any, db *gorm.DB, once bool) (name string, t locktab
 		parses.Put(stmt)
 	}()
 	stmt.DB = db
-	var model any = lockModel
-	if once {
-		model = onceModel
-	}
-	if err := stmt.Parse(model); err != nil {
+	if err := stmt.Parse(lockModel); err != nil {
 		return "", t, fmt.Errorf("dbmutex: %w", err)
 	}
 	name = stmt.Schema.Table
+	if once {
+		if err := stmt.Parse(onceModel); err != nil {
+			return "", t, fmt.Errorf("dbmutex: %w", err)
+		}
+		if stmt.Schema.Table == name {
+			return "", t, fmt.Errorf("%w: the NamingStrategy has one table, %q, for DBMutex and DBOnce", ErrInvalidSettings, name)
+		}
+		name = stmt.Schema.Table
+	}
 	known, _ := pool.(*sql.DB)
 	key := tableKey{weak.Make(known), name, once}
 	p.mu.RLock()

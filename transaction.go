@@ -83,7 +83,7 @@ func (l *Lease) transact(fn func(tx *gorm.DB) error, opts []*sql.TxOptions, reco
 			l.releaseAndLog()
 		}
 	}()
-	err = l.prepare(tx, opts)
+	err = l.prepare(tx, opts, record != nil)
 	if err == nil {
 		err = fn(m.carry(tx))
 	}
@@ -107,9 +107,9 @@ func (m *Mutex) carry(tx *gorm.DB) *gorm.DB {
 }
 
 // prepare makes a transaction ready that ends with commit.
-func (l *Lease) prepare(tx *gorm.DB, opts []*sql.TxOptions) error {
+func (l *Lease) prepare(tx *gorm.DB, opts []*sql.TxOptions, record bool) error {
 	m := l.mutex
-	work := locktable.Work{Renew: m.settings.Renew && m.settings.TTL != nil, Wait: m.settings.Wait}
+	work := locktable.Work{Renew: m.settings.Renew && m.settings.TTL != nil, Record: record, Wait: m.settings.Wait}
 	if len(opts) > 0 && opts[0] != nil {
 		work.Level = opts[0].Isolation
 	}

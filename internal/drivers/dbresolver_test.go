@@ -215,3 +215,29 @@ func TestDBResolverMigratesTheLockOnTheMainDatabase(t *testing.T) {
 		require.NoError(t, db.Mutex("job").Do(nothing))
 	})
 }
+
+func TestDBResolverRecordsOnTheMainDatabase(t *testing.T) {
+	eachCluster(t, func(t *testing.T, c *cluster) {
+		main := c.main.Mutexes(t, dbmutex.DefaultSettings())
+		require.NoError(t, main.AutoMigrate(&payment{}))
+		db := c.open(t).WithContext(limited(t))
+		require.NoError(t, db.Migrate(), "the tables are there")
+		for name, handle := range handles(db) {
+			once := handle.Once(name, time.Hour)
+			for range 2 {
+				value, err := dbmutex.OnceValue(once, func(context.Context) (string, error) { return name, nil })
+				require.NoError(t, err, name)
+				require.Equal(t, name, value)
+			}
+			require.NotNil(t, testdb.OnceRow(t, main, name), name)
+			require.NoError(t, once.Forget(), name)
+			require.Nil(t, testdb.OnceRow(t, main, name), name)
+			for range 2 {
+				require.NoError(t, once.Transaction(func(tx *gorm.DB) error { return tx.Create(&payment{Amount: 1}).Error }), name)
+			}
+		}
+		var payments int64
+		require.NoError(t, main.Model(&payment{}).Count(&payments).Error)
+		require.EqualValues(t, len(handles(db)), payments)
+	})
+}

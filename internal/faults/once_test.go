@@ -137,6 +137,75 @@ func TestALateRecordBringsNothingBack(t *testing.T) {
 	})
 }
 
+// It had a record to forget, which is gone.
+func TestALateForgetSparesALaterRecord(t *testing.T) {
+	faults.OnNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *proxy.Proxy) {
+		once := direct.Once("job", time.Hour)
+		require.NoError(t, proxied.Once("warm", time.Hour).Do(nothing))
+		require.NoError(t, proxied.Once("warm", time.Hour).Forget())
+		require.NoError(t, once.Do(nothing))
+		late := false
+		network.Choose(func(statement string) *proxy.Fault {
+			if late || !does(network, statement, "release") {
+				return nil
+			}
+			late = true
+			return &proxy.Fault{Late: time.Hour}
+		})
+		require.NoError(t, proxied.Once("job", time.Hour).Forget())
+		require.True(t, late)
+		requireRecord(t, once, false)
+		require.NoError(t, once.Do(nothing))
+		network.Deliver()
+		requireRecord(t, once, true)
+	})
+}
+
+// The first request that was to record the success is lost, and somebody else runs before the second.
+func TestARecordThatFindsAnotherRunInItsPlaceIsALoss(t *testing.T) {
+	faults.OnNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *proxy.Proxy) {
+		require.NoError(t, proxied.Once("warm", time.Hour).Do(nothing))
+		once, lost := direct.Once("job", time.Hour), false
+		network.Choose(func(statement string) *proxy.Fault {
+			if lost || !does(network, statement, "record") {
+				return nil
+			}
+			lost = true
+			if err := errors.Join(once.ForceRelease(), once.Do(nothing)); err != nil {
+				t.Error(err)
+			}
+			return &proxy.Fault{Unsent: true}
+		})
+		var token int64
+		err := proxied.Once("job", time.Hour).Do(func(ctx context.Context) error {
+			lease, _ := dbmutex.LeaseFrom(ctx)
+			token = lease.Token()
+			return nil
+		})
+		timeoutOf(t, err, "job", true)
+		require.True(t, lost)
+		require.Greater(t, requireRecord(t, once, true).Token, token)
+	})
+}
+
+func TestALateRecordIsKeptNoLonger(t *testing.T) {
+	faults.OnNetwork(t, func(t *testing.T, direct, proxied *dbmutex.DB, network *proxy.Proxy) {
+		require.NoError(t, proxied.Once("warm", time.Hour).Do(nothing))
+		late := false
+		network.Choose(func(statement string) *proxy.Fault {
+			if late || !does(network, statement, "record") {
+				return nil
+			}
+			late = true
+			return &proxy.Fault{Late: time.Hour}
+		})
+		require.NoError(t, proxied.Once("job", time.Hour).Do(nothing))
+		before := requireRecord(t, direct.Once("job", time.Hour), true)
+		network.Deliver()
+		require.Equal(t, before.ExpiresAt, requireRecord(t, direct.Once("job", time.Hour), true).ExpiresAt)
+	})
+}
+
 // The children's Once.
 func init() {
 	tasks["once"] = testprocess.WithMutexes(func(db *dbmutex.DB, stdin io.Reader) error {

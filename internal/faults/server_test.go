@@ -84,6 +84,16 @@ func survives(t *testing.T, s *testdb.Server, d *testdb.Database) {
 		require.NoError(t, lease.Release())
 	}
 
+	once := db.Once("done", time.Hour)
+	require.NoError(t, once.Do(nothing))
+	crash(t, s)
+	reconnect(t, db)
+	requireRecord(t, once, true)
+	require.NoError(t, once.Forget())
+	crash(t, s)
+	reconnect(t, db)
+	requireRecord(t, once, false)
+
 	lease := acquire(t, db, "never expires", dbmutex.WithoutTTL())
 	require.NoError(t, lease.Release())
 	crash(t, s)

@@ -224,9 +224,10 @@ type Release struct {
 
 // Work is what a transaction of Begin is for.
 type Work struct {
-	Renew bool               // the lease is to be renewed meanwhile
-	Wait  time.Duration      // how long to wait if other writers lock the transaction out, but at least Limit; < 0 = forever
-	Level sql.IsolationLevel // that the transaction was begun with
+	Renew  bool               // the lease is to be renewed meanwhile
+	Record bool               // it ends with a record
+	Wait   time.Duration      // how long to wait if other writers lock the transaction out, but at least Limit; < 0 = forever
+	Level  sql.IsolationLevel // that the transaction was begun with
 }
 
 // Reservation keeps a mutex for a waiter of another process.

@@ -86,7 +86,7 @@ func newMySQL(name, table string) *mysql {
 		guards: {`creation_time = creation_time + INTERVAL 1 MICROSECOND`, owned},
 		completes: {`lease_id = '` + DoneID + `', expires_at = ` + expiry + `, result = CONVERT(UNHEX(?) USING utf8mb4), token = ?`,
 			owned},
-		forgets: {freed + `, result = NULL`, owned},
+		forgets: {freed + `, result = NULL`, mysqlDone + ` AND token = ?`},
 	} {
 		// To wait for the row in the server could be a deadlock. MariaDB can fail rather than wait, which is quicker. In a
 		// transaction that could roll it back (innodb_rollback_on_timeout).

@@ -4,7 +4,9 @@ import (
 	"database/sql"
 	"encoding/hex"
 	"fmt"
+	"math/rand/v2"
 	"strconv"
+	"time"
 )
 
 // mysqlOnce has the statements on records.
@@ -38,9 +40,7 @@ func (m *mysql) complete(on executor, k Key, r Record, _ bool) (found bool, err 
 		return found, err
 	}
 	err = m.outside(on, func() (err error) {
-		var records int
-		_, err = on.queryOne(m.once.ownSQL, []any{k.RowID, r.Token}, &records)
-		found = records > 0
+		found, err = m.isRecorded(on, k.RowID, r.Token)
 		return err
 	})
 	return found, err
@@ -85,8 +85,32 @@ func (m *mysql) record(on executor, lockID string) (row *Row, result []byte, err
 	return row, result, err
 }
 
-func (m *mysql) forget(on executor, lockID string) (bool, error) {
-	return m.change(on, forgets, nil, NewKey(lockID, DoneID), false)
+func (m *mysql) forget(on executor, record *Row) error {
+	return m.outside(on, func() error {
+		for giveUp := time.Now().Add(Limit); ; {
+			_, found, err := m.update(on, forgets, []any{record.ID, record.Token})
+			if err != nil || found {
+				return err
+			}
+			isThere, err := m.isRecorded(on, record.ID, record.Token)
+			switch {
+			case err != nil || !isThere:
+				return err
+			case time.Now().After(giveUp):
+				return errPinned
+			}
+			if done := Sleep(on.ctx, pinnedPause/2+rand.N(pinnedPause/2)); done != nil {
+				return &unsentError{error: fmt.Errorf("%w: %w", errPinned, done)}
+			}
+		}
+	})
+}
+
+// isRecorded looks for the record of a token.
+func (m *mysql) isRecorded(on executor, id, token int64) (bool, error) {
+	var records int
+	_, err := on.queryOne(m.once.ownSQL, []any{id, token}, &records)
+	return records > 0, err
 }
 
 func (m *mysql) pruneRecords(on executor) error {

@@ -43,8 +43,8 @@ type onces interface {
 
 	// record reads a record that is to be kept still. The row is nil if there is none.
 	record(on executor, lockID string) (row *Row, result []byte, err error)
-	// forget removes a record.
-	forget(on executor, lockID string) (found bool, err error)
+	// forget removes a record that was read, by its token.
+	forget(on executor, record *Row) error
 	// pruneRecords removes some rows whose time is over. It passes those that others have locked, if the database can.
 	pruneRecords(on executor) error
 }
@@ -98,16 +98,22 @@ func (t Table) Record(ctx context.Context, lockID string) (row *Row, result []by
 	return row, result, err
 }
 
-// Forget removes a record. If there is none, it returns the lease that is live, if there is that.
+// Forget removes the record that is there, and spares a later one, also if the network delivers a try late. If there is none,
+// it returns the lease that is live, if there is that.
 func (t Table) Forget(ctx context.Context, limit time.Time, lockID string) (live *Row, err error) {
-	_, err = t.settle(ctx, limit, func(on executor) error {
+	var forgetting *Row
+	_, err = t.settle(ctx, limit, func(on executor) (err error) {
 		if err := t.look(on); err != nil {
 			return err
 		}
 		live = nil
-		found, err := t.forget(on, lockID)
-		if err != nil || found {
-			return err
+		if forgetting == nil {
+			if forgetting, _, err = t.record(on, lockID); err != nil {
+				return err
+			}
+		}
+		if forgetting != nil {
+			return t.forget(on, forgetting)
 		}
 		row, isLive, err := t.row(on, lockID)
 		if isLive && row.LeaseID != DoneID {

@@ -350,7 +350,12 @@ var errInProgress = errors.New("the transaction is still in progress")
 
 // begin pins nothing: a holder that hangs in its transaction must not outlast its TTL. Above READ COMMITTED the row's
 // release fails if a renewal came after the transaction's snapshot.
-func (p *postgres) begin(tx executor, _ Key, w Work) (found, renewable bool, err error) {
+func (p *postgres) begin(tx executor, k Key, w Work) (found, renewable bool, err error) {
+	if w.Record {
+		if _, err := tx.queryOne(markSQL, []any{k.LeaseID}, new(string)); err != nil {
+			return false, false, err
+		}
+	}
 	if !w.Renew {
 		return true, false, nil
 	}

@@ -160,7 +160,26 @@ func (s *sqlite) begin(tx executor, k Key, w Work) (found, renewable bool, err e
 			return err
 		})
 	})
+	if err == nil && found {
+		_, err = tx.exec(wholePoint, nil)
+	}
 	return found, false, err
+}
+
+// mark is not needed for a statement: only a whole transaction is looked after.
+func (s *sqlite) mark(executor) error { return nil }
+
+// unbroken needs no file access. A statement that fails may roll the transaction back: https://www.sqlite.org/lang_conflict.html
+// and https://www.sqlite.org/lang_transaction.html (3.1).
+func (s *sqlite) unbroken(tx executor, whole bool) error {
+	if !whole {
+		return nil
+	}
+	_, err := tx.exec(`RELEASE `+wholePoint, nil)
+	if err != nil && strings.Contains(err.Error(), "no such savepoint") {
+		return errEndedWithin
+	}
+	return err
 }
 
 func (s *sqlite) row(on executor, lockID string) (row *Row, live bool, err error) {

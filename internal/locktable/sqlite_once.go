@@ -18,11 +18,11 @@ func newSQLiteOnce(table, times string) sqliteOnce {
 		ended = `expires_at < ` + sqliteNow + ` AND (` + done + ` OR expires_at < strftime(` + sqliteForm + `, 'now', '-1 hour'))`
 	)
 	return sqliteOnce{
-		completeSQL: `UPDATE ` + table + ` SET lease_id = '` + DoneID + `', expires_at = strftime(` + sqliteForm + `, 'now', ?),
-	result = ?, token = ? WHERE lock_id = ? AND (lease_id = ? OR ` + done + ` AND token = ?)`,
-		readSQL: `SELECT id, lock_id, ` + times + `, holder, lease_id, token, CAST(result AS blob) FROM ` + table + `
+		completeSQL: `UPDATE ` + table + ` SET lease_id = '` + DoneID + `',
+	expires_at = CASE WHEN ` + done + ` THEN expires_at ELSE strftime(` + sqliteForm + `, 'now', ?) END, result = ?, token = ? WHERE lock_id = ? AND (lease_id = ? OR ` + done + ` AND token = ?)`,
+		readSQL: `SELECT id, lock_id, ` + times + `, holder, lease_id, token, CAST(result AS text) FROM ` + table + `
 WHERE lock_id = ? AND ` + done + ` AND expires_at >= ` + sqliteNow,
-		forgetSQL: `DELETE FROM ` + table + ` WHERE lock_id = ? AND ` + done,
+		forgetSQL: `DELETE FROM ` + table + ` WHERE lock_id = ? AND ` + done + ` AND token = ?`,
 		old:       fmt.Sprintf(`SELECT id FROM %s WHERE %s ORDER BY expires_at LIMIT %d`, table, ended, pruneRecords),
 		remove:    `DELETE FROM ` + table + ` WHERE ` + ended + ` AND id IN `, // and the ids
 	}
@@ -64,8 +64,9 @@ func (s *sqlite) record(on executor, lockID string) (row *Row, result []byte, er
 	return row, result, err
 }
 
-func (s *sqlite) forget(on executor, lockID string) (bool, error) {
-	return s.writeRow(on, s.once.forgetSQL, []any{lockID})
+func (s *sqlite) forget(on executor, record *Row) error {
+	_, err := s.writeRow(on, s.once.forgetSQL, []any{record.LockID, record.Token})
+	return err
 }
 
 // pruneRecords looks first, as prune does. It has no patience with other writers.

@@ -57,8 +57,9 @@ var mysqlKind = &Kind{
 		`UPDATE ON db_onces`: {"once", "once over", "success", "forget"},
 		`DELETE ON db_onces`: {"prune"},
 	},
-	Explain: `EXPLAIN `,
-	Analyze: `ANALYZE TABLE db_onces`,
+	EndsWithin: []string{`ROLLBACK`, `COMMIT`, `CREATE TABLE made (n integer)`},
+	Explain:    `EXPLAIN `,
+	Analyze:    `ANALYZE TABLE db_onces`,
 	MakingRights: []string{
 		`CREATE, SELECT, INSERT, UPDATE, DELETE ON %s.db_mutexes`, `CREATE, SELECT, INSERT, UPDATE, DELETE ON %s.db_onces`,
 	},

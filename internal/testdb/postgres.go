@@ -69,6 +69,7 @@ var postgresKind = &Kind{
 		`DELETE ON db_onces`:                {"once", "once over", "forget", "prune"},
 		`USAGE ON SEQUENCE db_onces_id_seq`: {"once", "once over", "success", "done", "forget", "prune"},
 	},
+	EndsWithin:   []string{`ROLLBACK`, `COMMIT`},
 	Explain:      `EXPLAIN `,
 	Analyze:      `ANALYZE db_onces`,
 	MakingRights: []string{`CREATE ON SCHEMA %s`},

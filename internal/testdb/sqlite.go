@@ -29,11 +29,12 @@ var sqliteKind = &Kind{
 		"record":  regexp.MustCompile(`^UPDATE \S+ SET lease_id = 'done'`),
 		"guard":   regexp.MustCompile(`^UPDATE \S+ SET lease_id = lease_id`),
 	},
-	Explain: `EXPLAIN QUERY PLAN `,
-	Analyze: `ANALYZE`,
-	hang:    `DELETE FROM db_mutexes WHERE false`, // it takes the write lock
-	Written: `PRAGMA data_version`,
-	Refuse:  []string{`CREATE TRIGGER refuse BEFORE INSERT ON db_mutexes BEGIN SELECT RAISE(ABORT, 'never'); END`},
+	EndsWithin: []string{`ROLLBACK`, `COMMIT`, `INSERT OR ROLLBACK INTO effects VALUES (0)`},
+	Explain:    `EXPLAIN QUERY PLAN `,
+	Analyze:    `ANALYZE`,
+	hang:       `DELETE FROM db_mutexes WHERE false`, // it takes the write lock
+	Written:    `PRAGMA data_version`,
+	Refuse:     []string{`CREATE TRIGGER refuse BEFORE INSERT ON db_mutexes BEGIN SELECT RAISE(ABORT, 'never'); END`},
 }
 
 func init() { sqliteKind.fresh = SQLite }

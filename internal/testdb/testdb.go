@@ -102,6 +102,9 @@ type Kind struct {
 	HandMade map[string][]string
 	// Unusable are a statement that makes a table which cannot be used, and what the error says, by what is wrong with it.
 	Unusable map[string][]string
+	// EndsWithin are statements that end the transaction in which they run, perhaps by their failure. The table effects has a
+	// unique column n with a row 0.
+	EndsWithin []string
 	// Explain is what makes a statement one for its plan, and Analyze one that counts the rows of Once for such plans.
 	Explain, Analyze string
 	// Shape is a query for what the database says of the table.
