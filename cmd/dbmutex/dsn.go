@@ -59,8 +59,8 @@ func (n naming) TableName(model string) string {
 	return n.table
 }
 
-// onceTable is the table of Once that goes with one of mutexes, as GORM names them: db_onces with db_mutexes, and app_db_once
-// with app_db_mutex.
+// onceTable is the table of Once that goes with one of mutexes, as GORM names them: db_onces with db_mutexes, and
+// app_db_once with app_db_mutex.
 func onceTable(mutexes string) string {
 	if name, plural := strings.CutSuffix(mutexes, "mutexes"); plural {
 		return name + "onces"

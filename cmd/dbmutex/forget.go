@@ -14,8 +14,8 @@ func newForget(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:   "forget ID",
 		Short: "Forget that a Once is done, so that it may run again",
-		Long: `Forget removes the record of run --once-per, or of a program's Once, so that the work may run again. The id is that of
-dbmutex list --once: ID@TIME. The exit code is 1 if there is no record, or if the work runs: then nothing is changed.`,
+		Long: `Forget removes the record of run --once-per, or of a program's Once, so that the work may run again. The id is that
+of dbmutex list --once: ID@TIME. The exit code is 1 if there is no record, or if the work runs: then nothing is changed.`,
 		Example: `  dbmutex list --once nightly-report@
   dbmutex forget nightly-report@2026-11-27T00:00:00Z`,
 		Args: cobra.ExactArgs(1),

@@ -48,8 +48,8 @@ With -o json the answer is one object:
     {"now":T,"leases":[{"lock_id","slot":N,"holder","lease_id","creation_time","expires_at":T or null,"state":"held",
     "expired" or "done","held_seconds":N,"left_seconds":N or null}],"next":ID or null,"next_slot":N}
 
-Times are in UTC. A lease has a slot only if it is a semaphore's. If next is an id, more leases follow: --after ID lists them,
-with --after-slot N if there is a next_slot.`,
+Times are in UTC. A lease has a slot only if it is a semaphore's. If next is an id, more leases follow: --after ID lists
+them, with --after-slot N if there is a next_slot.`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(_ *cobra.Command, args []string) error {
 			l.query.Prefix = strings.Join(args, "")

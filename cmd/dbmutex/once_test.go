@@ -154,9 +154,13 @@ func TestALostLeaseRecordsNothing(t *testing.T) {
 
 func TestACommandThatEndsWithItsLeaseRecordsNothing(t *testing.T) {
 	frozen(t, func(t *testing.T, network *proxy.Proxy, db *dbmutex.DB) {
-		p := begin(t, program(t, network.Database, oncePer("trap 'exit 0' TERM; echo ready; "+lasts, "--ttl", "9s")...))
+		script := "trap 'echo TERM; read x; exit 0' TERM; echo ready; " + lasts
+		p := begin(t, program(t, network.Database, oncePer(script, "--ttl", "9s")...))
 		require.Equal(t, "ready", p.line())
 		network.Freeze()
+		require.Equal(t, "TERM", p.line())
+		network.Thaw() // so that it could be recorded
+		require.NoError(t, p.stdin.Close())
 		p.requireCode(124)
 		record, err := db.Once(tickOfJob(t), time.Hour).Done()
 		require.NoError(t, err)
@@ -229,8 +233,7 @@ func TestRunsAndRecordsAreListedShownAndForgotten(t *testing.T) {
 
 		require.NoError(t, db.Once("job@1", time.Hour, dbmutex.WithHolder("anna")).Do(testdb.Nothing))
 		require.NoError(t, db.Once("job@1/2", time.Minute).Do(testdb.Nothing))
-		require.NoError(t, db.Model(&dbmutex.DBOnce{}).Where("lock_id = ?", "job@1/2").
-			Update("expires_at", time.Now().Add(-time.Hour).UTC()).Error)
+		testdb.ExpireOnces(t, db, false, "lock_id = ?", "job@1/2")
 		begun, goOn := make(chan bool), make(chan bool)
 		ended := make(chan error, 1)
 		go func() {
@@ -286,6 +289,30 @@ $`, stdout)
 		require.NotEqual(t, "removed 0 rows\n", stdout)
 		close(goOn)
 		require.NoError(t, <-ended)
+	})
+}
+
+func TestReleaseOnceEndsTheRunAndSparesTheRecord(t *testing.T) {
+	each(t, func(t *testing.T, d *testdb.Database, db *dbmutex.DB) {
+		id := tickOfJob(t)
+		release := []string{"release", "--once", id, "--force", "--yes"}
+		code, _, stderr := run(t, d, release...)
+		require.Equal(t, 1, code)
+		require.Contains(t, stderr, "nobody runs ")
+		p := begin(t, program(t, d, oncePer("echo ready; exec sleep 60", "--ttl", "3s", "--holder", "anna")...))
+		require.Equal(t, "ready", p.line())
+		code, _, stderr = run(t, d, "release", "--once", id, "--force")
+		require.Equal(t, 2, code)
+		require.Contains(t, stderr, "--yes")
+		code, _, _ = run(t, d, release...)
+		require.Zero(t, code)
+		p.requireCode(124)
+		code, _, _ = run(t, d, oncePer("true")...)
+		require.Zero(t, code, "others may try")
+		code, _, stderr = run(t, d, release...)
+		require.Equal(t, 1, code)
+		require.Contains(t, stderr, "as it is done: dbmutex forget lets it run again")
+		require.NotNil(t, testdb.OnceRow(t, db, id))
 	})
 }
 

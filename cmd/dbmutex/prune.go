@@ -14,8 +14,8 @@ func newPrune(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:   "prune",
 		Short: "Remove the rows of leases that ran out",
-		Long: `Prune removes the rows of leases that ran out, and the records of run --once-per that are not to be kept any more; on
-MySQL and MariaDB also the rows of free mutexes. It ends no lease.
+		Long: `Prune removes the rows of leases that ran out, and the records of run --once-per that are not to be kept any more;
+on MySQL and MariaDB also the rows of free mutexes. It ends no lease.
 Nothing needs it but the size of the table. It goes on for as long as a part of it is done within --timeout.`,
 		Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error { return g.withDB(false, g.prune) },

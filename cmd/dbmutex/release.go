@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
+	"time"
 
 	"github.com/mattn/go-isatty"
 	"github.com/spf13/cobra"
@@ -21,8 +23,8 @@ import (
 type releaser struct {
 	*global
 
-	id, lease  string
-	force, yes bool
+	id, lease        string
+	force, yes, once bool
 }
 
 const releaseWarning = "Its work is not stopped. It learns of this by its next renewal, or at its end. " +
@@ -31,7 +33,7 @@ const releaseWarning = "Its work is not stopped. It learns of this by its next r
 func newRelease(g *global) *cobra.Command {
 	r := &releaser{global: g}
 	command := &cobra.Command{
-		Use:   "release ID --lease LEASE | --force",
+		Use:   "release ID --lease LEASE | [--once] --force",
 		Short: "End the lease of a mutex, whosever it is",
 		Long: "Release ends a lease. " + releaseWarning + `
 
@@ -39,7 +41,10 @@ func newRelease(g *global) *cobra.Command {
 that lease had ended. --force ends the lease that is there, whichever it is. In a terminal you must then type the mutex's id,
 and only the lease that you have seen is ended; elsewhere you must say --yes. The exit code is 1 if there was no lease.
 
-What run --slots holds has a lease for each slot. --lease ends one of them; --force ends none, and says which there are.`,
+What run --slots holds has a lease for each slot. --lease ends one of them; --force ends none, and says which there are.
+
+--once --force ends the run that is under way of run --once-per, or of a program's Once, so that others may try. A record
+stays: dbmutex forget removes it.`,
 		Example: `  dbmutex show nightly-report
   dbmutex release nightly-report --lease TKL4YA3ZLFCWPPMSJJH5FEAHQU`,
 		Args: cobra.ExactArgs(1),
@@ -48,6 +53,8 @@ What run --slots holds has a lease for each slot. --lease ends one of them; --fo
 			switch byLease := cmd.Flags().Changed("lease"); {
 			case byLease == r.force:
 				return errors.New("want either --lease LEASE or --force")
+			case byLease && r.once:
+				return errors.New("--once goes with --force alone")
 			case byLease:
 				return r.ask(r.releaseLease)
 			case isatty.IsTerminal(os.Stdin.Fd()):
@@ -61,6 +68,7 @@ What run --slots holds has a lease for each slot. --lease ends one of them; --fo
 	flags := command.Flags()
 	flags.StringVar(&r.lease, "lease", "", "the id of the `lease` to end")
 	flags.BoolVar(&r.force, "force", false, "end the lease that is there, whichever it is")
+	flags.BoolVar(&r.once, "once", false, "end a run of run --once-per, or of a program's Once")
 	flags.BoolVar(&r.yes, "yes", false, "do so without a terminal")
 	return command
 }
@@ -82,16 +90,20 @@ func (r *releaser) releaseLease(db *dbmutex.DB) error {
 func (r *releaser) releaseSeen(ctx context.Context, db *dbmutex.DB) error {
 	var leases []dbmutex.LeaseInfo
 	err := r.within(ctx, db, func(db *dbmutex.DB) (err error) {
-		leases, err = leaseview.Find(db, r.id)
+		leases, err = r.find(db)
 		return err
 	})
 	switch {
 	case err != nil:
 		return err
-	case len(leases) == 0 || leases[0].Slot > 0:
+	case len(leases) == 0 || leases[0].Slot > 0 || leases[0].Done():
 		return r.none(leases)
+	case r.once:
+		err = writeOnce(os.Stdout, leases[0])
+	default:
+		err = writeText(os.Stdout, leases[:1])
 	}
-	if err := writeText(os.Stdout, leases[:1]); err != nil {
+	if err != nil {
 		return err
 	}
 	fmt.Fprint(os.Stderr, releaseWarning+"\nType the mutex's id to release it: ")
@@ -101,6 +113,9 @@ func (r *releaser) releaseSeen(ctx context.Context, db *dbmutex.DB) error {
 		return err
 	case typed != r.id:
 		return errors.New("that is not the id: nothing was released")
+	}
+	if r.once {
+		return r.within(ctx, db, r.releaseAny)
 	}
 	r.lease = leases[0].LeaseID
 	return r.within(ctx, db, r.releaseLease)
@@ -127,15 +142,19 @@ func typedLine(ctx context.Context) (string, error) {
 // releaseAny ends whichever lease is there.
 func (r *releaser) releaseAny(db *dbmutex.DB) error {
 	told := &forced{}
-	switch err := silent(db).Mutex(r.id, dbmutex.WithObserver(told)).ForceRelease(); {
+	forceRelease := silent(db).Mutex(r.id, dbmutex.WithObserver(told)).ForceRelease
+	if r.once {
+		forceRelease = silent(db).Once(r.id, time.Hour, dbmutex.WithObserver(told)).ForceRelease
+	}
+	switch err := forceRelease(); {
 	case err != nil:
 		return err
 	case told.Event == nil:
-		permits, err := leaseview.Find(db, r.id)
+		others, err := r.find(db)
 		if err != nil {
 			return err
 		}
-		return r.none(permits)
+		return r.none(others)
 	}
 	r.log.Info(fmt.Sprintf("released %q, which %s had", r.id, printable(told.Holder)), "lock_id", r.id)
 	return nil
@@ -144,9 +163,24 @@ func (r *releaser) releaseAny(db *dbmutex.DB) error {
 // silent is the handle without GORM's log, which would say of a release what the command says itself.
 func silent(db *dbmutex.DB) *dbmutex.DB { return db.Session(&gorm.Session{Logger: logger.Discard}) }
 
-// none is the error of --force if the mutex is not held. A semaphore of its id may be.
-func (r *releaser) none(permits []dbmutex.LeaseInfo) error {
-	if len(permits) == 0 {
+// find is what holds the id.
+func (r *releaser) find(db *dbmutex.DB) ([]dbmutex.LeaseInfo, error) {
+	if r.once {
+		return onceRow(db, r.id)
+	}
+	return leaseview.Find(db, r.id)
+}
+
+// none is the error of --force if the mutex is not held, or nobody runs the work of a Once. A semaphore of that id may be
+// held, or a record kept.
+func (r *releaser) none(others []dbmutex.LeaseInfo) error {
+	permits := slices.DeleteFunc(others, func(lease dbmutex.LeaseInfo) bool { return lease.Slot == 0 })
+	switch {
+	case r.once && len(others) > 0:
+		return &exitError{exitNo, fmt.Errorf("nobody runs %q, as it is done: dbmutex forget lets it run again", r.id)}
+	case r.once:
+		return &exitError{exitNo, fmt.Errorf("nobody runs %q: nothing was released", r.id)}
+	case len(permits) == 0:
 		return &exitError{exitNo, fmt.Errorf("%q is not held: nothing was released", r.id)}
 	}
 	which := make([]string, len(permits))

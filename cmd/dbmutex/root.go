@@ -63,8 +63,8 @@ func newRoot(g *global) *cobra.Command {
 	flags.BoolVarP(&g.quiet, "quiet", "q", false, "write nothing but errors to stderr")
 	flags.BoolVarP(&g.verbose, "verbose", "v", false, "say more")
 	flags.StringVar(&g.logFormat, "log-format", "text", "`text` or json: how dbmutex writes to stderr")
-	root.AddCommand(newRun(g), newList(g), newShow(g), newWatch(g), newRelease(g), newForget(g), newPrune(g), newMigrate(g), newSchema(g),
-		newDoctor(g), newServe(g), newMan(root))
+	root.AddCommand(newRun(g), newList(g), newShow(g), newWatch(g), newRelease(g), newForget(g), newPrune(g), newMigrate(g),
+		newSchema(g), newDoctor(g), newServe(g), newMan(root))
 	refuseOtherShells(root)
 	return root
 }

@@ -63,10 +63,10 @@ should say the same N; else as many run as the greatest says.
 and all later runs of the period exit with 0 at once; so does one that waits meanwhile. After any other exit nothing is
 recorded: another machine, or a later run, tries again. 75 says that the command runs now, and 124 that nothing is recorded.
 A dbmutex that dies between the end of the command and the record makes it run again.
-Periods are those around the multiples of PERIOD: for 24h from noon to noon in UTC, around midnight; for 1h from half to half;
-for 168h around Monday's midnight. So it does not matter whether a machine's clock is before the full hour or after it. Do
-not start the command where two periods meet: machines whose clocks differ would run it twice. There dbmutex warns. A record
-is kept for two periods.
+Periods are those around the multiples of PERIOD: for 24h from noon to noon in UTC, around midnight; for 1h from half to
+half; for 168h around Monday's midnight. So it does not matter whether a machine's clock is before the full hour or after it.
+Do not start the command where two periods meet: machines whose clocks differ would run it twice. There dbmutex warns. A
+record is kept for two periods.
 
 Signals go on to the command. What it leaves in the background when it ends runs on without the mutex. A dbmutex that is
 stopped by ^Z renews no lease: the command is stopped, too, and is killed if its lease is over when it is continued. What has

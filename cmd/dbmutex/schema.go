@@ -17,8 +17,8 @@ func newSchema(g *global) *cobra.Command {
 	return &cobra.Command{
 		Use:   "schema postgres|sqlite|mysql",
 		Short: "Print the SQL that makes the tables",
-		Long: `Schema prints the SQL that makes the tables, for programs whose tables are made by goose, golang-migrate, Atlas or by
-hand. That of mysql is for MariaDB, too. It asks no database. The first table is that of the mutexes, under the name that
+		Long: `Schema prints the SQL that makes the tables, for programs whose tables are made by goose, golang-migrate, Atlas or
+by hand. That of mysql is for MariaDB, too. It asks no database. The first table is that of the mutexes, under the name that
 --table gives. The second one is that of run --once-per, and of Once in programs: who uses neither needs none.`,
 		ValidArgs: []string{"postgres", "sqlite", "mysql"},
 		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),

@@ -65,6 +65,30 @@ func TestInATerminalReleaseByForceSparesASuccessor(t *testing.T) {
 	testdb.RequireHeld(t, db, "job")
 }
 
+func TestInATerminalAForcedReleaseOfARunOrOfSlots(t *testing.T) {
+	d, db := file(t)
+	p := begin(t, program(t, d, oncePer("echo ready; exec sleep 60", "--ttl", "3s", "--holder", "anna")...))
+	require.Equal(t, "ready", p.line())
+	cmd := program(t, d, "release", "--once", "--force", tickOfJob(t))
+	terminal, screen := inTerminal(t, cmd)
+	eventually(t, "it asks", func() bool { return strings.Contains(screen.String(), "release it: ") })
+	require.Contains(t, screen.String(), "holder    anna")
+	_, err := terminal.WriteString(tickOfJob(t) + "\n")
+	require.NoError(t, err)
+	require.Zero(t, exitCode(t, cmd.Wait()))
+	p.requireCode(124)
+
+	_, err = db.Semaphore("job", 2).Acquire()
+	require.NoError(t, err)
+	cmd = program(t, d, "release", "--force", "job")
+	_, screen = inTerminal(t, cmd)
+	require.Equal(t, 2, exitCode(t, cmd.Wait()))
+	eventually(t, "it says which", func() bool { return strings.Contains(screen.String(), "in slot ") })
+	holders, err := db.Semaphore("job", 2).Holders()
+	require.NoError(t, err)
+	require.Len(t, holders, 1)
+}
+
 func TestInATerminalWatchDrawsTheTableAnew(t *testing.T) {
 	d, db := file(t)
 	cmd := program(t, d, "watch", "--interval", "10ms")

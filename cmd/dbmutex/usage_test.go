@@ -26,7 +26,9 @@ func TestWrongUseExits2(t *testing.T) {
 		"bogus", "--bogus", "list a b", "list --state none", "list --order none", "list -o xml", "list --limit 0",
 		"list --limit -1", "list --limit x", "list --after a --order oldest", "show", "show a b", "show a -o ids", "release",
 		"release job", "release a b --force --yes", "release job --lease x --force", "release job --yes", "release job --lease=",
-		"prune a", "forget", "forget a b", "show --once", "list --after-slot 1", "list --after a --after-slot -1", "migrate a", "migrate --bogus", "doctor a", "watch a b", "watch --interval 0", "watch --interval x", "man",
+		"prune a", "release --once job --lease x", "release --once job", "forget", "forget a b", "show --once",
+		"list --after-slot 1", "list --after a --after-slot -1", "migrate a", "migrate --bogus", "doctor a",
+		"watch a b", "watch --interval 0", "watch --interval x", "man",
 		"completion", "completion tcsh", "list -q -v", "list --timeout 0", "list --log-format xml", "list --dsn oracle://x",
 		"list --dsn postgres://u@127.0.0.1:1/x", "list --dsn mysql://u@127.0.0.1:1/x", "list --table nothing",
 		"migrate --dsn sqlite::memory:", "migrate --dsn file:x?mode=memory",
@@ -145,7 +147,8 @@ func TestHelpAndVersion(t *testing.T) {
 	code, stdout, _ = run(t, d, "--help")
 	require.Zero(t, code)
 	for _, name := range []string{
-		"run", "list", "show", "release", "forget", "prune", "watch", "migrate", "schema", "doctor", "serve", "completion", "DBMUTEX_DSN",
+		"run", "list", "show", "release", "forget", "prune", "watch", "migrate", "schema", "doctor", "serve", "completion",
+		"DBMUTEX_DSN",
 		"DATABASE_URL", "DBMUTEX_TABLE", "NO_COLOR", "(ps)", "with 1 if the answer is no",
 	} {
 		require.Contains(t, stdout, name)
@@ -163,7 +166,8 @@ func TestEveryCommandHelps(t *testing.T) {
 	t.Parallel()
 	d := testdb.At("sqlite", "none")
 	for _, name := range []string{
-		"run", "list", "ls", "show", "release", "forget", "prune", "watch", "migrate", "schema", "doctor", "serve", "completion", "man",
+		"run", "list", "ls", "show", "release", "forget", "prune", "watch", "migrate", "schema", "doctor", "serve", "completion",
+		"man",
 	} {
 		code, stdout, _ := run(t, d, name, "--help")
 		require.Zero(t, code)
@@ -180,7 +184,8 @@ func TestManualPagesAreWritten(t *testing.T) {
 	code, _, stderr := run(t, testdb.At("sqlite", "none"), "man", folder)
 	require.Zero(t, code, stderr)
 	for page, text := range map[string]string{
-		"dbmutex.1": "DBMUTEX_DSN", "dbmutex-run.1": "DBMUTEX_TOKEN", "dbmutex-list.1": "next_slot", "dbmutex-forget.1": "ID@TIME", "dbmutex-doctor.1": "clocks",
+		"dbmutex.1": "DBMUTEX_DSN", "dbmutex-run.1": "DBMUTEX_TOKEN", "dbmutex-list.1": "next_slot",
+		"dbmutex-forget.1": "ID@TIME", "dbmutex-doctor.1": "clocks",
 	} {
 		content, err := os.ReadFile(filepath.Join(folder, page))
 		require.NoError(t, err)

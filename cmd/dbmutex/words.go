@@ -10,10 +10,11 @@ import (
 	"github.com/gorm-dbmutex/dbmutex"
 )
 
-// printable quotes a text with which somebody could forge lines or control the terminal, or that looks as if it were quoted or
-// a slot.
+// printable quotes a text with which somebody could forge lines or control the terminal, or that looks as if it were quoted
+// or a slot.
 func printable(text string) string {
-	if strings.HasPrefix(text, `"`) || strings.HasPrefix(text, " ") || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+	if strings.HasPrefix(text, `"`) || strings.HasPrefix(text, " ") ||
+		strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
 		return strconv.Quote(text)
 	}
 	return text

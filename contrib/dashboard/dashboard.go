@@ -1,5 +1,5 @@
-// Package dashboard shows in a browser who holds which mutex or semaphore of dbmutex, since when and until when, what ran out,
-// and what is done once. It is an http.Handler for a program that has a web server:
+// Package dashboard shows in a browser who holds which mutex or semaphore of dbmutex, since when and until when, what ran
+// out, and what is done once. It is an http.Handler for a program that has a web server:
 //
 //	h, err := dashboard.New(db, dashboard.Options{})
 //	mux.Handle("/ops/mutexes/", http.StripPrefix("/ops/mutexes", auth(h)))

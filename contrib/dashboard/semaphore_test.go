@@ -42,7 +42,8 @@ func TestASemaphoreIsListedAsOneMutexWithItsHolders(t *testing.T) {
 			page := s.get("?state=all&order=" + order).Body.String()
 			require.Regexp(t, `(^| )job 2 holders, 1 ran out job, slot 1 permit 1 \d.* job, slot 2 permit 2 .* ran out .*`+
 				`job, slot 3 permit 3 `, text(page), order)
-			require.Equal(t, 3, strings.Count(page[strings.Index(page, "<tbody"):], `href="mutex?id=job`), "job, its slots, and job 2")
+			rows := page[strings.Index(page, "<tbody"):]
+			require.Equal(t, 3, strings.Count(rows, `href="mutex?id=job`), "job, its slots, and job 2")
 			require.Contains(t, page, `aria-label="Release slot 3 of job"`)
 			require.NotContains(t, page, `aria-label="Release slot 2 of job"`, "it has ended")
 		}
@@ -157,10 +158,12 @@ func TestWhatIsDoneOnceIsListed(t *testing.T) {
 		w := s.get("?once=1")
 		require.Equal(t, http.StatusOK, w.Code)
 		page := text(w.Body.String())
-		require.Regexp(t, `job@1 worker-1 \d+ \w.* ago done kept for (59 min|1 h) job@2 worker-2 \d+ \w.* ago running ends in `, page)
+		require.Regexp(t, `job@1 worker-1 \d+ \w.* ago done kept for (59 min|1 h) `+
+			`job@2 worker-2 \d+ \w.* ago running ends in `, page)
 		require.NotContains(t, page, "a mutex")
 		require.NotContains(t, w.Body.String(), `href="release`, "read only")
 		require.Contains(t, w.Body.String(), `<a href="./?once=1" aria-current="page">Once</a>`)
+		require.Equal(t, 1, strings.Count(w.Body.String(), "aria-current="))
 		require.Contains(t, s.get("").Body.String(), `<a href="./?once=1">Once</a>`)
 		require.NotContains(t, s.page(t, ""), "job@1")
 		require.Contains(t, s.page(t, "?once=1&prefix=job@2"), "1 of 1")

@@ -8,8 +8,8 @@
 //
 // Their attributes begin with "dbmutex.": mutex.name, holder and outcome, which both have; token, once there is a lease; and
 // acquire.tries, handed_on (from this process's last holder) and previous.holder (whose lease had run out, and was taken
-// over), which an acquire has; slot, of a semaphore's lease; and once, which is true for a Once's. The status is Error if the
-// outcome is failed, lost or unknown. That a mutex is held is no error, nor that a Once is done.
+// over), which an acquire has; slot, of a semaphore's lease; and once, which is true for a Once's. The status is Error if
+// the outcome is failed, lost or unknown. That a mutex is held is no error, nor that a Once is done.
 //
 // The metrics:
 //

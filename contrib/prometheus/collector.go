@@ -20,7 +20,7 @@ var (
 	leases        = prometheus.NewDesc("dbmutex_table_leases", "Leases in the table.", []string{"state"}, nil)
 	withoutExpiry = prometheus.NewDesc("dbmutex_table_leases_without_expiry", "Leases that are held for ever.", nil, nil)
 	oldest        = prometheus.NewDesc("dbmutex_table_oldest_lease_seconds", "How long the oldest lease is held.", nil, nil)
-	age           = prometheus.NewDesc("dbmutex_table_lease_age_seconds", "How long a mutex is held, or the oldest lease of a semaphore.", []string{"mutex"}, nil)
+	age           = prometheus.NewDesc("dbmutex_table_lease_age_seconds", "How long a mutex is held.", []string{"mutex"}, nil)
 )
 
 // maxPerMutex is how many leases the table tells of at once.

@@ -40,7 +40,8 @@ func some(b *tab) {
 func shared(b *tab) {
 	b.Helper()
 	for i := range 3 {
-		_, err := b.db.Semaphore("thumbnails", 3, dbmutex.WithHolder(fmt.Sprint("worker-", i+1)), dbmutex.WithTTL(time.Hour)).Acquire()
+		holder := dbmutex.WithHolder(fmt.Sprint("worker-", i+1))
+		_, err := b.db.Semaphore("thumbnails", 3, holder, dbmutex.WithTTL(time.Hour)).Acquire()
 		require.NoError(b, err)
 	}
 	for id, keep := range map[string]time.Duration{
@@ -76,7 +77,8 @@ func TestSlotsAndOnceAreSeenAndReleasedWithoutJavaScript(t *testing.T) {
 	require.Contains(t, b.text("h1"), "Release slot 1 of thumbnails?")
 	b.open("")
 	b.click(".tabs a:nth-child(4)")
-	require.Equal(t, []string{"clean@" + strings.Repeat("eu-west-1/", 24), "nightly-report@2026-11-27T00:00:00Z", "running"}, b.ids())
+	long := "clean@" + strings.Repeat("eu-west-1/", 24)
+	require.Equal(t, []string{long, "nightly-report@2026-11-27T00:00:00Z", "running"}, b.ids())
 	require.Regexp(t, `^done kept for 1 d 2[23] h$`, strings.Join(strings.Fields(b.text("tr:nth-child(2) td.c-left")), " "))
 	b.leads(chromedp.SendKeys("#q", "nightly"+kb.Enter, chromedp.ByQuery))
 	require.Equal(t, []string{"nightly-report@2026-11-27T00:00:00Z"}, b.ids())
