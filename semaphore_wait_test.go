@@ -27,7 +27,8 @@ func queueFor(t *testing.T, s *dbmutex.Semaphore, waiters int) (acquired <-chan 
 			leases <- lease
 		}()
 	}
-	require.Eventually(t, func() bool { return dbmutex.Waiters(dbmutex.MutexOf(s)) == before+waiters }, time.Minute, time.Millisecond)
+	all := func() bool { return dbmutex.Waiters(dbmutex.MutexOf(s)) == before+waiters }
+	require.Eventually(t, all, time.Minute, time.Millisecond)
 	return leases
 }
 
