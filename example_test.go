@@ -300,7 +300,7 @@ func ExampleDB_Leases() {
 	for _, lease := range leases {
 		fmt.Println(lease.LockID, "is held by", lease.Holder, "- for less than a minute:", lease.HeldFor() < time.Minute)
 	}
-	// The next page has After: leases[len(leases)-1].LockID.
+	// The next page has the LockID of the last lease as After, and its Slot as AfterSlot.
 
 	// Output:
 	// export/1 is held by machine-7 - for less than a minute: true
@@ -472,6 +472,86 @@ func ExampleMutex_Lead() {
 	fmt.Println(err)
 	// Output:
 	// leads, in epoch 1
+	// <nil>
+}
+
+func ExampleDB_Semaphore() {
+	db, done := openExample()
+	defer done()
+
+	api := db.Semaphore("api", 4, dbmutex.WithWait(time.Minute)) // at most 4 calls at once
+	err := api.Do(func(ctx context.Context) error {
+		lease, _ := dbmutex.LeaseFrom(ctx)
+		fmt.Println("one of the slots from 1 to 4:", lease.Slot() >= 1 && lease.Slot() <= 4)
+		return nil
+	})
+	fmt.Println(err)
+	// Output:
+	// one of the slots from 1 to 4: true
+	// <nil>
+}
+
+// An operator sees who holds a semaphore, and ends one of the leases.
+func ExampleSemaphore_Holders() {
+	db, done := openExample()
+	defer done()
+	for _, holder := range []string{"machine-1", "machine-2"} { // as other processes would
+		if _, err := db.Semaphore("api", 2, dbmutex.WithHolder(holder)).Acquire(); err != nil {
+			panic(err)
+		}
+	}
+
+	api := db.Semaphore("api", 2)
+	holders, err := api.Holders()
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println(len(holders), "slots are taken")
+	for _, info := range holders {
+		if info.Holder == "machine-1" { // it has crashed
+			released, err := api.ForceReleaseLease(info.LeaseID)
+			fmt.Println(released, err)
+		}
+	}
+	// Output:
+	// 2 slots are taken
+	// true <nil>
+}
+
+// The leader's ticks are a Once each. Where the leader changes, the one before and the one after may come to the same tick: it
+// runs once.
+func ExampleMutex_Lead_ticks() {
+	db, done := openExample()
+	defer done()
+
+	ctx, stop := context.WithCancel(context.Background()) // a service uses signal.NotifyContext
+	const every = 100 * time.Millisecond
+	reports := 0
+	buildReport := func(context.Context) error {
+		fmt.Println("the report is built")
+		if reports++; reports == 2 {
+			stop()
+		}
+		return nil
+	}
+	leader := db.WithContext(ctx).Mutex("scheduler", dbmutex.WithTTL(10*time.Second))
+	err := leader.Lead(func(ctx context.Context) error {
+		for {
+			select {
+			case <-time.After(time.Until(time.Now().Truncate(every).Add(every))): // the next tick
+			case <-ctx.Done(): // the lease has ended, or the program stops
+				return nil
+			}
+			tick := dbmutex.Tick("report", time.Now(), every)
+			if err := db.WithContext(ctx).Once(tick, time.Hour, dbmutex.WithWait(every)).Do(buildReport); err != nil {
+				return err // another process may lead, and run what comes
+			}
+		}
+	})
+	fmt.Println(err)
+	// Output:
+	// the report is built
+	// the report is built
 	// <nil>
 }
 

@@ -19,7 +19,7 @@ func isText(s string) bool { return utf8.ValidString(s) && !strings.ContainsRune
 
 func FuzzLockID(f *testing.F) {
 	for _, id := range []string{
-		"", "job", "job ", "jöb", "a\x00b", "\xff", "?", "@id", "'; --", "\u202e",
+		"", "job", "job ", "jöb", "a\x00b", "a\x1f1", "\xff", "?", "@id", "'; --", "\u202e",
 		strings.Repeat("日", 256), strings.Repeat("a", 257),
 	} {
 		f.Add(id)
@@ -28,7 +28,7 @@ func FuzzLockID(f *testing.F) {
 	f.Fuzz(func(t *testing.T, id string) {
 		for _, db := range dbs {
 			lease, err := db.Mutex(id).Acquire()
-			if id == "" || !isText(id) || utf8.RuneCountInString(id) > dbmutex.MaxLockIDLength {
+			if id == "" || !isText(id) || strings.Contains(id, "\x1f") || utf8.RuneCountInString(id) > dbmutex.MaxLockIDLength {
 				require.ErrorIs(t, err, dbmutex.ErrInvalidLockID)
 				continue
 			}

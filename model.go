@@ -24,7 +24,8 @@ const MaxLockIDLength = 256
 type DBMutex struct {
 	// ID comes from the table's sequence. It may change with every take-over and is not the fencing token.
 	ID int64 `gorm:"column:id;primaryKey;autoIncrement"`
-	// LockID names the mutex.
+	// LockID names the mutex. The row of a semaphore's slot has the semaphore's id, the character U+001F and the slot's number;
+	// a LeaseInfo has them apart.
 	LockID string `gorm:"column:lock_id;size:256;not null;uniqueIndex"`
 	// CreationTime is when this lease was acquired, by the database's clock.
 	CreationTime time.Time `gorm:"column:creation_time;not null"`

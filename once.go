@@ -119,7 +119,8 @@ func (o *Once) run(lease *Lease, fn func(ctx context.Context) (result []byte, er
 // All else is as in Mutex.Transaction, with the record in the place of the release: a lease that was lost rolls back, and one
 // that only ran out commits. fn's error rolls back, and so does a COMMIT that fails, and others may try. (If the lease ran
 // out as well, that error is joined with ErrTimeout.) If the answer to the COMMIT is lost, the record tells how it ended; on
-// MySQL and MariaDB that is unknown if the record is gone or the row another's by then.
+// MySQL and MariaDB that is unknown if the record is gone or the row another's by then. If fn, or the database, has ended the
+// transaction before, the error matches gorm.ErrInvalidTransaction on every database, and nothing is recorded.
 func (o *Once) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) error {
 	if err := o.check(); err != nil {
 		return err

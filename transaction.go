@@ -32,7 +32,8 @@ import (
 // On MySQL and MariaDB two things can end a transaction within: a statement that commits implicitly, as all DDL does
 // (https://dev.mysql.com/doc/refman/8.4/en/implicit-commit.html), and a deadlock whose error fn ignores. Transaction finds
 // that out at its end. It then returns an error that matches gorm.ErrInvalidTransaction, but what was committed before
-// stays.
+// stays. So it is on SQLite, where a statement that fails may roll all of it back
+// (https://www.sqlite.org/lang_conflict.html), as INSERT OR ROLLBACK does.
 //
 // ErrInvalidSettings is the error for read-only options and with Settings.SkipHeld. Settings.Renew has an effect on
 // PostgreSQL at READ COMMITTED, and on MySQL and MariaDB if opts ask for READ COMMITTED: at higher isolation levels a

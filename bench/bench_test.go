@@ -104,6 +104,30 @@ func TestFairnessMeasuresALoneWaiterAtEveryDistance(t *testing.T) {
 	}
 }
 
+func TestWhatIsDoneOnceSemaphoresAndLeadersAreMeasured(t *testing.T) {
+	e := newEnv(t)
+	e.Size = scenario.Size{Rounds: 1, Block: 3, Permits: 1000, TakeOvers: 1, HandOvers: 2}
+	for name, rows := range map[string][]int{
+		"once":      {len(contender.OnceOnPostgres()), len(contender.OnceOnPostgres()) - 1},
+		"semaphore": {2*4 + 3*len(e.Redis)}, // on PostgreSQL and SQLite
+		"lead":      {3},                    // the same, and with pgnotify
+	} {
+		i := slices.IndexFunc(scenario.All, func(s scenario.Scenario) bool { return s.Name == name })
+		tables, err := scenario.All[i].Run(e, t.Context())
+		require.NoError(t, err, name)
+		require.Len(t, tables, len(rows), name)
+		for n, table := range tables {
+			require.Len(t, table.Rows, rows[n], table.Title)
+			for _, row := range table.Rows {
+				require.Len(t, row, len(table.Columns), table.Title)
+				if table.Columns[len(row)-1] == "WAL" && strings.HasPrefix(row[0], "dbmutex") {
+					require.Equal(t, "0 bytes", row[len(row)-1], "%s: %s", table.Title, row[0])
+				}
+			}
+		}
+	}
+}
+
 func write(t *testing.T, name string, content func(io.Writer) error) {
 	file, err := os.Create(filepath.Join(*out, name))
 	require.NoError(t, err)

@@ -3,6 +3,8 @@
 //   - quickstart: what dbmutex promises
 //   - minimal: the README's first program, on SQLite (with cgo)
 //   - leader: leader election with renewal, and what a crash and a stop do
+//   - semaphore: 5 processes make 20 calls, at most 4 at once
+//   - once: each tick runs once over three processes, one of which is killed (Once)
 //   - payments: money is moved once, though leases run out (Lease.ReleaseIn)
 //   - fencing: a store outside of the database that refuses a late holder (Lease.Token)
 //   - tasks: asynq's tasks of one type do not overlap (contrib/asynq)

@@ -9,7 +9,7 @@
 //
 // # What the client gets otherwise
 //
-// These responses are application/problem+json, and the handler has not run:
+// These responses are application/problem+json. The handler has not run, but for a 503 of a lease that was lost:
 //   - 400: the key is missing although it is required, or is none. A key is one header of 1 to 255 characters, in quotes as
 //     the draft wants it, or without them if it has no quotes, spaces, commas, semicolons or backslashes.
 //   - 403: nobody knows whose request it is.
@@ -17,7 +17,8 @@
 //   - 410: a request with the key was carried out, but its response was too large to be recorded.
 //   - 413: the request's body is larger than Options.MaxBody.
 //   - 422: the key has been used for another request: another method, path, query or body.
-//   - 503: the database failed, or the lease was lost while the handler ran. The request may be sent again.
+//   - 503: the database failed; or the lease was lost while the handler ran, and nobody knows whether another ran as well.
+//     The request may be sent again.
 //
 // # What is recorded
 //

@@ -338,6 +338,36 @@ func TestALeaseThatIsLost(t *testing.T) {
 	})
 }
 
+// TestAHandlerMayGuardItsTransaction, which then does not commit beside that of another server.
+func TestAHandlerMayGuardItsTransaction(t *testing.T) {
+	each(t, func(t *testing.T, p *place) {
+		db, lose := p.open(t), true
+		type Order struct{ ID int }
+		require.NoError(t, db.Migrate(&Order{}))
+		s := p.serve(t, none, func(_ http.ResponseWriter, r *http.Request) {
+			lease, ok := dbmutex.LeaseFrom(r.Context())
+			assert.True(t, ok)
+			if lose {
+				assert.NoError(t, takeAway(db, r))
+			}
+			err := db.Gorm.Transaction(func(tx *gorm.DB) error {
+				if err := lease.Guard(tx); err != nil {
+					return err
+				}
+				return tx.Create(&Order{}).Error
+			})
+			assert.Equal(t, lose, errors.Is(err, dbmutex.ErrTimeout), err)
+		})
+		for i, status := range []int{http.StatusServiceUnavailable, http.StatusOK, http.StatusOK} {
+			s.must(t, status, request{key: "k"})
+			lose = false
+			var orders int64
+			require.NoError(t, db.Model(&Order{}).Count(&orders).Error)
+			require.EqualValues(t, min(i, 1), orders)
+		}
+	})
+}
+
 // TestALeaseThatOnlyRunsOut: nobody else ran, so the response counts. The handler's context ends.
 func TestALeaseThatOnlyRunsOut(t *testing.T) {
 	each(t, func(t *testing.T, p *place) {

@@ -134,7 +134,7 @@ func runTicks(t *testing.T, d *testdb.Database, job tickJob) (kills int) {
 	for range tickProcesses {
 		start()
 	}
-	limit := time.After(time.Minute + time.Duration(job.Ticks)*time.Second)
+	limit := time.After(4*time.Minute + time.Duration(job.Ticks)*time.Second)
 	for left := tickProcesses; left > 0; {
 		select {
 		case err := <-ended:
@@ -185,7 +185,7 @@ func comeForTicks(db *dbmutex.DB, _ io.Reader) error {
 	if err != nil {
 		return err
 	}
-	time.AfterFunc(100*time.Millisecond+rand.N(1400*time.Millisecond), die)
+	time.AfterFunc(200*time.Millisecond+rand.N(1600*time.Millisecond), die)
 	errs := make([]error, tickWorkers)
 	var workers sync.WaitGroup
 	for i := range tickWorkers {
@@ -263,7 +263,7 @@ func (w *tickWorker) visit(id string) (done bool, err error) {
 	if told != nil {
 		v.Text = told.Error()
 	}
-	return v.Told(), w.write(v)
+	return v.Told(), witness.Write(w.file, v)
 }
 
 // work is that of a visit. It fails, takes longer than its lease, and crashes, now and then.
@@ -274,7 +274,7 @@ func (w *tickWorker) work(v *witness.Visit, ctx context.Context, leave func() er
 	}
 	v.Token, v.Began = lease.Token(), time.Now().UnixNano()
 	w.expires(v, lease)
-	if err := w.write(v); err != nil {
+	if err := witness.Write(w.file, v); err != nil {
 		return err
 	}
 	if rand.IntN(200) == 0 {
@@ -295,7 +295,7 @@ func (w *tickWorker) work(v *witness.Visit, ctx context.Context, leave func() er
 	if rand.IntN(200) == 0 {
 		die()
 	}
-	return errors.Join(err, w.write(v))
+	return errors.Join(err, witness.Write(w.file, v))
 }
 
 // expires asks for the deadline of a visit's lease.
@@ -303,13 +303,4 @@ func (w *tickWorker) expires(v *witness.Visit, lease *dbmutex.Lease) {
 	moment := time.Now()
 	deadline, _ := lease.ExpiresAt()
 	v.Expires = max(v.Expires, moment.UnixNano()+int64(deadline.Sub(moment)))
-}
-
-// write adds the visit, as far as it has come, to the witness.
-func (w *tickWorker) write(v *witness.Visit) error {
-	line, err := json.Marshal(v)
-	if err == nil {
-		_, err = w.file.Write(append(line, '\n'))
-	}
-	return err
 }

@@ -120,22 +120,14 @@ const microsecondsOf = `TIMESTAMPDIFF(MICROSECOND, '1970-01-01', `
 // freeLimit is for how long a row may seem free, or missing, and yet be locked, before it is called held.
 const freeLimit = 50 * time.Millisecond
 
-func (m *mysql) acquire(on executor, r Request) (Answer, error) { return m.acquireAny(on, r, false) }
-
-// acquireAny is acquire, or acquireSlot if the request has slots.
-func (m *mysql) acquireAny(on executor, r Request, again bool) (a Answer, err error) {
+func (m *mysql) acquire(on executor, r Request) (a Answer, err error) {
 	ctx, cancel := gracefully(on.ctx)
 	defer cancel()
 	on = on.under(ctx)
 	err = m.outside(on, func() error {
 		start := time.Now()
 		for looks := 1; ; looks++ {
-			if r.Slots > 0 {
-				a, err = m.trySlot(on, r, again)
-			} else {
-				a, err = m.tryOnce(on, r)
-			}
-			if err != nil || a.Token != 0 {
+			if a, err = m.tryOnce(on, r); err != nil || a.Token != 0 {
 				return err
 			}
 			limit := freeLimit

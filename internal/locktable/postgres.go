@@ -28,10 +28,9 @@ type postgres struct {
 
 // lookedUp is what the server says of the table.
 type lookedUp struct {
-	acquireSQL     string // with the sequence of its id
-	acquireSlotSQL string // the same
-	id             uint32
-	bytewise       bool // lock_id is sorted by the bytes of UTF-8
+	acquireSQL string // with the sequence of its id
+	id         uint32
+	bytewise   bool // lock_id is sorted by the bytes of UTF-8
 }
 
 // ending is what else the statement that ends a lease does.

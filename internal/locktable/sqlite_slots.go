@@ -2,108 +2,89 @@ package locktable
 
 import (
 	"database/sql"
-	"math/rand/v2"
-	"time"
+	"strconv"
+	"strings"
+	"unicode/utf8"
 )
 
-// sqliteSlots are the lock_ids of a semaphore's slots, from one on: its parameters are the number of slots twice, the id, the
-// first slot, and their number again.
-const sqliteSlots = `WITH RECURSIVE number (n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM number LIMIT ?),
-slot (id) AS (SELECT ? || char(31) || ((n + ?) % ? + 1) FROM number) `
+// sqliteSlots are the columns and the table of statements that have one row: each row costs a driver as much as a statement.
+// The columns are those of the row that the statement's min() is of: https://www.sqlite.org/lang_select.html#bareagg
+const sqliteSlots = `SELECT holder, CAST(creation_time AS text), CAST(expires_at AS text), lease_id, ` + sqliteNow + `, sum(id), `
 
-// lookSlotsSQL finds the request's own row, or else that of the lease that ends first. It tells how many slots have rows, and
-// when the newest lease was acquired.
+// fullSQL finds the lease that ends first of all slots, whatever their number is, and counts what tells whether they are the
+// first n. It is a third of lookSlotsSQL's cost, most of which is to prepare it.
+func (s *sqlite) fullSQL() string {
+	return sqliteSlots + `count(*), sum(substr(lock_id, ?)), min(coalesce(expires_at, '9'))
+FROM ` + s.table + ` WHERE lock_id > ? AND lock_id < ?`
+}
+
+// lookSlotsSQL finds the request's own lease, or the one that ends first, and the slots that are taken. What has the prefix ?3
+// is before ?4; a file whose texts are UTF-16 has others there, too.
 func (s *sqlite) lookSlotsSQL() string {
-	return sqliteSlots + `SELECT lock_id, holder, CAST(creation_time AS text), CAST(expires_at AS text), lease_id,
-	expires_at < ` + sqliteNow + `, CAST((julianday(expires_at) - julianday('now')) * 86400000 AS INTEGER),
-	count(*) OVER (), max(CAST(creation_time AS text)) OVER ()
-FROM slot CROSS JOIN ` + s.table + ` ON lock_id = slot.id
-ORDER BY lease_id = ? DESC, expires_at IS NULL, expires_at LIMIT 1`
+	return sqliteSlots + `substr(lock_id, ?1), group_concat(substr(lock_id, ?1)),
+	min(CASE WHEN lease_id = ?2 THEN '' ELSE coalesce(expires_at, '9') END)
+FROM ` + s.table + ` WHERE lock_id > ?3 AND lock_id < ?4
+	AND lock_id = ?3 || CAST(substr(lock_id, ?1) AS integer) AND CAST(substr(lock_id, ?1) AS integer) BETWEEN 1 AND ?5`
 }
 
-// acquireSlotSQL is acquireSQL for the first of some slots that can be taken.
-func (s *sqlite) acquireSlotSQL() string {
-	return `INSERT OR REPLACE INTO ` + s.table + ` (lock_id, creation_time, expires_at, holder, lease_id)
-` + sqliteSlots + `SELECT slot.id, ` + sqliteNow + `, strftime(` + sqliteForm + `, 'now', ?), ?, ? FROM slot
-WHERE NOT EXISTS (SELECT 1 FROM ` + s.table + ` AS m WHERE m.lock_id = slot.id
-	AND m.lease_id <> ? AND (m.lease_id <> ? OR m.expires_at IS NULL OR m.expires_at >= ` + sqliteNow + `))
-LIMIT 1 RETURNING id, lock_id`
-}
-
-// slotLook is what lookSlotsSQL finds.
-type slotLook struct {
-	Answer
-	slot, taken int
-}
-
-func (s *sqlite) acquireSlot(on executor, r Request, _ bool) (a Answer, err error) {
+func (s *sqlite) lookSlots(on executor, k Key, own bool) (seen slotsSeen, err error) {
+	prefix := k.LockID + SlotMark
+	number, end := utf8.RuneCountInString(prefix)+1, afterPrefix(prefix)
 	err = s.connect(on, func(c *sqliteConn) error {
-		for range maxRaces(r.Slots) {
-			var seen slotLook
-			if err := c.patiently(Limit, func(on executor) error { return s.lookSlots(on, r, &seen) }); err != nil {
-				return err
-			}
-			a = seen.Answer
-			first, lease := rand.IntN(r.Slots), ""
-			switch own := a.Held != nil && a.Held.LeaseID == r.LeaseID; {
-			case own, seen.taken == r.Slots && a.Ended:
-				first, lease = seen.slot-1, a.Held.LeaseID
-			case seen.taken == r.Slots:
-				return nil
-			}
-			// SQLite answers with the row before it commits: see acquire.
-			var token int64
-			var lockID string
-			err := c.patiently(Limit, func(on executor) error {
-				token = 0
-				_, err := on.queryOne(s.acquireSlotSQL(), []any{
-					r.Slots, r.LockID, first, r.Slots, modifier(r.TTL), r.Holder, r.LeaseID, r.LeaseID, lease,
-				}, &token, &lockID)
-				return err
-			})
-			if err != nil {
-				return err
-			}
-			if token != 0 {
-				taken := Answer{Token: token}
-				if _, taken.Slot = SplitSlot(lockID); lease != "" && taken.Slot == seen.slot {
-					taken.Past = r.past(a.Held)
+		return c.patiently(Limit, func(on executor) (err error) {
+			if !own {
+				var count, sum sql.NullFloat64
+				seen, err = s.lookSlotsBy(on, k, s.fullSQL(), []any{number, prefix, end}, &count, &sum)
+				n := float64(k.Slots) // no other n numbers from 1 on have their sum
+				if err != nil {
+					return err
 				}
-				a = taken
-				return nil
+				if seen.full = count.Float64 == n && sum.Float64 == n*(n+1)/2 && !seen.first.Ended; seen.full {
+					return nil
+				}
 			}
-		}
-		return nil
+			var first, taken sql.NullString
+			seen, err = s.lookSlotsBy(on, k, s.lookSlotsSQL(), []any{number, k.LeaseID, prefix, end, k.Slots}, &first, &taken)
+			if err != nil || seen.first.Held == nil {
+				return err
+			}
+			for _, text := range strings.Split(taken.String, ",") {
+				slot, _ := strconv.Atoi(text)
+				seen.taken = append(seen.taken, slot)
+			}
+			slot, _ := strconv.Atoi(first.String)
+			if seen.first.Held.LeaseID == k.LeaseID {
+				seen.own = []int{slot}
+			}
+			if seen.first.Ended {
+				seen.ended = []int{slot}
+			}
+			return nil
+		})
 	})
-	return a, err
+	return seen, err
 }
 
-func (s *sqlite) lookSlots(on executor, r Request, seen *slotLook) error {
-	var lockID, since, newest string
-	var expires sql.NullString
-	var ended sql.NullBool
-	var left sql.NullInt64
-	*seen = slotLook{}
-	row := &Row{LockID: r.LockID}
-	found, err := on.queryOne(s.lookSlotsSQL(), []any{r.Slots, r.LockID, 0, r.Slots, r.LeaseID},
-		&lockID, &row.Holder, &since, &expires, &row.LeaseID, &ended, &left, &seen.taken, &newest)
-	if err != nil || !found {
-		return err
+// lookSlotsBy reads the columns of a statement, with two of its own before min().
+func (s *sqlite) lookSlotsBy(on executor, k Key, query string, args []any, own ...any) (seen slotsSeen, err error) {
+	var holder, since, expires, leaseID sql.NullString
+	var now string
+	var ids sql.NullInt64
+	dest := append([]any{&holder, &since, &expires, &leaseID, &now, &ids}, own...)
+	if _, err = on.queryOne(query, args, append(dest, new(any))...); err != nil || !leaseID.Valid {
+		return seen, err
 	}
-	if err := row.setTimes(since, expires); err != nil {
-		return err
+	row, clock := &Row{LockID: k.LockID, Holder: holder.String, LeaseID: leaseID.String}, &Row{}
+	if err := row.setTimes(since.String, expires); err != nil {
+		return seen, err
 	}
-	_, seen.slot = SplitSlot(lockID)
-	seen.Answer = Answer{Held: row, Left: time.Duration(left.Int64) * time.Millisecond, Ended: ended.Bool}
-	latest := &Row{}
-	if err := latest.setTimes(newest, sql.NullString{}); err != nil {
-		return err
+	if err := clock.setTimes(now, sql.NullString{}); err != nil {
+		return seen, err
 	}
-	seen.Newest = latest.CreationTime.UnixMicro()
-	return nil
-}
-
-func (s *sqlite) releaseSlot(on executor, k Key) (bool, error) {
-	return s.writeRow(on, `DELETE FROM `+s.table+` WHERE lease_id = ? AND lock_id IN (`+sqliteSlots+`SELECT id FROM slot)`,
-		[]any{k.LeaseID, k.Slots, k.LockID, 0, k.Slots})
+	seen.first = Answer{Held: row, Newest: ids.Int64}
+	if row.ExpiresAt != nil {
+		seen.first.Left = row.ExpiresAt.Sub(clock.CreationTime)
+		seen.first.Ended = seen.first.Left < 0
+	}
+	return seen, nil
 }

@@ -24,6 +24,7 @@ type statements struct {
 	recording // nil if the database keeps no record of transactions
 	fragile   // nil if no statement can end a transaction
 	remote    // nil if the database runs in this process
+	freed     freedSlots
 	inspected atomic.Bool
 }
 
@@ -165,7 +166,7 @@ func (t Table) Discard(ctx context.Context, k Key, ttl *time.Duration) (settled 
 func (t Table) remove(on executor, k Key) (settled bool, err error) {
 	var found bool
 	if k.Slots > 0 {
-		found, err = t.releaseSlot(on, k)
+		found, err = t.removeSlot(on, k)
 	} else {
 		found, err = t.release(on, Release{Key: k})
 	}
@@ -251,6 +252,9 @@ func (t Table) Release(ctx context.Context, limit time.Time, r Release) Outcome 
 	}
 	o := t.outcome(found, doubt, err)
 	o.Told, o.Knocked = o.Row == RowFound && r.Message != "", knocked
+	if id, slot := SplitSlot(r.LockID); slot > 0 && o.Row == RowFound && r.MinHold <= 0 {
+		t.freed.put(id, slot)
+	}
 	return o
 }
 

@@ -48,6 +48,7 @@ type usage struct {
 	lock    locker
 	mutex   *dbmutex.Mutex // the lock; nil for a semaphore
 	of      *semaphore     // nil for a mutex
+	slots   int            // how many it believes the semaphore to have
 	id      string         // of the mutex, or of the semaphore until it has a slot
 	name    string         // of the lease
 	ttl     time.Duration
@@ -136,14 +137,15 @@ func (u *usage) use(p float64) {
 // choose makes the mutex, or the semaphore, with settings by chance.
 func (u *usage) choose() {
 	options := u.options()
-	switch {
-	case u.of == nil:
+	if u.of == nil {
 		u.lockMutex(options...)
-	case u.maybe(0.1): // one who does not know how many there may be
-		u.lock = u.db.WithContext(u.ctx).Semaphore(u.id, 1+u.rand.IntN(u.of.N), options...)
-	default:
-		u.lock = u.db.WithContext(u.ctx).Semaphore(u.id, u.of.N, options...)
+		return
 	}
+	u.slots = u.of.N
+	if u.maybe(0.1) {
+		u.slots = 1 + u.rand.IntN(u.of.N)
+	}
+	u.lock = u.db.WithContext(u.ctx).Semaphore(u.id, u.slots, options...)
 }
 
 func (u *usage) lockMutex(options ...dbmutex.Option) {
@@ -185,7 +187,7 @@ func (u *usage) begin(v verb) *operation {
 	o := &operation{Client: u.number, N: u.n, Verb: v, Mutex: u.id, Lease: u.name, Lost: -u.note.unanswered()}
 	switch v {
 	case acquire:
-		o.Wait, o.TTL, o.MinHold = u.wait != 0, int64(u.ttl), int64(u.minHold)
+		o.Wait, o.TTL, o.MinHold, o.Slots = u.wait != 0, int64(u.ttl), int64(u.minHold), u.slots
 		o.Tells = o.Wait && u.Listen && u.Notifies && u.of == nil
 	case transaction:
 		o.Attempt = fmt.Sprintf("%d.%d", u.number, u.n)

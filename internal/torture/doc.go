@@ -36,7 +36,7 @@
 //
 // Each slot of a semaphore is judged as a mutex. An acquire that got a slot may have had an effect on the others before, and
 // one without an answer may have one on any. By themselves, without regard to slots, the leases that a semaphore certainly
-// had at once are counted.
+// had at once are counted, and nobody may be refused while too few leases can have been held.
 //
 // Of a tick one run may be recorded, and that has its token. No two runs may overlap, unless one was told that its lease was
 // lost, and none may begin, nor anybody be told that another is at it, after somebody heard that it is done. A transaction's

@@ -63,6 +63,7 @@ type operation struct {
 	TTL     int64   `json:"ttl,omitempty"`     // 0: it does not end
 	Since   int64   `json:"since,omitempty"`   // not later than the lease's creation; 0: only Call is known
 	MinHold int64   `json:"minHold,omitempty"`
+	Slots   int     `json:"slots,omitempty"` // of a semaphore's acquire: how many it knows of
 	Call    int64   `json:"call"`
 	Return  int64   `json:"return,omitempty"` // 0: it did not
 	Outcome outcome `json:"outcome,omitempty"`

@@ -66,6 +66,48 @@ func (s *semaphore) has(o *operation) bool {
 	return o.Mutex == s.ID || strings.HasPrefix(o.Mutex, s.ID+"\x1f")
 }
 
+// judgeRefusals returns who was refused, though fewer leases than it would have been content with can have been held at any
+// moment of its call. A lease that nobody is known to have released counts until the end, and one of which an answer was
+// lost counts twice: a late request may take a second slot for a while.
+func (s *semaphore) judgeRefusals(history []*operation) (complaints []string) {
+	possible := map[string]*interval{} // of leases
+	hold, doubtful := map[string]int64{}, map[string]int{}
+	for _, o := range history {
+		switch {
+		case o.Verb != acquire || !s.has(o):
+		case o.Outcome == ok, o.Outcome == unknown, o.Lost > 0:
+			possible[o.Lease] = &interval{o.Call, never}
+			hold[o.Lease] = o.Return + o.MinHold
+			if o.Outcome == unknown || o.Lost > 0 {
+				doubtful[o.Lease] = 1
+			}
+		case o.Wait: // it may have been handed a lease that came too late, and is undone
+			possible[o.Lease] = &interval{o.Call, o.Return + int64(latest)}
+		}
+	}
+	for _, o := range history {
+		p := possible[o.Lease]
+		if p != nil && o.Verb == release && o.Outcome != unknown && o.Lost == 0 && o.EndTo != 0 {
+			p.to = max(o.Return, hold[o.Lease]) + slack
+		}
+	}
+	for _, o := range history {
+		if o.Verb != acquire || o.Outcome != held || o.Mutex != s.ID {
+			continue
+		}
+		n := 0
+		for name, p := range possible {
+			if p.from <= o.Return && p.to >= o.Call {
+				n += 1 + doubtful[name]
+			}
+		}
+		if n < o.Slots {
+			complaints = append(complaints, fmt.Sprintf("refused, while at most %d of %d leases were held:\n%v", n, o.Slots, o))
+		}
+	}
+	return complaints
+}
+
 // judgePermits returns what is wrong with how many leases there were at once. It knows nothing of slots.
 func (s *semaphore) judgePermits(history []*operation) (complaints []string) {
 	type permit struct {

@@ -48,6 +48,31 @@ func TestJudgePermits(t *testing.T) {
 	}
 }
 
+func TestJudgeRefusals(t *testing.T) {
+	s := semaphore{"s", 2}
+	a, b := gets(0, 2, "a", 1, inSlot(1)), gets(5, 6, "b", 1, inSlot(2))
+	of := func(n int) func(*operation) { return func(o *operation) { inSlot(0)(o); o.Slots = n } }
+	ends := func(o *operation) { inSlot(1)(o); o.EndTo = 100 * ms }
+	refused := at(20, 22, acquire, "c", held, sees("a"), of(2))
+	for name, c := range map[string]struct {
+		history []*operation
+		wrong   bool
+	}{
+		"full":                            {[]*operation{a, b, refused}, false},
+		"full for one who knows of fewer": {[]*operation{a, at(20, 22, acquire, "c", held, sees("a"), of(1))}, false},
+		"one may be held":                 {[]*operation{a, at(5, 0, acquire, "b", unknown, cutOff, inSlot(0)), refused}, false},
+		"one is released meanwhile":       {[]*operation{a, b, at(20, 21, release, "a", ok, ends), refused}, false},
+		"one is not held long enough": {[]*operation{gets(0, 2, "a", 1, inSlot(1), minHold(50)), b,
+			at(10, 12, release, "a", ok, ends), refused}, false},
+
+		"one is free":      {[]*operation{a, refused}, true},
+		"one was released": {[]*operation{a, b, at(10, 12, release, "a", ok, ends), refused}, true},
+	} {
+		complaints := s.judgeRefusals(c.history)
+		assert.Equal(t, c.wrong, len(complaints) > 0, "%s: %v", name, complaints)
+	}
+}
+
 func TestJudgeSlots(t *testing.T) {
 	s := semaphore{"s", 2}
 	a, b := gets(0, 2, "a", 5, inSlot(1)), gets(3, 4, "b", 1, inSlot(2))

@@ -201,7 +201,7 @@ func (r *round) judge(t *testing.T) {
 	}
 	ids := slices.Clone(r.mutexes)
 	for _, s := range r.semaphores {
-		for _, complaint := range s.judgePermits(r.history) {
+		for _, complaint := range append(s.judgePermits(r.history), s.judgeRefusals(r.history)...) {
 			t.Errorf("%s: %s", s.ID, complaint)
 		}
 		for _, o := range byMutex[s.ID] {

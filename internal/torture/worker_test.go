@@ -107,7 +107,9 @@ func work(text string) error {
 	}
 	for wait := time.Now().Add(3 * time.Second); pool.Stats().InUse > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(wait) {
-			return fmt.Errorf("%d connections are in use after the last lease", pool.Stats().InUse)
+			stacks := make([]byte, 1<<20)
+			stacks = stacks[:runtime.Stack(stacks, true)]
+			return fmt.Errorf("%d connections are in use after the last lease\n%s", pool.Stats().InUse, stacks)
 		}
 	}
 	_ = pool.Close() // a connection may have been cut

@@ -4,6 +4,7 @@ package witness
 
 import (
 	"bufio"
+	"bytes"
 	"cmp"
 	"encoding/json"
 	"errors"
@@ -110,12 +111,26 @@ func (v *Visit) String() string {
 		v.ID, v.Name, s(v.Called), s(v.Began), s(v.Ended), s(v.Returned), s(v.Expires), v.Token, v.Effect, v.Outcome, v.Text)
 }
 
-// Read reads visits, one a line. Each may be there several times, as it went on; the last line counts.
+// Write adds a visit to what Read reads, as far as it has come. Many processes may write to a file that is open for
+// appending.
+func Write(w io.Writer, v *Visit) error {
+	line, err := json.Marshal(v)
+	if err == nil {
+		_, err = w.Write([]byte("\n" + string(line) + "\n")) // the line before may be torn
+	}
+	return err
+}
+
+// Read reads visits, one a line. Each may be there several times, as it went on; the last line counts. The end of a line is
+// missing where a process was killed while it wrote. What it then wrote of was not yet so, and is left out.
 func Read(r io.Reader) (visits []*Visit, err error) {
 	known := map[string]*Visit{}
 	lines := bufio.NewScanner(r)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
+		if !bytes.HasSuffix(lines.Bytes(), []byte("}")) {
+			continue
+		}
 		v := &Visit{}
 		if err := json.Unmarshal(lines.Bytes(), v); err != nil {
 			return nil, fmt.Errorf("%q: %w", lines.Text(), err)

@@ -108,14 +108,18 @@ func TestJudge(t *testing.T) {
 }
 
 func TestReadTakesTheLastLineOfEachVisit(t *testing.T) {
-	visits, err := Read(strings.NewReader(`{"name":"a","called":1}
-{"name":"b","called":2}
-{"name":"a","called":1,"began":3}
-`))
+	var text strings.Builder
+	require.NoError(t, Write(&text, &Visit{Name: "a"}))
+	text.WriteString(`{"name":"a","began":`) // a process that was killed
+	require.NoError(t, Write(&text, &Visit{Name: "b"}))
+	require.NoError(t, Write(&text, &Visit{Name: "a", Began: 3}))
+
+	visits, err := Read(strings.NewReader(text.String()))
+
 	require.NoError(t, err)
 	require.Len(t, visits, 2)
 	assert.EqualValues(t, 3, visits[0].Began)
 
-	_, err = Read(strings.NewReader(`{"name":"a`))
+	_, err = Read(strings.NewReader(`{"name":"a"}{}`))
 	assert.Error(t, err)
 }
