@@ -169,20 +169,6 @@ func endsFirst(a, b LeaseInfo) int {
 	return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Left, b.Left))
 }
 
-// inTheWay is the row of the mutex's lease, or of the one of a full semaphore that ends first; nil if there is none.
-func (m *Mutex) inTheWay(ctx context.Context) (*locktable.Row, error) {
-	if m.slots == 0 {
-		return m.table.Live(ctx, m.id)
-	}
-	leases, err := m.permits(ctx, locktable.Live)
-	leases = slices.DeleteFunc(leases, func(i LeaseInfo) bool { return i.Slot > m.slots })
-	if err != nil || len(leases) < m.slots {
-		return nil, err
-	}
-	row := locktable.Row(slices.MinFunc(leases, endsFirst).DBMutex)
-	return &row, nil
-}
-
 // takenByContext is how many leases of the mutex, or of the semaphore, a context has.
 func (m *Mutex) takenByContext() (n int) {
 	for lease, ok := LeaseFrom(m.ctx); ok; lease, ok = LeaseFrom(lease.work.Context) {
