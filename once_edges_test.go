@@ -551,6 +551,7 @@ func TestPruningUsesTheIndex(t *testing.T) {
 		require.NotEmpty(t, statements)
 		plans := catalog(t, d.Registered(t, dbmutex.DefaultSettings()), d.Explain+statements[0])
 		require.Contains(t, plans, "idx_db_onces_expires_at", statements[0])
+		require.Contains(t, strings.ReplaceAll(plans, `\u003c`, "<"), d.Searches)
 		require.NotContains(t, plans, "Seq Scan")
 	})
 }

@@ -59,6 +59,7 @@ var mysqlKind = &Kind{
 	},
 	EndsWithin: []string{`ROLLBACK`, `COMMIT`, `CREATE TABLE made (n integer)`},
 	Explain:    `EXPLAIN `,
+	Searches:   `"type":"range"`,
 	Analyze:    `ANALYZE TABLE db_onces`,
 	MakingRights: []string{
 		`CREATE, SELECT, INSERT, UPDATE, DELETE ON %s.db_mutexes`, `CREATE, SELECT, INSERT, UPDATE, DELETE ON %s.db_onces`,

@@ -71,6 +71,7 @@ var postgresKind = &Kind{
 	},
 	EndsWithin:   []string{`ROLLBACK`, `COMMIT`},
 	Explain:      `EXPLAIN `,
+	Searches:     `Index Cond: (expires_at `,
 	Analyze:      `ANALYZE db_onces`,
 	MakingRights: []string{`CREATE ON SCHEMA %s`},
 	Session:      `SELECT pg_backend_pid()`,

@@ -31,6 +31,7 @@ var sqliteKind = &Kind{
 	},
 	EndsWithin: []string{`ROLLBACK`, `COMMIT`, `INSERT OR ROLLBACK INTO effects VALUES (0)`},
 	Explain:    `EXPLAIN QUERY PLAN `,
+	Searches:   `INDEX idx_db_onces_expires_at (expires_at`,
 	Analyze:    `ANALYZE`,
 	hang:       `DELETE FROM db_mutexes WHERE false`, // it takes the write lock
 	Written:    `PRAGMA data_version`,

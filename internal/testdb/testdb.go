@@ -105,8 +105,9 @@ type Kind struct {
 	// EndsWithin are statements that end the transaction in which they run, perhaps by their failure. The table effects has a
 	// unique column n with a row 0.
 	EndsWithin []string
-	// Explain is what makes a statement one for its plan, and Analyze one that counts the rows of Once for such plans.
-	Explain, Analyze string
+	// Explain is what makes a statement one for its plan, and Analyze one that counts the rows of Once for such plans. Searches
+	// is what a plan says that reads a part of the index on expires_at.
+	Explain, Analyze, Searches string
 	// Shape is a query for what the database says of the table.
 	Shape string
 	// Catalog are queries for what makes the table what it is: columns, indexes and the like. Their answers are the same for
