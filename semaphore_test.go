@@ -407,3 +407,27 @@ func TestNobodyIsShownTheMarkOfASlot(t *testing.T) {
 		}
 	})
 }
+
+// A file's texts may be in another order than that of their characters.
+func TestOtherIDsAreNoSlotsInAnyEncoding(t *testing.T) {
+	t.Parallel()
+	d := testdb.SQLite(t)
+	for _, encoding := range []string{"UTF-8", "UTF-16le", "UTF-16be"} {
+		own := d.Another(t)
+		require.NoError(t, own.Open(t).Exec(`PRAGMA encoding = '`+encoding+`'; CREATE TABLE other (id integer)`).Error)
+		db := open(t, own)
+		for _, id := range []string{"api\u011f1", "api\u1f001", "api 1", "api1", "apj", "aph\uffff"} {
+			acquire(t, db, id)
+		}
+		s := db.Semaphore("api", 2)
+		for _, lease := range permits(t, s, 2) { // only the second slot stays taken
+			if lease.Slot() == 1 {
+				require.NoError(t, lease.Release())
+			}
+		}
+		require.Equal(t, 1, permit(t, open(t, own).Semaphore("api", 2)).Slot(), encoding) // who does not know which is free
+		requireFull(t, s)
+		permit(t, db.Semaphore("api", 3))
+		requireFull(t, s)
+	}
+}
