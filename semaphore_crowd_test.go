@@ -184,7 +184,7 @@ func TestOneTryTakesTheOnlyFreeSlot(t *testing.T) {
 			for range n {
 				require.NoError(t, <-errs, "there were as many slots as tries")
 			}
-			requireFull(t, s)
+			_ = requireFull(t, s)
 			for range n {
 				require.NoError(t, s.ForceRelease())
 			}

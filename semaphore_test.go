@@ -139,7 +139,7 @@ func TestEveryVerbTakesAPermit(t *testing.T) {
 			require.True(t, found)
 			require.Equal(t, 3-one.Slot(), lease.Slot())
 			require.NoError(t, lease.Renew())
-			requireFull(t, s)
+			_ = requireFull(t, s)
 			require.Equal(t, []int{1, 2}, slotsOf(t, s))
 			return errWork
 		}
@@ -217,7 +217,7 @@ func TestAPermitThatRanOutIsTakenOverUnlessItIsPinned(t *testing.T) {
 		requireTimeout(t, leases[2].Release(), "api", true)
 		require.NoError(t, tx.Rollback().Error)
 		permits(t, s, 2)
-		requireFull(t, s)
+		_ = requireFull(t, s)
 	})
 }
 
@@ -298,16 +298,16 @@ func TestCallersWhoDisagreeHaveTheGreatestN(t *testing.T) {
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		two, four := db.Semaphore("api", 2), open(t, d).Semaphore("api", 4)
 		permits(t, two, 2)
-		requireFull(t, two)
+		_ = requireFull(t, two)
 		for _, lease := range permits(t, four, 2) {
 			require.Greater(t, lease.Slot(), 2)
 		}
-		requireFull(t, four)
+		_ = requireFull(t, four)
 		require.Equal(t, []int{1, 2, 3, 4}, slotsOf(t, two), "it shows those above its own n, too")
 		released, err := two.ForceReleaseLease(leaseIn(t, two, 4).LeaseID)
 		require.NoError(t, err)
 		require.True(t, released, "and ends them")
-		requireFull(t, two)
+		_ = requireFull(t, two)
 		require.Equal(t, 4, permit(t, four).Slot())
 		released, err = two.ForceReleaseLease("none")
 		require.NoError(t, err)
@@ -341,7 +341,7 @@ func TestAPermitWithAMinHoldRests(t *testing.T) {
 		s := db.Semaphore("api", 2, dbmutex.WithMinHold(10*time.Minute))
 		require.NoError(t, s.Do(nothing))
 		require.NoError(t, s.Do(nothing))
-		requireFull(t, s)
+		_ = requireFull(t, s)
 		holders, err := s.Holders()
 		require.NoError(t, err)
 		require.Len(t, holders, 2)
@@ -405,5 +405,48 @@ func TestNobodyIsShownTheMarkOfASlot(t *testing.T) {
 			require.NotContains(t, text, "\x1f")
 			require.NotContains(t, text, `\x1f`)
 		}
+	})
+}
+
+// A file's texts may be in another order than that of their characters.
+func TestOtherIDsAreNoSlotsInAnyEncoding(t *testing.T) {
+	t.Parallel()
+	d := testdb.SQLite(t)
+	for _, encoding := range []string{"UTF-8", "UTF-16le", "UTF-16be"} {
+		own := d.Another(t)
+		require.NoError(t, own.Open(t).Exec(`PRAGMA encoding = '`+encoding+`'; CREATE TABLE other (id integer)`).Error)
+		db := open(t, own)
+		for _, id := range []string{"api\u011f1", "api\u1f001", "api 1", "api1", "apj", "aph\uffff"} {
+			acquire(t, db, id)
+		}
+		s := db.Semaphore("api", 2)
+		for _, lease := range permits(t, s, 2) { // only the second slot stays taken
+			if lease.Slot() == 1 {
+				require.NoError(t, lease.Release())
+			}
+		}
+		require.Equal(t, 1, permit(t, open(t, own).Semaphore("api", 2)).Slot(), encoding) // who does not know which is free
+		_ = requireFull(t, s)
+		permit(t, db.Semaphore("api", 3))
+		_ = requireFull(t, s)
+	}
+}
+
+func TestASlotAboveNIsNotTaken(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
+		three := db.Semaphore("api", 3)
+		bySlot := map[int]*dbmutex.Lease{}
+		for _, lease := range permits(t, three, 3) {
+			bySlot[lease.Slot()] = lease
+		}
+		require.NoError(t, bySlot[3].Release())
+		_ = requireFull(t, db.Semaphore("api", 2)) // although this process knows that it is free
+		permits(t, three, 1)
+		expireSlot(t, db, bySlot[3])
+		_ = requireFull(t, open(t, d).Semaphore("api", 2)) // although it has run out
+		permits(t, three, 1)
+		require.NoError(t, bySlot[1].Release())
+		require.Equal(t, 1, permit(t, open(t, d).Semaphore("api", 2)).Slot(), "as many are taken, but not the first")
 	})
 }

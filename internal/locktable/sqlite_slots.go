@@ -9,18 +9,19 @@ import (
 
 // sqliteSlots are the columns and the table of statements that have one row: each row costs a driver as much as a statement.
 // The columns are those of the row that the statement's min() is of: https://www.sqlite.org/lang_select.html#bareagg
+//
+// What has the semaphore's prefix is in one range of the index. A file whose texts are UTF-16 has others there, too.
 const sqliteSlots = `SELECT holder, CAST(creation_time AS text), CAST(expires_at AS text), lease_id,
 	` + sqliteNow + `, sum(id), `
 
 // fullSQL finds the lease that ends first of all slots, also of those that are not the request's, and sums up what tells
 // whether they are the first n. It is a third of lookSlotsSQL's cost, most of which is to prepare it.
 func (s *sqlite) fullSQL() string {
-	return sqliteSlots + `sum(substr(lock_id, ?) + 100000), min(expires_at)
-FROM ` + s.table + ` WHERE lock_id > ? AND lock_id < ?`
+	return sqliteSlots + `sum(substr(lock_id, ?1) + 100000), min(expires_at)
+FROM ` + s.table + ` WHERE lock_id > ?2 AND lock_id < ?3 AND instr(lock_id, ?2) = 1`
 }
 
-// lookSlotsSQL finds the request's own lease, or the one that ends first, and the slots that are taken. What has the
-// prefix ?3 is before ?4; a file whose texts are UTF-16 has others there, too.
+// lookSlotsSQL finds the request's own lease, or the one that ends first, and the slots that are taken.
 func (s *sqlite) lookSlotsSQL() string {
 	return sqliteSlots + `min(CASE WHEN lease_id = ?2 THEN '' ELSE expires_at END),
 	substr(lock_id, ?1), group_concat(substr(lock_id, ?1))
