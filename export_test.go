@@ -34,6 +34,13 @@ func Receivable(m *Mutex) bool {
 	return q != nil && len(q.waiters) > 0 && q.waiters[0].receptive()
 }
 
+// SawHeld is what the head of a mutex's queue has seen.
+func SawHeld(m *Mutex) {
+	queues.mu.Lock()
+	defer queues.mu.Unlock()
+	queues.queues[m.key].seen = &HeldError{LockID: m.id}
+}
+
 // JoinAsHead makes a waiter that does nothing, and tells what it was handed last.
 func JoinAsHead(t testing.TB, m *Mutex) (lease func() *Lease) {
 	w := queues.join(m)

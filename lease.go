@@ -112,8 +112,8 @@ func newLease(m *Mutex, k locktable.Key, a locktable.Answer) *Lease {
 // LockID is the id of the mutex, or of the semaphore.
 func (l *Lease) LockID() string { return l.mutex.id }
 
-// Token is the fencing token: it is greater than that of every earlier lease of the mutex, or of the semaphore's slot. A store outside of the
-// database stays consistent if it refuses a token smaller than the greatest it has seen.
+// Token is the fencing token: it is greater than that of every earlier lease of the mutex, or of the semaphore's slot. A
+// store outside of the database stays consistent if it refuses a token smaller than the greatest it has seen.
 func (l *Lease) Token() int64 { return l.token }
 
 // Context ends with the first of these:

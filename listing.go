@@ -194,8 +194,8 @@ func (db *DB) LeaseStats() (LeaseStats, error) {
 // how a transaction ended, as all that Settings.MinHold has kept do, and never that of a mutex that had more than 16 million
 // leases, whose tokens could fall.
 //
-// It prunes the table of Once as well, if that is there: records that are not to be kept any more, and runs that ran out. All
-// is as above.
+// It prunes the table of Once as well, if that is there: records that are not to be kept any more, and runs that ran out.
+// All is as above.
 //
 // It works in batches, each a transaction of its own, and looks at the context before each. The error is as that of Leases;
 // what was removed until then stays removed.

@@ -12,8 +12,8 @@ import (
 //     a lease was released with an error, as when the work outlasted it and nobody else held the mutex meanwhile.
 //   - Error: a lease was lost; a release or an acquire failed, by the database.
 //
-// The keys are mutex, slot, holder, token, outcome, waited, held, tries, previous_holder and error, each where there is something
-// to say. Use slog.Logger.With for more. Without a logger LogTo returns nil: nobody is told.
+// The keys are mutex, slot, holder, token, outcome, waited, held, tries, previous_holder and error, each where there is
+// something to say. Use slog.Logger.With for more. Without a logger LogTo returns nil: nobody is told.
 func LogTo(l *slog.Logger) Observer {
 	if l == nil {
 		return nil

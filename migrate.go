@@ -11,8 +11,8 @@ const migrationID = "dbmutex.Migrate"
 // migrationTTL is for how long a replica that crashed in Migrate keeps the others waiting.
 const migrationTTL = 5 * time.Minute
 
-// Migrate runs AutoMigrate of DBMutex and DBOnce, and then of models. Every replica of a program may call it at once; GORM's AutoMigrate
-// then fails in some of them (https://github.com/go-gorm/gorm/issues/6618).
+// Migrate runs AutoMigrate of DBMutex and DBOnce, and then of models. Every replica of a program may call it at once; GORM's
+// AutoMigrate then fails in some of them (https://github.com/go-gorm/gorm/issues/6618).
 //
 // It migrates the models under a mutex of its own, with renewal and outside of any transaction, and waits its turn until the
 // handle's context is done. That mutex is "dbmutex.Migrate", should an operator have to force its release.

@@ -40,10 +40,10 @@ type DBMutex struct {
 	Token int64 `gorm:"column:token;not null;default:0"`
 }
 
-// DBOnce is the table of Once: one row an id, which is that of a run, as in DBMutex, or the record of a success. Make it with
-// DB.Migrate, or with AutoMigrate(&dbmutex.DBMutex{}, &dbmutex.DBOnce{}) once the plugin is registered. Who uses no Once needs
-// none. To see what is done, use Once.Done and DB.Leases with LeaseQuery.Once; write it only through this package. The
-// table's name follows the handle's NamingStrategy ("db_onces" by default), the columns' names do not.
+// DBOnce is the table of Once: one row an id, which is that of a run, as in DBMutex, or the record of a success. Make it
+// with DB.Migrate, or with AutoMigrate(&dbmutex.DBMutex{}, &dbmutex.DBOnce{}) once the plugin is registered. Who uses no
+// Once needs none. To see what is done, use Once.Done and DB.Leases with LeaseQuery.Once; write it only through this
+// package. The table's name follows the handle's NamingStrategy ("db_onces" by default), the columns' names do not.
 //
 // Records that are not to be kept any more are removed now and then, up to 100 after one of 32 successes, and so are runs
 // that ran out an hour ago, whose processes have crashed. DB.Prune removes all of them.

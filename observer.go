@@ -26,9 +26,9 @@ type EventKind uint8
 
 // The kinds of events. There may be more in later versions: ignore those that you do not know.
 const (
-	// AcquireBegan and AcquireEnded are around each acquire: of Do, Decorate, DoValue, Acquire, Lead, Transaction, OnceValue and
-	// Migrate, with the wait. They come on the caller's goroutine, and so do LeaseBegan, LeaseEnded and ForceReleased. A call
-	// that is wrong, so that no SQL runs, has no events.
+	// AcquireBegan and AcquireEnded are around each acquire: of Do, Decorate, DoValue, Acquire, Lead, Transaction, OnceValue
+	// and Migrate, with the wait. They come on the caller's goroutine, and so do LeaseBegan, LeaseEnded and ForceReleased. A
+	// call that is wrong, so that no SQL runs, has no events.
 	AcquireBegan EventKind = iota + 1
 	AcquireEnded
 	// LeaseBegan comes when the caller has the lease. Its time runs already, and so do its renewals.

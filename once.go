@@ -33,9 +33,9 @@ type Once struct {
 // record of a success is kept for keep, by the database's clock, and rounded up as Settings.TTL is. Then the work may run
 // again.
 //
-// Settings.TTL, Renew, Wait, Holder, Observer and SkipHeld mean what they mean for a Mutex. Without a TTL, a run whose process
-// crashed lasts until Once.ForceRelease. If the call is wrong, every verb says so before any SQL: as DB.Mutex, and with
-// ErrInvalidSettings if keep is not positive or Settings.MinHold is set.
+// Settings.TTL, Renew, Wait, Holder, Observer and SkipHeld mean what they mean for a Mutex. Without a TTL, a run whose
+// process crashed lasts until Once.ForceRelease. If the call is wrong, every verb says so before any SQL: as DB.Mutex, and
+// with ErrInvalidSettings if keep is not positive or Settings.MinHold is set.
 //
 // The table is DBOnce's, so that a Once and a Mutex of the same id have nothing to do with each other. Ids are those of
 // DB.Mutex. For a schedule's ticks see Tick.

@@ -186,50 +186,56 @@ func TestWorkThatEndsItsOwnLeaseIsNotRecorded(t *testing.T) {
 func TestWaitersGetTheRecord(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
-		handles := []*dbmutex.DB{db.WithContext(limited(t)), open(t, d).WithContext(limited(t))}
-		var runs atomic.Int32
-		began, end := make(chan struct{}), make(chan struct{})
-		var wg sync.WaitGroup
-		wait := func(db *dbmutex.DB, verb func(o *dbmutex.Once) error) {
-			wg.Go(func() {
-				if err := verb(db.Once("job", time.Hour, dbmutex.WithWait(dbmutex.Forever))); err != nil {
-					t.Error(err)
-				}
-			})
-		}
-		wait(db, func(o *dbmutex.Once) error {
-			value, err := dbmutex.OnceValue(o, func(context.Context) (int, error) {
-				close(began)
-				<-end
-				return 7, nil
-			})
-			require.Equal(t, 7, value)
-			return err
-		})
-		<-began
-		for range 3 {
-			for _, handle := range handles {
-				wait(handle, func(o *dbmutex.Once) error { return o.Do(counting(&runs)) })
-				wait(handle, func(o *dbmutex.Once) error {
-					value, err := dbmutex.OnceValue(o, func(ctx context.Context) (int, error) { return 0, counting(&runs)(ctx) })
-					if value != 7 {
-						t.Errorf("%d", value)
-					}
-					return err
-				})
-				wait(handle, func(o *dbmutex.Once) error {
-					return o.Transaction(func(tx *gorm.DB) error { return counting(&runs)(leaseContext(tx)) })
-				})
-			}
-		}
-		for _, handle := range handles {
-			m := dbmutex.MutexOfOnce(handle.Once("job", time.Hour))
-			require.Eventually(t, func() bool { return dbmutex.Waiters(m) == 9 }, time.Minute, time.Millisecond)
-		}
-		close(end)
-		wg.Wait()
-		require.Zero(t, runs.Load())
+		waitersGetTheRecord(t, "here", db.WithContext(limited(t)))
+		waitersGetTheRecord(t, "there, too", db.WithContext(limited(t)), open(t, d).WithContext(limited(t)))
 	})
+}
+
+func waitersGetTheRecord(t *testing.T, id string, handles ...*dbmutex.DB) {
+	t.Helper()
+	var runs atomic.Int32
+	began, end := make(chan struct{}), make(chan struct{})
+	var wg sync.WaitGroup
+	wait := func(db *dbmutex.DB, verb func(o *dbmutex.Once) error) {
+		wg.Go(func() {
+			if err := verb(db.Once(id, time.Hour, dbmutex.WithWait(dbmutex.Forever))); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	wait(handles[0], func(o *dbmutex.Once) error {
+		value, err := dbmutex.OnceValue(o, func(context.Context) (int, error) {
+			close(began)
+			<-end
+			return 7, nil
+		})
+		require.Equal(t, 7, value)
+		return err
+	})
+	<-began
+	for range 3 {
+		for _, handle := range handles {
+			wait(handle, func(o *dbmutex.Once) error { return o.Do(counting(&runs)) })
+			wait(handle, func(o *dbmutex.Once) error {
+				value, err := dbmutex.OnceValue(o, func(ctx context.Context) (int, error) { return 0, counting(&runs)(ctx) })
+				if value != 7 {
+					t.Errorf("%d", value)
+				}
+				return err
+			})
+			wait(handle, func(o *dbmutex.Once) error {
+				return o.Transaction(func(tx *gorm.DB) error { return counting(&runs)(leaseContext(tx)) })
+			})
+		}
+	}
+	for _, handle := range handles {
+		m := dbmutex.MutexOfOnce(handle.Once(id, time.Hour))
+		rest := func() bool { return dbmutex.Waiters(m) == 9 && dbmutex.Receivable(m) }
+		require.Eventually(t, rest, time.Minute, time.Millisecond)
+	}
+	close(end)
+	wg.Wait()
+	require.Zero(t, runs.Load())
 }
 
 // The head of the queue hangs, so that the other waiter never comes to ask.
@@ -242,6 +248,7 @@ func TestAWaiterThatNeverAskedGetsTheRecord(t *testing.T) {
 			require.ErrorIs(t, once.Do(nothing), dbmutex.ErrNotAcquired)
 			return nil
 		}))
+		dbmutex.SawHeld(dbmutex.MutexOfOnce(once))
 		require.NoError(t, once.Do(func(context.Context) error { return errWork }))
 		require.NoError(t, once.Transaction(func(*gorm.DB) error { return errWork }))
 	})

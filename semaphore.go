@@ -16,12 +16,12 @@ import (
 // semaphoreIDLength is how many characters (not bytes) a semaphore's id may have: that of its last slot has four more.
 const semaphoreIDLength = MaxLockIDLength - 4
 
-// Semaphore is a named lock that up to n leases hold at a time, over all processes. It is safe for many goroutines, and every
-// call is a lease of its own.
+// Semaphore is a named lock that up to n leases hold at a time, over all processes. It is safe for many goroutines, and
+// every call is a lease of its own.
 //
 // Each lease has a slot, a number from 1 to n, and is in every way the lease of a mutex of that slot: it has a TTL and is
-// renewed, Guard, ReleaseIn and Transaction go with it, and a holder that crashes gives its slot back when its lease runs out.
-// Fencing tokens grow from lease to lease of a slot; those of different slots say nothing of each other.
+// renewed, Guard, ReleaseIn and Transaction go with it, and a holder that crashes gives its slot back when its lease runs
+// out. Fencing tokens grow from lease to lease of a slot; those of different slots say nothing of each other.
 //
 // A semaphore and a mutex of the same id have nothing to do with each other.
 type Semaphore struct{ m Mutex }
@@ -29,8 +29,9 @@ type Semaphore struct{ m Mutex }
 // Semaphore names a semaphore of n leases, with the plugin's settings as opts change them. n is from 1 to 256; else every
 // verb returns ErrInvalidSettings. An id has 1 to 252 characters (not bytes); in all else the call is as that of Mutex.
 //
-// All callers should give the same n. If they do not, each takes a free slot among its own, so that there may be as many leases
-// as the greatest n says. To lower n, wait until the slots above it are free: DB.Semaphore(id, n).Holders lists them, too.
+// All callers should give the same n. If they do not, each takes a free slot among its own, so that there may be as many
+// leases as the greatest n says. To lower n, wait until the slots above it are free: DB.Semaphore(id, n).Holders lists
+// them, too.
 //
 // Waiting is as for a mutex: one waiter of a process asks, the first that came. A release in this process wakes it and, with
 // pgnotify, one in another process. But other processes get no turns. Where they compete without a pause, a process that has
@@ -62,12 +63,12 @@ func (s *Semaphore) Decorate(fn func(ctx context.Context) error) func(ctx contex
 	return s.mutex().Decorate(fn)
 }
 
-// Acquire takes a lease until Lease.Release, for work that does not fit into a function, as Mutex.Acquire does. If there are n
-// leases the error is that of Do.
+// Acquire takes a lease until Lease.Release, for work that does not fit into a function, as Mutex.Acquire does. If there
+// are n leases the error is that of Do.
 func (s *Semaphore) Acquire() (*Lease, error) { return s.mutex().Acquire() }
 
-// Transaction acquires a lease, runs fn in a transaction, and commits only if the lease is still held. The same commit releases
-// the lease. So no more than n such transactions of one semaphore overlap. All else is as for Mutex.Transaction.
+// Transaction acquires a lease, runs fn in a transaction, and commits only if the lease is still held. The same commit
+// releases the lease. So no more than n such transactions of one semaphore overlap. All else is as for Mutex.Transaction.
 func (s *Semaphore) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) error {
 	return s.mutex().Transaction(fn, opts...)
 }
@@ -86,8 +87,8 @@ func (s *Semaphore) Holders() ([]LeaseInfo, error) {
 	return leases, nil
 }
 
-// ForceRelease ends the lease that ends first, in whichever slot: one that holds the semaphore or, if there is none, one that
-// ran out. What never expires comes last. All else is as for Mutex.ForceRelease.
+// ForceRelease ends the lease that ends first, in whichever slot: one that holds the semaphore or, if there is none, one
+// that ran out. What never expires comes last. All else is as for Mutex.ForceRelease.
 func (s *Semaphore) ForceRelease() error {
 	m := s.mutex()
 	if err := m.check(); err != nil {
@@ -109,8 +110,8 @@ func (s *Semaphore) ForceRelease() error {
 	}
 }
 
-// ForceReleaseLease ends the lease that was seen, by its DBMutex.LeaseID, in whichever slot, also one above n. All else is as
-// for Mutex.ForceReleaseLease.
+// ForceReleaseLease ends the lease that was seen, by its DBMutex.LeaseID, in whichever slot, also one above n. All else is
+// as for Mutex.ForceReleaseLease.
 func (s *Semaphore) ForceReleaseLease(leaseID string) (released bool, err error) {
 	m := s.mutex()
 	if err := m.check(); err != nil {
@@ -166,20 +167,6 @@ func endsFirst(a, b LeaseInfo) int {
 		return 0
 	}
 	return cmp.Or(cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Left, b.Left))
-}
-
-// inTheWay is the row of the mutex's lease, or of the one of a full semaphore that ends first; nil if there is none.
-func (m *Mutex) inTheWay(ctx context.Context) (*locktable.Row, error) {
-	if m.slots == 0 {
-		return m.table.Live(ctx, m.id)
-	}
-	leases, err := m.permits(ctx, locktable.Live)
-	leases = slices.DeleteFunc(leases, func(i LeaseInfo) bool { return i.Slot > m.slots })
-	if err != nil || len(leases) < m.slots {
-		return nil, err
-	}
-	row := locktable.Row(slices.MinFunc(leases, endsFirst).DBMutex)
-	return &row, nil
 }
 
 // takenByContext is how many leases of the mutex, or of the semaphore, a context has.

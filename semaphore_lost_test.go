@@ -49,8 +49,8 @@ func TestACancelledTryLeavesNoPermit(t *testing.T) {
 	})
 }
 
-// The network delivers the first request after the second, which has then another slot. The permit of the first is given back,
-// and the other stays.
+// The network delivers the first request after the second, which has then another slot. The permit of the first is given
+// back, and the other stays.
 func TestALateRequestLeavesNoSecondPermit(t *testing.T) {
 	t.Parallel()
 	eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {

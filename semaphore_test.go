@@ -171,7 +171,8 @@ func TestAPermitGoesWithTransactions(t *testing.T) {
 		require.True(t, released)
 		requireTimeout(t, db.Gorm.Transaction(lost.Guard), "api", true)
 		requireTimeout(t, lost.Release(), "api", true)
-		require.ErrorIs(t, db.Gorm.Transaction(func(tx *gorm.DB) error { return errors.Join(kept.ReleaseIn(tx), errWork) }), errWork)
+		failing := func(tx *gorm.DB) error { return errors.Join(kept.ReleaseIn(tx), errWork) }
+		require.ErrorIs(t, db.Gorm.Transaction(failing), errWork)
 		require.Equal(t, []int{kept.Slot()}, slotsOf(t, s), "it was rolled back")
 		require.NoError(t, db.Gorm.Transaction(kept.ReleaseIn))
 		require.Empty(t, slotsOf(t, s))
@@ -354,7 +355,8 @@ func TestTheIDOfASemaphoreIsTakenByteForByte(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		ids := []string{
-			"a%b", "a_b", `a\b`, `a"b`, `a'b`, `{a,b}`, `a\`, `a"`, "NULL", "null", " ", "a ", "ä", "a", "A", "a\U0001F512", "a1", "a\n", "?", "$1",
+			"a%b", "a_b", `a\b`, `a"b`, `a'b`, `{a,b}`, `a\`, `a"`, "NULL", "null", " ", "a ", "ä", "a", "A", "a\U0001F512",
+			"a1", "a\n", "?", "$1",
 		}
 		for range 2 {
 			for _, id := range ids {

@@ -27,7 +27,8 @@ func queueFor(t *testing.T, s *dbmutex.Semaphore, waiters int) (acquired <-chan 
 			leases <- lease
 		}()
 	}
-	require.Eventually(t, func() bool { return dbmutex.Waiters(dbmutex.MutexOf(s)) == before+waiters }, time.Minute, time.Millisecond)
+	all := func() bool { return dbmutex.Waiters(dbmutex.MutexOf(s)) == before+waiters }
+	require.Eventually(t, all, time.Minute, time.Millisecond)
 	return leases
 }
 
@@ -158,7 +159,7 @@ func TestAWaiterOfASemaphoreGivesUp(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		permits(t, db.Semaphore("api", 2, dbmutex.WithHolder("somebody")), 2)
-		dbmutex.HeadOf(t, dbmutex.MutexOf(db.Semaphore("api", 2))) // the waiters below never come to ask
+		dbmutex.HeadOf(t, dbmutex.MutexOf(db.Semaphore("api", 2))) // the waiters below ask only when their time is over
 		for _, s := range []*dbmutex.Semaphore{
 			db.Semaphore("api", 2, dbmutex.WithWait(10*time.Millisecond)),
 			db.Semaphore("api", 1, dbmutex.WithWait(10*time.Millisecond)),
@@ -167,7 +168,9 @@ func TestAWaiterOfASemaphoreGivesUp(t *testing.T) {
 			require.Equal(t, "somebody", held.Holder)
 			require.Equal(t, "api", held.LockID)
 		}
-		require.Zero(t, requireFull(t, db.Semaphore("api", 3, dbmutex.WithWait(10*time.Millisecond))).Holder, "a slot is free")
+		free := permit(t, db.Semaphore("api", 3, dbmutex.WithWait(10*time.Millisecond)))
+		require.Equal(t, 3, free.Slot(), "who does not come to its turn is refused no slot that is free")
+		require.NoError(t, free.Release())
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Millisecond)
 		defer cancel()
 		_, err := db.WithContext(ctx).Semaphore("api", 2, dbmutex.WithWait(dbmutex.Forever)).Acquire()

@@ -188,7 +188,8 @@ func (w *waiter) becomeHead(p *patience) (pause time.Duration, err error) {
 		case contextDone:
 			return 0, p.ctx.Err()
 		case timedOut:
-			if stage, _, _ := queues.ask(w, true); stage == asking {
+			stage, _, _ := queues.ask(w, true)
+			if stage == asking && w.mutex.slots == 0 { // of a semaphore, several slots may be free
 				return 0, w.mutex.stillHeld(w.queue)
 			}
 			return 0, nil
@@ -216,7 +217,7 @@ func (m *Mutex) stillHeld(q *queue) error {
 	}
 	ctx, cancel := context.WithTimeout(m.ctx, lookLimit)
 	defer cancel()
-	row, err := m.inTheWay(ctx)
+	row, err := m.table.Live(ctx, m.id)
 	if err != nil {
 		return m.failed(m.ctx, "wait for", err)
 	}

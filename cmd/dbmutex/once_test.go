@@ -155,7 +155,7 @@ func TestALostLeaseRecordsNothing(t *testing.T) {
 func TestACommandThatEndsWithItsLeaseRecordsNothing(t *testing.T) {
 	frozen(t, func(t *testing.T, network *proxy.Proxy, db *dbmutex.DB) {
 		script := "trap 'echo TERM; read x; exit 0' TERM; echo ready; " + lasts
-		p := begin(t, program(t, network.Database, oncePer(script, "--ttl", "9s")...))
+		p := begin(t, program(t, network.Database, oncePer(script, "--ttl", "15s")...))
 		require.Equal(t, "ready", p.line())
 		network.Freeze()
 		require.Equal(t, "TERM", p.line())
@@ -299,7 +299,7 @@ func TestReleaseOnceEndsTheRunAndSparesTheRecord(t *testing.T) {
 		code, _, stderr := run(t, d, release...)
 		require.Equal(t, 1, code)
 		require.Contains(t, stderr, "nobody runs ")
-		p := begin(t, program(t, d, oncePer("echo ready; exec sleep 60", "--ttl", "3s", "--holder", "anna")...))
+		p := begin(t, program(t, d, oncePer("echo ready; exec sleep 60", "--ttl", "15s", "--holder", "anna")...))
 		require.Equal(t, "ready", p.line())
 		code, _, stderr = run(t, d, "release", "--once", id, "--force")
 		require.Equal(t, 2, code)

@@ -31,7 +31,6 @@ func TestNeverMoreCommandsRunThanThereAreSlots(t *testing.T) {
 			p.requireCode(0)
 		}
 		require.NoFileExists(t, name+".overlap")
-		require.FileExists(t, name+"1", "two ran at a time")
 		testdb.RequireFree(t, db, "job")
 	})
 }

@@ -67,7 +67,7 @@ func TestInATerminalReleaseByForceSparesASuccessor(t *testing.T) {
 
 func TestInATerminalAForcedReleaseOfARunOrOfSlots(t *testing.T) {
 	d, db := file(t)
-	p := begin(t, program(t, d, oncePer("echo ready; exec sleep 60", "--ttl", "3s", "--holder", "anna")...))
+	p := begin(t, program(t, d, oncePer("echo ready; exec sleep 60", "--ttl", "15s", "--holder", "anna")...))
 	require.Equal(t, "ready", p.line())
 	cmd := program(t, d, "release", "--once", "--force", tickOfJob(t))
 	terminal, screen := inTerminal(t, cmd)

@@ -222,12 +222,14 @@ func (u until) Next(t time.Time) time.Time {
 
 func TestAScheduleThatBeginsAndEnds(t *testing.T) {
 	s := until{noon, noon.Add(2 * time.Hour)}
-	for now, tick := range map[time.Duration]time.Duration{
-		-24 * time.Hour: 0, -time.Minute: 0, 0: 0, 29 * time.Minute: 0, 31 * time.Minute: time.Hour,
-		119 * time.Minute: 2 * time.Hour, 48 * time.Hour: 2 * time.Hour,
+	for _, c := range []struct{ now, tick, period time.Duration }{
+		{-24 * time.Hour, 0, 0}, {-time.Minute, 0, 0}, {0, 0, time.Hour}, {29 * time.Minute, 0, time.Hour},
+		{31 * time.Minute, time.Hour, time.Hour}, {119 * time.Minute, 2 * time.Hour, time.Hour},
+		{120 * time.Minute, 2 * time.Hour, 0}, {48 * time.Hour, 2 * time.Hour, 0},
 	} {
-		at, _ := cronmutex.Nearest(s, noon.Add(now))
-		require.Equal(t, noon.Add(tick), at, now)
+		at, period := cronmutex.Nearest(s, noon.Add(c.now))
+		require.Equal(t, noon.Add(c.tick), at, c.now)
+		require.Equal(t, c.period, period, c.now)
 	}
 }
 

@@ -108,7 +108,7 @@ func TestTheOldestMutexesAreNamed(t *testing.T) {
 			time.Sleep(5 * time.Millisecond) // the database's clock goes on
 		}
 		var named []string
-		for _, line := range values(t, collect(t, db, prommutex.CollectorOptions{PerMutex: 4, Timeout: time.Minute})) {
+		for _, line := range values(t, collect(t, db, prommutex.CollectorOptions{PerMutex: 3, Timeout: time.Minute})) {
 			if label := regexp.MustCompile(`^table_lease_age_seconds\{(.*)\}`).FindStringSubmatch(line); label != nil {
 				named = append(named, label[1])
 			}

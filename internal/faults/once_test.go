@@ -182,7 +182,7 @@ func TestARecordThatFindsAnotherRunInItsPlaceIsALoss(t *testing.T) {
 			token = lease.Token()
 			return nil
 		})
-		timeoutOf(t, err, "job", true)
+		testdb.RequireTimeout(t, err, "job", true)
 		require.True(t, lost)
 		require.Greater(t, requireRecord(t, once, true).Token, token)
 	})

@@ -209,7 +209,7 @@ type Answer struct {
 	Past  *Row          // with Token: the lease that had run out, and whose row is the new lease's; nil if there was none
 
 	Slot   int   // with Token: which of the request's slots it is
-	Newest int64 // of a semaphore that is full: when its newest lease was acquired, in microseconds
+	Newest int64 // of a semaphore that is full: it is another number when one of its leases is another, and not 0
 }
 
 // Release says how a lease ends.

@@ -20,8 +20,8 @@ const mysqlDone = `lease_id = '` + DoneID + `'`
 func newMySQLOnce(table, times string) mysqlOnce {
 	return mysqlOnce{
 		ownSQL: `SELECT COUNT(*) FROM ` + table + ` WHERE id = ? AND ` + mysqlDone + ` AND token = ?`,
-		readSQL: `SELECT id, lock_id, ` + times + `, CAST(holder AS BINARY), lease_id, token, CAST(result AS BINARY) FROM ` + table + `
-WHERE lock_id = ? AND ` + mysqlDone + ` AND expires_at > UTC_TIMESTAMP(6)`,
+		readSQL: `SELECT id, lock_id, ` + times + `, CAST(holder AS BINARY), lease_id, token, CAST(result AS BINARY)
+FROM ` + table + ` WHERE lock_id = ? AND ` + mysqlDone + ` AND expires_at > UTC_TIMESTAMP(6)`,
 		fateSQL: `SELECT lease_id = ?, ` + mysqlDone + ` AND token = ? FROM ` + table + ` WHERE id = ? FOR UPDATE`,
 		old:     fmt.Sprintf(`SELECT id FROM %s WHERE %s ORDER BY expires_at LIMIT %d`, table, mysqlOldRecord, pruneRecords),
 	}

@@ -7,7 +7,8 @@ import (
 
 // lookSlotsSQL finds all rows with a semaphore's id, as one range of the index. lock_id is compared byte for byte.
 func (m *mysql) lookSlotsSQL() string {
-	return `SELECT lock_id, lease_id, CAST(holder AS BINARY), ` + microsecondsOf + `creation_time), ` + microsecondsOf + `expires_at),
+	const times = microsecondsOf + `creation_time), ` + microsecondsOf + `expires_at)`
+	return `SELECT lock_id, lease_id, CAST(holder AS BINARY), ` + times + `,
 	TIMESTAMPDIFF(MICROSECOND, UTC_TIMESTAMP(6), expires_at) FROM ` + m.table + ` WHERE lock_id >= ? AND lock_id < ?`
 }
 

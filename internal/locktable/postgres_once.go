@@ -16,7 +16,8 @@ func newPostgresOnce(table, released string) postgresOnce {
 	// The new id waits for guards, as a release does.
 	// A record that an earlier try has made is kept no longer for that.
 	complete := `UPDATE ` + table + ` SET id = DEFAULT, lease_id = '` + DoneID + `',
-	expires_at = CASE WHEN ` + done + ` THEN expires_at ELSE ` + expires("$3") + ` END, result = $4::text, token = $5::bigint WHERE lock_id = $1 AND `
+	expires_at = CASE WHEN ` + done + ` THEN expires_at ELSE ` + expires("$3") + ` END, result = $4::text, token = $5::bigint
+WHERE lock_id = $1 AND `
 	again := `(lease_id = $2 OR ` + done + ` AND token = $5) RETURNING ` + durable
 	return postgresOnce{
 		completeSQL: complete + again,

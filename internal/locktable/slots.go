@@ -9,8 +9,8 @@ import (
 	"sync"
 )
 
-// A semaphore's permit is a mutex of its own: the semaphore's id, SlotMark and the slot's number are its lock_id. No mutex of a
-// user's has the mark in its id. So the statements are those of a mutex; one more looks which slots are free.
+// A semaphore's permit is a mutex of its own: the semaphore's id, SlotMark and the slot's number are its lock_id. No mutex
+// of a user's has the mark in its id. So the statements are those of a mutex; one more looks which slots are free.
 const (
 	SlotMark = "\x1f"
 	MaxSlots = 256
@@ -69,8 +69,8 @@ func (s slotsSeen) candidates(slots int) (best []int) {
 	return append(best, s.ended...)
 }
 
-// acquireSlot is acquire for any of the request's slots, as none is said. One that this process has freed it tries at once, but
-// after a try without an answer (again) it looks first: the request may have a slot already.
+// acquireSlot is acquire for any of the request's slots, as none is said. One that this process has freed it tries at
+// once, but after a try without an answer (again) it looks first: the request may have a slot already.
 func (t Table) acquireSlot(on executor, r Request, again bool) (a Answer, err error) {
 	if !again {
 		if slot := t.freed.take(r.LockID, r.Slots); slot != 0 {

@@ -169,8 +169,8 @@ func (s *sqlite) begin(tx executor, k Key, w Work) (found, renewable bool, err e
 // mark is not needed for a statement: only a whole transaction is looked after.
 func (s *sqlite) mark(executor) error { return nil }
 
-// unbroken needs no file access. A statement that fails may roll the transaction back: https://www.sqlite.org/lang_conflict.html
-// and https://www.sqlite.org/lang_transaction.html (3.1).
+// unbroken needs no file access. A statement that fails may roll the transaction back:
+// https://www.sqlite.org/lang_conflict.html and https://www.sqlite.org/lang_transaction.html (3.1).
 func (s *sqlite) unbroken(tx executor, whole bool) error {
 	if !whole {
 		return nil

@@ -19,7 +19,8 @@ func newSQLiteOnce(table, times string) sqliteOnce {
 	)
 	return sqliteOnce{
 		completeSQL: `UPDATE ` + table + ` SET lease_id = '` + DoneID + `',
-	expires_at = CASE WHEN ` + done + ` THEN expires_at ELSE strftime(` + sqliteForm + `, 'now', ?) END, result = ?, token = ? WHERE lock_id = ? AND (lease_id = ? OR ` + done + ` AND token = ?)`,
+	expires_at = CASE WHEN ` + done + ` THEN expires_at ELSE strftime(` + sqliteForm + `, 'now', ?) END, result = ?, token = ?
+WHERE lock_id = ? AND (lease_id = ? OR ` + done + ` AND token = ?)`,
 		readSQL: `SELECT id, lock_id, ` + times + `, holder, lease_id, token, CAST(result AS text) FROM ` + table + `
 WHERE lock_id = ? AND ` + done + ` AND expires_at >= ` + sqliteNow,
 		forgetSQL: `DELETE FROM ` + table + ` WHERE lock_id = ? AND ` + done + ` AND token = ?`,

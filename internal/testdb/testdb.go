@@ -161,8 +161,8 @@ func At(name, dsn string) *Database {
 	panic("testdb: no database is called " + name)
 }
 
-// Verb says what a statement of the lock's does: "acquire", "renew", "release", "record" or "guard". It is "" for others, among
-// them those that look, and those of notifications.
+// Verb says what a statement of the lock's does: "acquire", "renew", "release", "record" or "guard". It is "" for others,
+// among them those that look, and those of notifications.
 func (k *Kind) Verb(statement string) string {
 	statement = strings.TrimPrefix(statement, "PREPARE ")
 	for verb, pattern := range k.verbs {
