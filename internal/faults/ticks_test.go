@@ -51,6 +51,7 @@ type tickJob struct {
 	Witness      string // a file
 	First, Ticks int
 	Transaction  bool
+	Mortal       bool // it dies soon, and perhaps in its work
 }
 
 func init() { tasks["tick"] = testprocess.WithMutexes(comeForTicks) }
@@ -126,6 +127,7 @@ func runTicks(t *testing.T, d *testdb.Database, job tickJob) (kills int) {
 			job.First = max(job.First, tickOf(v.ID))
 		}
 		job.First = max(0, job.First-2)
+		job.Mortal = kills < max(20, job.Ticks/4) // so that a slow machine comes to an end
 		text, err := json.Marshal(job)
 		require.NoError(t, err)
 		p := testprocess.Start(t, d, "tick", tickVariable+"="+string(text))
@@ -175,7 +177,7 @@ func tickOf(id string) int {
 	return int(moment.Sub(firstTick) / tickEvery)
 }
 
-// comeForTicks is a process of workers. It kills itself after a while.
+// comeForTicks is a process of workers. If it is mortal it kills itself after a while.
 func comeForTicks(db *dbmutex.DB, _ io.Reader) error {
 	var job tickJob
 	if err := json.Unmarshal([]byte(os.Getenv(tickVariable)), &job); err != nil {
@@ -185,7 +187,9 @@ func comeForTicks(db *dbmutex.DB, _ io.Reader) error {
 	if err != nil {
 		return err
 	}
-	time.AfterFunc(200*time.Millisecond+rand.N(1600*time.Millisecond), die)
+	if job.Mortal {
+		time.AfterFunc(200*time.Millisecond+rand.N(1600*time.Millisecond), die)
+	}
 	errs := make([]error, tickWorkers)
 	var workers sync.WaitGroup
 	for i := range tickWorkers {
@@ -277,7 +281,7 @@ func (w *tickWorker) work(v *witness.Visit, ctx context.Context, leave func() er
 	if err := witness.Write(w.file, v); err != nil {
 		return err
 	}
-	if rand.IntN(200) == 0 {
+	if w.Mortal && rand.IntN(200) == 0 {
 		die()
 	}
 	err := leave()
@@ -292,7 +296,7 @@ func (w *tickWorker) work(v *witness.Visit, ctx context.Context, leave func() er
 	}
 	v.Ended = time.Now().UnixNano()
 	w.expires(v, lease)
-	if rand.IntN(200) == 0 {
+	if w.Mortal && rand.IntN(200) == 0 {
 		die()
 	}
 	return errors.Join(err, witness.Write(w.file, v))

@@ -164,8 +164,8 @@ func (r *round) run(t *testing.T, a arena) {
 	r.parent.stop()
 	r.parent.freeAll(t, r.semaphores)
 	r.parent.conclude(t, r.mutexes, r.semaphores)
-	_, ticks := visitsByTick(r.history)
-	r.parent.comeForAll(t, ticks)
+	visits, ticks := visitsByTick(r.history)
+	r.parent.comeForAll(t, visits, ticks)
 	r.history = append(r.history, r.parent.history...)
 	if step := wall() - ahead; step.Abs() > time.Millisecond {
 		r.total.add("rounds not judged: the clock was set", 1)
