@@ -157,7 +157,7 @@ func TestRunsOfAOnceAndSlotsAreCountedUnderOneName(t *testing.T) {
 			_, err := db.Semaphore("slots", 2).Acquire()
 			require.NoError(t, err)
 		}
-		require.NoError(t, db.Mutex("m@2026-11-27T00:00:00Z").ForceRelease())
+		tell(settings.Observer, dbmutex.Event{Kind: dbmutex.ForceReleased, LockID: "m@2026-11-27T00:00:00Z"}) // of no Once
 		require.Equal(t, []string{
 			"acquire_duration_seconds_count{a@b,acquired} 1",
 			"acquire_duration_seconds_count{job,acquired} 2",
@@ -167,6 +167,7 @@ func TestRunsOfAOnceAndSlotsAreCountedUnderOneName(t *testing.T) {
 			"lease_active{a@b} 0", "lease_active{job} 0", "lease_active{slots} 2",
 			"lease_duration_seconds_count{a@b,recorded} 1",
 			"lease_duration_seconds_count{job,recorded} 2",
+			"lease_forced_total{m@2026-11-27T00:00:00Z} 1",
 		}, values(t, r))
 	})
 }
