@@ -141,6 +141,7 @@ func sizeOf() scenario.Size {
 		HandOffRounds: 2, HandOff: 5 * time.Second,
 		Held: 1_000_000, LongCycles: 50_000, SnapshotCycles: 10_000,
 		Waiters: 1_000, Waiting: 2 * time.Second,
+		CrowdRounds: 8, Crowd: 160 * time.Millisecond,
 		Permits: 300_000, TakeOvers: 15, HandOvers: 50,
 		Rivals: []int{1, 2, 4, 8}, Lone: 10 * time.Second,
 		Distances: []time.Duration{0, 15 * time.Millisecond, 40 * time.Millisecond},
@@ -151,6 +152,7 @@ func sizeOf() scenario.Size {
 			HandOffRounds: 1, HandOff: 300 * time.Millisecond,
 			Held: 10_000, LongCycles: 400, SnapshotCycles: 400,
 			Waiters: 1_000, Waiting: 150 * time.Millisecond,
+			CrowdRounds: 2, Crowd: 40 * time.Millisecond,
 			Permits: 10_000, TakeOvers: 1, HandOvers: 4,
 			Rivals: []int{4}, Lone: 500 * time.Millisecond,
 			Distances: []time.Duration{0, 15 * time.Millisecond},
@@ -169,7 +171,7 @@ func sizeOf() scenario.Size {
 // newEnv starts the servers. They end with the test.
 func newEnv(t testing.TB) *scenario.Env {
 	t.Helper()
-	cluster := testdb.NewCluster(t, "shared_preload_libraries = 'pg_stat_statements'")
+	cluster := testdb.NewCluster(t, "shared_preload_libraries = 'pg_stat_statements'", "max_connections = 500")
 	ctx := context.Background()
 	postgres, err := server.NewPostgres(ctx, cluster.DSN())
 	require.NoError(t, err)
@@ -241,7 +243,7 @@ func facts(e *scenario.Env) []report.Fact {
 
 func notes() (notes []report.Fact) {
 	known := map[string]bool{}
-	all := slices.Concat(contender.All(), contender.OnSQLite(), contender.OnMySQL(), contender.OnceOnPostgres(),
+	all := slices.Concat(contender.All(), contender.CrowdOnSQLite(), contender.OnMySQL(), contender.OnceOnPostgres(),
 		contender.OnceOnMySQL(), []contender.Contender{contender.RedisSemaphore(contender.DurableRedis, 4)})
 	for _, c := range all {
 		name := c.Name

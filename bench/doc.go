@@ -12,6 +12,11 @@
 // is the median of the ratios of the blocks of one round. The measure is the bare pair: an upsert and a DELETE through
 // pgxpool, prepared, with durable commits; on MySQL an INSERT and a DELETE through database/sql, prepared.
 //
+// Most scenarios repeat an operation a number of times. A crowd, of 1 to 256 goroutines with a lock each, runs for a time
+// instead, and its measure is the rate:
+//
+//	make bench BENCHFLAGS='-scenarios=crowd -out=/tmp/crowd'
+//
 // All have the same pool size, TTL and server, and a schema or a database of Redis of their own. What differs is said in
 // the tables: what a crash of the server leaves of a lock, and how each waits.
 //

@@ -6,9 +6,10 @@ import (
 	"database/sql"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
-	_ "github.com/mattn/go-sqlite3" // the driver "sqlite3"
+	"github.com/mattn/go-sqlite3" // also the driver "sqlite3"
 	"gorm.io/driver/sqlite"
 	"gorm.io/gorm"
 )
@@ -30,10 +31,29 @@ func OnSQLite() []Contender {
 			Name: "dbmutex", Module: module, Store: SQLite, Own: true,
 			Note: "Do, plain gorm.Open",
 			Open: func(_ context.Context, where Where) (Instance, error) {
-				return openDBMutex(sqlite.Open(where.DSN), gorm.Config{})
+				o, err := openDBMutex(sqlite.Open(where.DSN), gorm.Config{})
+				return onSQLite{o}, err
 			},
 		},
 	}
+}
+
+// CrowdOnSQLite are OnSQLite, and the measure with one connection, for which writers queue in the order of their calls.
+func CrowdOnSQLite() []Contender {
+	all := OnSQLite()
+	one := all[0]
+	one.Name += ", one connection"
+	one.Variant = true
+	one.Note = "the same as the first, with SetMaxOpenConns(1)"
+	open := one.Open
+	one.Open = func(ctx context.Context, where Where) (Instance, error) {
+		instance, err := open(ctx, where)
+		if err == nil {
+			instance.(*bareSQLite).db.SetMaxOpenConns(1)
+		}
+		return instance, err
+	}
+	return slices.Insert(all, 1, one)
 }
 
 const (
@@ -98,27 +118,33 @@ func (b *bareSQLite) answers(ctx context.Context, id string) (leaseID string, en
 	return leaseID, ended, err
 }
 
-func (b *bareSQLite) Cycle(ctx context.Context, id string) error {
+// take acquires a free lock.
+func (b *bareSQLite) take(ctx context.Context, id string, ttl time.Duration) (leaseID string, err error) {
 	seen, ended, err := b.answers(ctx, id)
 	if err != nil {
-		return err
+		return "", err
 	}
 	if seen != "" && !ended {
-		return errRefused
+		return "", errRefused
 	}
-	leaseID := rand.Text()
+	leaseID = rand.Text()
+	lasts := fmt.Sprintf("+%.3f seconds", ttl.Seconds())
 	var token int64
-	lasts := fmt.Sprintf("+%.3f seconds", TTL.Seconds())
-	err = b.query(ctx, b.acquire, sqliteAcquire, id, lasts, Holder, leaseID, id, leaseID, seen).Scan(&token)
-	if err != nil {
-		return err
-	}
+	return leaseID, patiently(func() error {
+		return b.query(ctx, b.acquire, sqliteAcquire, id, lasts, Holder, leaseID, id, leaseID, seen).Scan(&token)
+	})
+}
+
+func (b *bareSQLite) give(ctx context.Context, id, leaseID string) (err error) {
 	var result sql.Result
-	if b.release != nil {
-		result, err = b.release.ExecContext(ctx, id, leaseID)
-	} else {
-		result, err = b.db.ExecContext(ctx, sqliteRelease, id, leaseID)
-	}
+	err = patiently(func() error {
+		if b.release != nil {
+			result, err = b.release.ExecContext(ctx, id, leaseID)
+		} else {
+			result, err = b.db.ExecContext(ctx, sqliteRelease, id, leaseID)
+		}
+		return err
+	})
 	if err != nil {
 		return err
 	}
@@ -126,6 +152,24 @@ func (b *bareSQLite) Cycle(ctx context.Context, id string) error {
 		return errors.Join(err, errLost)
 	}
 	return nil
+}
+
+// patiently runs a statement until no other connection locks it out for all of the driver's 5 s.
+func patiently(statement func() error) error {
+	for {
+		err := statement()
+		if busy := (sqlite3.Error{}); !errors.As(err, &busy) || busy.Code != sqlite3.ErrBusy {
+			return err
+		}
+	}
+}
+
+func (b *bareSQLite) Cycle(ctx context.Context, id string) error {
+	leaseID, err := b.take(ctx, id, TTL)
+	if err != nil {
+		return err
+	}
+	return b.give(ctx, id, leaseID)
 }
 
 func (b *bareSQLite) Try(ctx context.Context, id string) error {
@@ -140,6 +184,23 @@ func (b *bareSQLite) Acquire(context.Context, string) (func() error, error) {
 	return nil, errors.ErrUnsupported
 }
 
-func (b *bareSQLite) Fill(context.Context, int) error { return errors.ErrUnsupported }
+func (b *bareSQLite) Fill(ctx context.Context, n int) error {
+	for i := range n {
+		if _, err := b.take(ctx, fmt.Sprintf("held %d", i+1), time.Hour); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 func (b *bareSQLite) Close() { _ = b.db.Close() }
+
+// onSQLite is this package with rows that are made in SQLite's way.
+type onSQLite struct{ *ours }
+
+func (o onSQLite) Fill(ctx context.Context, n int) error {
+	return o.db.WithContext(ctx).Exec(`INSERT INTO db_mutexes (lock_id, creation_time, expires_at, holder, lease_id)
+WITH RECURSIVE numbers(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers WHERE n < ?)
+SELECT 'held ' || n, `+sqliteNow+`, strftime(`+sqliteForm+`, 'now', '+1 hour'), 'other/1', 'lease' || n FROM numbers`,
+		n).Error
+}

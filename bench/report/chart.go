@@ -23,22 +23,30 @@ var (
 	gridColor  = color.RGBA{R: 0xdd, G: 0xdd, B: 0xdd, A: 0xff}
 )
 
-// WriteSVG draws the tables that have charts, one below the other: a dot is the median, a line goes on to p99. Below them
-// is the caption.
+// WriteSVG draws the tables that have charts, one below the other. Of points a dot is the median, a line goes on to p99.
+// Below them is the caption.
 func (r *Report) WriteSVG(w io.Writer) error {
 	const width, perLine, around = 24 * vg.Centimeter, 16, 60
 	var panels [][]*plot.Plot
 	height := vg.Length(0) // of a panel, in points
 	for _, table := range r.Tables {
-		if table.Chart == nil || len(table.Chart.Points) == 0 {
+		if table.Chart == nil || len(table.Chart.Points)+len(table.Chart.Lines) == 0 {
 			continue
 		}
-		panel, err := table.Chart.panel()
+		draw := table.Chart.points
+		if len(table.Chart.Lines) > 0 {
+			draw = table.Chart.lines
+		}
+		panel, err := draw()
 		if err != nil {
 			return err
 		}
 		panels = append(panels, []*plot.Plot{panel})
-		height = max(height, around+perLine*vg.Length(len(table.Chart.Points)))
+		rows := len(table.Chart.Points)
+		if len(table.Chart.Lines) > 0 {
+			rows = namesOf(len(table.Chart.Lines))
+		}
+		height = max(height, around+perLine*vg.Length(rows))
 	}
 	if len(panels) == 0 {
 		return nil
@@ -58,13 +66,26 @@ func (r *Report) WriteSVG(w io.Writer) error {
 	return err
 }
 
-func (c *Chart) panel() (*plot.Plot, error) {
+// panel is an empty one.
+func (c *Chart) panel() *plot.Plot {
 	p := plot.New()
 	p.Title.Text = c.Title
 	for _, style := range []*text.Style{&p.Title.TextStyle, &p.X.Tick.Label, &p.Y.Tick.Label} {
 		style.Font.Variant = sans
 	}
 	p.X.Scale, p.X.Tick.Marker = plot.LogScale{}, plot.TickerFunc(ticks)
+	return p
+}
+
+func colourOf(own bool) color.Color {
+	if own {
+		return ownColor
+	}
+	return otherColor
+}
+
+func (c *Chart) points() (*plot.Plot, error) {
+	p := c.panel()
 	points := slices.Clone(c.Points)
 	slices.Reverse(points) // the first at the top
 
@@ -80,10 +101,7 @@ func (c *Chart) panel() (*plot.Plot, error) {
 			names[i].Label += ": none"
 			continue
 		}
-		colour := otherColor
-		if point.Own {
-			colour = ownColor
-		}
+		colour := colourOf(point.Own)
 		tail := max(point.Median, point.P99)
 		line, err := plotter.NewLine(plotter.XYs{{X: point.Median, Y: y}, {X: tail, Y: y}})
 		if err != nil {

@@ -29,10 +29,11 @@ type Table struct {
 	Chart   *Chart // nil = none
 }
 
-// Chart is a table's figures to draw, on a logarithmic scale.
+// Chart is a table's figures to draw, on a logarithmic scale: either points or lines.
 type Chart struct {
 	Title  string // with the unit
 	Points []Point
+	Lines  []Line
 }
 
 // Point is one contender's line.
@@ -41,6 +42,16 @@ type Point struct {
 	Median, P99 float64 // 0 if there is none
 	Own         bool    // drawn in colour
 }
+
+// Line is one contender's figures for something that varies, the same for all lines.
+type Line struct {
+	Name string
+	At   []XY // by X
+	Own  bool // drawn in colour
+}
+
+// XY is one of these figures: Y at X, both more than 0.
+type XY struct{ X, Y float64 }
 
 // WriteText writes the tables for a terminal.
 func (r *Report) WriteText(w io.Writer) error {

@@ -4,6 +4,8 @@ import (
 	"encoding/xml"
 	"errors"
 	"io"
+	"math"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -77,6 +79,34 @@ func TestSVG(t *testing.T) {
 		}
 		require.NoError(t, err)
 	}
+}
+
+func TestSVGOfLines(t *testing.T) {
+	lines := report.Report{Tables: []report.Table{{Chart: &report.Chart{Title: "Rates", Lines: []report.Line{
+		{Name: "bare pair", At: []report.XY{{X: 1, Y: 1}, {X: 64, Y: 1}}},
+		{Name: "dbmutex", At: []report.XY{{X: 1, Y: 1.2}, {X: 64, Y: 4}}, Own: true},
+		{Name: "as slow", At: []report.XY{{X: 1, Y: 1}, {X: 64, Y: 1}}},
+		{Name: "unmeasured"},
+		{Name: "stuck", At: []report.XY{{X: 1, Y: 0}, {X: 64, Y: math.NaN()}, {X: 256, Y: math.Inf(1)}}},
+	}}}}}
+	var b strings.Builder
+	require.NoError(t, lines.WriteSVG(&b))
+	for _, text := range []string{"Rates", "> bare pair<", "> dbmutex<", "> as slow<", ">1<", ">64<", "#0072B2"} {
+		assert.Contains(t, b.String(), text)
+	}
+	for _, text := range []string{"unmeasured", "stuck", ">256<", "NaN"} {
+		assert.NotContains(t, b.String(), text)
+	}
+	places := regexp.MustCompile(`y="([^"]+)"[^>]*>\s*[^<]*(?:bare pair|as slow)<`).FindAllStringSubmatch(b.String(), -1)
+	require.Len(t, places, 2)
+	assert.NotEqual(t, places[0][1], places[1][1], "names are not on top of each other")
+}
+
+func TestSVGOfLinesThatNobodyHas(t *testing.T) {
+	none := report.Report{Tables: []report.Table{{Chart: &report.Chart{Title: "None", Lines: []report.Line{{Name: "stuck"}}}}}}
+	var b strings.Builder
+	require.NoError(t, none.WriteSVG(&b))
+	assert.Contains(t, b.String(), ">None<")
 }
 
 func TestMachine(t *testing.T) {

@@ -8,15 +8,19 @@ import (
 	"github.com/gorm-dbmutex/dbmutex/bench/report"
 )
 
-// mysql measures on a server of its own what other scenarios measure on the others.
-func (e *Env) mysql(ctx context.Context) ([]report.Table, error) {
-	f := field{
+func onMySQL() field {
+	return field{
 		contenders: contender.OnMySQL(),
 		on:         ", on MySQL",
 		try: "The measure is a whole cycle of the bare pair: its try is an INSERT that fails, which commits nothing and so " +
 			"does not wait for the disk.",
 		counts: "the preparation of a statement is a round trip, and no statement.",
 	}
+}
+
+// mysql measures on a server of its own what other scenarios measure on the others.
+func (e *Env) mysql(ctx context.Context) ([]report.Table, error) {
+	f := onMySQL()
 	cycle, err := e.uncontendedBy(ctx, f)
 	if err != nil {
 		return nil, err
@@ -47,4 +51,4 @@ func wholePair(pair contender.Contender) contender.Contender {
 
 type whole struct{ contender.Instance }
 
-func (w whole) Try(ctx context.Context, _ string) error { return w.Cycle(ctx, "one") }
+func (w whole) Try(ctx context.Context, id string) error { return w.Cycle(ctx, "free, not "+id) }

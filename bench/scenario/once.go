@@ -43,12 +43,12 @@ func (e *Env) onceBy(ctx context.Context, f field) ([]report.Table, error) {
 	}
 
 	entrants = entrants[1:]
-	end, err := e.holdOne(ctx, entrants)
+	end, err := e.hold(ctx, entrants, 1)
 	defer end()
 	if err != nil {
 		return nil, err
 	}
-	again := func(instance contender.Instance) error { return instance.Try(ctx, "held 1") }
+	again := func(instance contender.Instance) error { return instance.Try(ctx, heldID(1)) }
 	next, err := e.operations(ctx, report.Table{
 		Title: "Work that is done once: the next runs" + f.on,
 		Text: "One goroutine finds that the work of an id is done. The measure is a failing try of a mutex. WAL is what " +

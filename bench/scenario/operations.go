@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -58,7 +59,7 @@ func (e *Env) failingTryBy(ctx context.Context, f field) ([]report.Table, error)
 		return nil, err
 	}
 	defer leave()
-	end, err := e.holdOne(ctx, entrants)
+	end, err := e.hold(ctx, entrants, 1)
 	defer end()
 	if err != nil {
 		return nil, err
@@ -66,11 +67,14 @@ func (e *Env) failingTryBy(ctx context.Context, f field) ([]report.Table, error)
 	return e.operations(ctx, report.Table{
 		Title: "Failing try" + f.on,
 		Text:  "One goroutine is refused a lock that somebody else holds. " + f.try + " " + f.costs(),
-	}, entrants, "the bare pair", func(instance contender.Instance) error { return instance.Try(ctx, "held 1") })
+	}, entrants, "the bare pair", func(instance contender.Instance) error { return instance.Try(ctx, heldID(1)) })
 }
 
-// holdOne makes each of the entrants be refused the lock "held 1", until end.
-func (e *Env) holdOne(ctx context.Context, entrants []*entrant) (end func(), err error) {
+// heldID is the id of a lock that hold holds, from 1.
+func heldID(n int) string { return fmt.Sprintf("held %d", n) }
+
+// hold makes each of the entrants be refused the first n locks of heldID, until end.
+func (e *Env) hold(ctx context.Context, entrants []*entrant, n int) (end func(), err error) {
 	var ends []func() error
 	end = func() {
 		for _, one := range ends {
@@ -78,10 +82,17 @@ func (e *Env) holdOne(ctx context.Context, entrants []*entrant) (end func(), err
 		}
 	}
 	for _, en := range entrants {
-		err := en.Fill(ctx, 1)
+		err := en.Fill(ctx, n)
 		if errors.Is(err, errors.ErrUnsupported) {
-			var one func() error
-			if one, err = en.elsewhere(ctx, "held 1"); err == nil {
+			ids := make([]string, n)
+			for i := range ids {
+				ids[i] = heldID(i + 1)
+			}
+			for some := range slices.Chunk(ids, contender.Pool) {
+				var one func() error
+				if one, err = en.allElsewhere(ctx, some); err != nil {
+					break
+				}
 				ends = append(ends, one)
 			}
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"math/rand/v2"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"time"
@@ -30,6 +31,8 @@ type Size struct {
 	SnapshotCycles int           // on one id, beside an old snapshot
 	Waiters        int           // on one lock
 	Waiting        time.Duration // of these
+	CrowdRounds    int           // blocks of each crowd
+	Crowd          time.Duration // length of such a block
 	Permits        int           // locks that others hold, in the table of semaphores
 	TakeOvers      int           // of leaders that crash, on each database
 	HandOvers      int           // of leaders that resign
@@ -48,6 +51,7 @@ type Env struct {
 	Size     Size
 
 	redisDBs int // that are in use
+	files    int // of SQLite, that were ever in use
 }
 
 // Scenario is one of All.
@@ -61,6 +65,7 @@ var All = []Scenario{
 	{"cycle", (*Env).uncontended},
 	{"try", (*Env).failingTry},
 	{"ids", (*Env).sixteenIDs},
+	{"crowd", (*Env).crowds},
 	{"handoff", (*Env).handOff},
 	{"fairness", (*Env).fairness},
 	{"waiters", (*Env).waiters},
@@ -106,7 +111,7 @@ type entrant struct {
 func (e *Env) enter(ctx context.Context, contenders []contender.Contender) (entrants []*entrant, leave func(), err error) {
 	leave = func() { e.leave(entrants) }
 	for _, c := range contenders {
-		if e.database(c.Store) == nil && e.Redis[c.Store] == nil {
+		if c.Store != contender.SQLite && e.database(c.Store) == nil && e.Redis[c.Store] == nil {
 			continue
 		}
 		en := &entrant{Contender: c}
@@ -136,6 +141,11 @@ func (e *Env) place(ctx context.Context, store contender.Store) (where contender
 	if database := e.database(store); database != nil {
 		where.DSN, err = database.Place(ctx)
 		return where, err
+	}
+	if store == contender.SQLite {
+		file := filepath.Join(e.Folder, fmt.Sprintf("place-%d.db", e.files))
+		e.files++
+		return contender.Where{DSN: "file:" + file + "?_journal_mode=WAL&_synchronous=FULL"}, nil
 	}
 	where = contender.Where{Redis: e.Redis[store].Addr(), RedisDB: e.redisDBs}
 	e.redisDBs++
@@ -188,19 +198,31 @@ func (en *entrant) use(fn func() error) error {
 
 // elsewhere holds a lock by one more pool on an entrant's place, as another process would.
 func (en *entrant) elsewhere(ctx context.Context, id string) (end func() error, err error) {
+	return en.allElsewhere(ctx, []string{id})
+}
+
+// allElsewhere holds locks by one more pool, which has a connection for each of up to contender.Pool locks.
+func (en *entrant) allElsewhere(ctx context.Context, ids []string) (end func() error, err error) {
 	other, err := en.Open(ctx, en.where)
 	if err != nil {
 		return nil, err
 	}
-	release, err := other.Acquire(ctx, id)
-	if err != nil {
-		other.Close()
-		return nil, err
-	}
-	return func() error {
+	var releases []func() error
+	end = func() (err error) {
 		defer other.Close()
-		return release()
-	}, nil
+		for _, release := range releases {
+			err = errors.Join(err, release())
+		}
+		return err
+	}
+	for _, id := range ids {
+		release, err := other.Acquire(ctx, id)
+		if err != nil {
+			return nil, errors.Join(err, end())
+		}
+		releases = append(releases, release)
+	}
+	return end, nil
 }
 
 // measured is what the blocks of an entrant took.
@@ -272,7 +294,7 @@ func showRatio(ratio float64) string {
 }
 
 // showRatios is the median of the ratios of blocks of one round, and their quartiles.
-func showRatios(blocks, base []time.Duration) string {
+func showRatios[T ~int64 | ~float64](blocks, base []T) string {
 	ratios := stats.Ratios(blocks, base)
 	return fmt.Sprintf("%s (%s–%s)", showRatio(stats.Median(ratios)),
 		showRatio(stats.Quantile(ratios, 0.25)), showRatio(stats.Quantile(ratios, 0.75)))

@@ -28,11 +28,30 @@ func Median(values []float64) float64 {
 }
 
 // Ratios are those of blocks to those that were run in the same round.
-func Ratios(blocks, base []time.Duration) (ratios []float64) {
+func Ratios[T ~int64 | ~float64](blocks, base []T) (ratios []float64) {
 	for i := range min(len(blocks), len(base)) {
 		ratios = append(ratios, float64(blocks[i])/float64(base[i]))
 	}
 	return ratios
+}
+
+// Operation is one of many that goroutines run side by side, on the clock of their block.
+type Operation struct{ Began, Ended time.Duration }
+
+// Within says how many operations per second there were from a time until another, and how long those took that were under
+// way then, however late they ended. One that was under way at either time counts for the part of its time between them, so
+// that the rate is right even if the operations of all begin and end together.
+func Within(operations []Operation, from, until time.Duration) (perSecond float64, times []time.Duration) {
+	count := 0.0
+	for _, o := range operations {
+		if o.Ended <= from || o.Began >= until {
+			continue
+		}
+		took := o.Ended - o.Began
+		times = append(times, took)
+		count += float64(min(o.Ended, until)-max(o.Began, from)) / float64(took)
+	}
+	return count / (until - from).Seconds(), times
 }
 
 // Span is one wait for a lock and the holding that came of it, on a clock that all who want the lock share.

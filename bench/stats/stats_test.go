@@ -32,6 +32,42 @@ func TestRatiosAreOfBlocksOfOneRound(t *testing.T) {
 	assert.Empty(t, stats.Ratios(nil, base))
 }
 
+func TestRatiosOfNumbers(t *testing.T) {
+	assert.Equal(t, []float64{2, 0.25}, stats.Ratios([]float64{4, 1}, []float64{2, 4}))
+}
+
+func TestTheRateIsOfWhatWasUnderWay(t *testing.T) {
+	const ms = time.Millisecond
+	rate, times := stats.Within([]stats.Operation{
+		{Began: 0, Ended: 100 * ms},         // before it
+		{Began: 90 * ms, Ended: 130 * ms},   // three quarters of it are within
+		{Began: 200 * ms, Ended: 230 * ms},  // all of it
+		{Began: 500 * ms, Ended: 600 * ms},  // all of it
+		{Began: 590 * ms, Ended: 4590 * ms}, // starved: next to nothing of it
+		{Began: 0, Ended: time.Second},      // half of it
+		{Began: 600 * ms, Ended: 610 * ms},  // after it
+	}, 100*ms, 600*ms)
+	assert.InDelta(t, (0.75+1+1+0.0025+0.5)/0.5, rate, 1e-9)
+	assert.Equal(t, []time.Duration{40 * ms, 30 * ms, 100 * ms, 4000 * ms, 1000 * ms}, times)
+
+	rate, times = stats.Within(nil, 0, time.Second)
+	assert.Zero(t, rate)
+	assert.Empty(t, times)
+}
+
+func TestTheRateOfThoseWhoStayInStep(t *testing.T) {
+	var operations []stats.Operation
+	for i := range 10 { // of each of two goroutines
+		began := time.Duration(i) * 100 * time.Millisecond
+		operations = append(operations, stats.Operation{Began: began, Ended: began + 100*time.Millisecond})
+		operations = append(operations, stats.Operation{Began: began, Ended: began + 100*time.Millisecond})
+	}
+	for _, from := range []time.Duration{0, 30 * time.Millisecond, 99 * time.Millisecond} {
+		rate, _ := stats.Within(operations, from, from+250*time.Millisecond)
+		assert.InDelta(t, 20, rate, 1e-9, "from %v", from)
+	}
+}
+
 func TestShare(t *testing.T) {
 	s := stats.Share([]stats.Span{
 		{Waiter: 1, Got: 30, Done: 40},
