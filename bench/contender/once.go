@@ -14,8 +14,8 @@ import (
 	"gorm.io/gorm"
 )
 
-// OnceOnPostgres are ways to do work once, each behind a Cycle, which is a first run, and a Try, which finds that the work is
-// done. The first two are the measures: the bare pair of a first run, and a mutex of a run that is not the first.
+// OnceOnPostgres are ways to do work once, each behind a Cycle, which is a first run, and a Try, which finds that the work
+// is done. The first two are the measures: the bare pair of a first run, and a mutex of a run that is not the first.
 func OnceOnPostgres() []Contender {
 	measures := []Contender{bares()[0], dbmutexes()[0], bareRecord()}
 	return append(append(measures, onces(Postgres, postgres.Open)...), gocronGormLock(Postgres, postgres.Open))
