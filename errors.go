@@ -59,20 +59,25 @@ var (
 	errEnded    = errors.New("it was over by the database's clock when it was to be renewed")
 )
 
-// HeldError is the error of a mutex that is held by someone else; it matches ErrNotAcquired. Only LockID is set if nobody
+// HeldError is the error of a mutex that is held by someone else; it matches ErrNotAcquired. Of a semaphore whose slots are all
+// taken it has the lease that ends first, and of a Once the run under way. Only LockID is set if nobody
 // can say who that is: the mutex changed hands while it was looked at, or a lease that has ended is pinned. The same goes
 // for a mutex whose lease the context has already, as it is not reentrant. Error says so then.
 type HeldError struct {
-	LockID    string     // the mutex
+	LockID    string     // the mutex, the semaphore or the Once
 	Holder    string     // who holds it, or whose turn is next (see pgnotify), by its settings: host/pid unless set
 	Since     time.Time  // when it was acquired, by the database's clock
 	ExpiresAt *time.Time // when the lease ends unless it is renewed, by the database's clock; nil = never
 
 	nested int // > 0: the caller itself has so many leases, which are all that there may be
+	slots  int // of a semaphore
 }
 
 // Error says who holds the mutex, since when and until when.
 func (e *HeldError) Error() string {
+	if e.slots > 1 && e.nested == 0 {
+		return fmt.Sprintf("dbmutex: all %d slots of %q are held, one of them by %s", e.slots, e.LockID, e.who())
+	}
 	return fmt.Sprintf("dbmutex: %q is held by %s", e.LockID, e.who())
 }
 

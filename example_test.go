@@ -74,7 +74,7 @@ func Example_verbs() {
 
 	runs := 0
 	fn := func(context.Context) error {
-		if runs++; runs == 4 {
+		if runs++; runs == 5 {
 			stop()
 		}
 		return nil
@@ -82,13 +82,14 @@ func Example_verbs() {
 	write := func(*gorm.DB) error { return nil }
 	fmt.Println(errors.Join(
 		db.Mutex("report").Do(fn),
+		db.Mutex("report", dbmutex.WithWait(time.Minute)).Do(fn),
 		db.Mutex("payments").Transaction(write),
 		db.Once(dbmutex.Tick("report", time.Now(), 24*time.Hour), 48*time.Hour).Do(fn),
 		db.Once("import-7", 720*time.Hour).Transaction(write),
 		db.Semaphore("export", 4).Do(fn),
 		db.Mutex("leader").Lead(fn),
 	), "after", runs, "runs")
-	// Output: <nil> after 4 runs
+	// Output: <nil> after 5 runs
 }
 
 func ExampleMutex_Do() {
@@ -518,8 +519,7 @@ func ExampleSemaphore_Holders() {
 	// true <nil>
 }
 
-// The leader's ticks are a Once each. Where the leader changes, the one before and the one after may come to the same tick: it
-// runs once.
+// The leader's ticks are a Once each. A leader begins with the tick that was last, which it makes up for if it is not done.
 func ExampleMutex_Lead_ticks() {
 	db, done := openExample()
 	defer done()
@@ -536,15 +536,16 @@ func ExampleMutex_Lead_ticks() {
 	}
 	leader := db.WithContext(ctx).Mutex("scheduler", dbmutex.WithTTL(10*time.Second))
 	err := leader.Lead(func(ctx context.Context) error {
-		for {
+		for at := time.Now().Truncate(every); ; at = at.Add(every) {
 			select {
-			case <-time.After(time.Until(time.Now().Truncate(every).Add(every))): // the next tick
+			case <-time.After(time.Until(at)): // at once for the first
 			case <-ctx.Done(): // the lease has ended, or the program stops
 				return nil
 			}
-			tick := dbmutex.Tick("report", time.Now(), every)
-			if err := db.WithContext(ctx).Once(tick, time.Hour, dbmutex.WithWait(every)).Do(buildReport); err != nil {
-				return err // another process may lead, and run what comes
+			tick := db.WithContext(ctx).Once(dbmutex.Tick("report", at, every), time.Hour,
+				dbmutex.WithTTL(30*time.Second), dbmutex.WithRenewal(), dbmutex.WithWait(dbmutex.Forever))
+			if err := tick.Do(buildReport); err != nil {
+				return err // Lead begins again after a pause, here or in another process
 			}
 		}
 	})

@@ -250,11 +250,18 @@ func (m *Mutex) try(r locktable.Request) (*Lease, locktable.Answer, error) {
 	case a.Token != 0:
 		return newLease(m, r.Key.At(a.Slot), a), a, nil
 	case a.Ended:
-		return nil, a, heldError(m.id, nil)
+		return nil, a, m.heldBy(nil)
 	case m.isRecord(a.Held):
 		return nil, a, errDone
 	}
-	return nil, a, heldError(m.id, a.Held)
+	return nil, a, m.heldBy(a.Held)
+}
+
+// heldBy is heldError of the mutex, or of the semaphore whose slots are all taken.
+func (m *Mutex) heldBy(row *locktable.Row) *HeldError {
+	held := heldError(m.id, row)
+	held.slots = m.slots
+	return held
 }
 
 // nested is the error of an acquire whose context has the lease of the mutex, or all of the semaphore's.

@@ -53,7 +53,7 @@ func (db *DB) Semaphore(id string, n int, opts ...Option) *Semaphore {
 	return s
 }
 
-// Do acquires a lease, runs fn and releases, as Mutex.Do does. ErrNotAcquired says that there are n leases, after
+// Do acquires a lease, runs fn and releases, as Mutex.Do does. ErrNotAcquired says that all n slots are taken, after
 // Settings.Wait; the *HeldError names the one that ends first. It comes at once if the handle's context has n leases of the
 // semaphore already: that wait would have no end. With fewer, Do takes another one.
 func (s *Semaphore) Do(fn func(ctx context.Context) error) error { return s.mutex().Do(fn) }

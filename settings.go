@@ -89,7 +89,7 @@ func SettingsFromEnv() (Settings, error) {
 // Option changes the plugin's settings for one mutex.
 type Option func(*Settings)
 
-// WithTTL makes leases last ttl, which must be at least a millisecond.
+// WithTTL makes leases last ttl, which must be at least a millisecond. The default is DefaultTTL.
 func WithTTL(ttl time.Duration) Option {
 	return func(s *Settings) {
 		own := ttl // another option may write to it
@@ -100,16 +100,17 @@ func WithTTL(ttl time.Duration) Option {
 // WithoutTTL makes leases that never expire. Beware: a holder that crashes keeps its lock until Mutex.ForceRelease.
 func WithoutTTL() Option { return func(s *Settings) { s.TTL = nil } }
 
-// WithWait waits up to wait for a mutex that is held, or, with Forever, until the context is done.
+// WithWait waits up to wait for a mutex that is held, or, with Forever, until the context is done. The default is 0.
 func WithWait(wait time.Duration) Option { return func(s *Settings) { s.Wait = wait } }
 
-// WithRenewal renews the lease every TTL/3 while the work runs.
+// WithRenewal renews the lease every TTL/3 while the work runs. The default is not to. Without a TTL it has no effect.
 func WithRenewal() Option { return func(s *Settings) { s.Renew = true } }
 
 // WithMinHold keeps the mutex taken for at least d from its acquisition; it may not be greater than the TTL.
 func WithMinHold(d time.Duration) Option { return func(s *Settings) { s.MinHold = d } }
 
-// WithSkipHeld makes Do and Decorate's function return nil, and log, if the mutex is held.
+// WithSkipHeld makes Do and Decorate's function return nil, and log, if the mutex is held. So does Do of a Semaphore and of a
+// Once. The default is ErrNotAcquired.
 func WithSkipHeld() Option { return func(s *Settings) { s.SkipHeld = true } }
 
 // WithHolder names the holder, for people; "" means host/pid.

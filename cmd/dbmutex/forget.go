@@ -37,7 +37,8 @@ func (g *global) forget(db *dbmutex.DB, id string) error {
 	case err != nil:
 		return err
 	case record == nil:
-		return &exitError{exitNo, fmt.Errorf("%q is not done: there is nothing to forget", id)}
+		return &exitError{exitNo, fmt.Errorf("%q is not done: there is nothing to forget (ids of --once-per are ID@TIME: "+
+			"dbmutex list --once shows them)", id)}
 	}
 	g.log.Info(fmt.Sprintf("forgot that %q was done by %s", id, printable(record.Holder)), "lock_id", id)
 	return nil

@@ -4,8 +4,9 @@
 //   - OncePerTick runs each tick once, and records it. No machine repeats a tick, and one that waits makes up for a machine
 //     that fails. Ticks may overlap.
 //
-// The ids share one namespace with all mutexes of the table. With renewal, a job that hangs keeps its mutex for as long as
-// its lease is renewed. dbmutex.WithoutTTL is accepted, but a crash then blocks the job until dbmutex.Mutex.ForceRelease.
+// The ids of NonOverlapping share one namespace with all mutexes of the table, those of OncePerTick with every dbmutex.Once.
+// With renewal, a job that hangs keeps its mutex for as long as its lease is renewed. dbmutex.WithoutTTL is accepted, but a
+// crash then blocks the job until dbmutex.Mutex.ForceRelease, or a tick until dbmutex.Once.ForceRelease.
 package cronmutex
 
 import (
@@ -19,7 +20,7 @@ import (
 	"github.com/gorm-dbmutex/dbmutex"
 )
 
-// Job is a cron job that has a context and an error. Behind NonOverlapping its context is the lease's: it ends when the
+// Job is a cron job that has a context and an error. Behind NonOverlapping or OncePerTick its context is the lease's: it ends when the
 // handle's does, or when the lease does, with a cause that matches dbmutex.ErrTimeout. dbmutex.LeaseFrom finds the lease.
 // For this NonOverlapping must be the last wrapper of the chain, next to the job: any other wrapper hides the job's type.
 type Job func(ctx context.Context) error

@@ -114,7 +114,7 @@ func ExampleNewTickLocker() {
 	db, done := openExample()
 	defer done()
 
-	locker, err := gocronmutex.NewTickLocker(db, 24*time.Hour, // the ticks are midnight, UTC
+	locker, err := gocronmutex.NewTickLocker(db, time.Hour, // all ticks are full hours: 0 3 * * * is one
 		dbmutex.WithTTL(30*time.Second), dbmutex.WithRenewal(), dbmutex.WithWait(dbmutex.Forever))
 	if err != nil {
 		fmt.Println(err)

@@ -10,7 +10,7 @@
 // # What the client gets otherwise
 //
 // These responses are application/problem+json. The handler has not run, but for a 503 of a lease that was lost:
-//   - 400: the key is missing although it is required, or is none. A key is one header of 1 to 255 characters, in quotes as
+//   - 400: the key is missing although it is required, or is not valid. A key is one header of 1 to 255 characters, in quotes as
 //     the draft wants it, or without them if it has no quotes, spaces, commas, semicolons or backslashes.
 //   - 403: nobody knows whose request it is.
 //   - 409: a request with the key is under way. It may be sent again later.
@@ -77,7 +77,7 @@ type Options struct {
 
 // New makes the middleware. Its records are dbmutex.Once, with the plugin's settings as opts change them, and so they need
 // the table of dbmutex.DBOnce. dbmutex.WithTTL(30*time.Second) and dbmutex.WithRenewal() suit most handlers: after a crash
-// of a server the key gives 409 until the TTL is over. With dbmutex.WithWait a request that repeats one under way waits for
+// of a server the key gives 409 until the TTL is over, which is 30 minutes by default. With dbmutex.WithWait a request that repeats one under way waits for
 // its response, also if its client has gone, before it gets 409. SkipHeld has no effect.
 //
 // caller says who sent a request: the user, the account or the API key, as the program's login has found out. Keys belong to
@@ -142,7 +142,8 @@ func (m *middleware) serve(w http.ResponseWriter, r *http.Request, next http.Han
 	}
 	caller := m.caller(r)
 	if caller == "" {
-		refuse(w, http.StatusForbidden, "The caller is not known", "Keys belong to callers.")
+		refuse(w, http.StatusForbidden, "The caller is not known",
+			"Log in, and send the request again with the same Idempotency-Key.")
 		return
 	}
 	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, m.options.MaxBody))
@@ -151,7 +152,7 @@ func (m *middleware) serve(w http.ResponseWriter, r *http.Request, next http.Han
 			fmt.Sprintf("With an Idempotency-Key it may have %d bytes.", tooLarge.Limit))
 		return
 	} else if err != nil {
-		refuse(w, http.StatusBadRequest, "The body could not be read", "")
+		refuse(w, http.StatusBadRequest, "The body could not be read", "Send the request again.")
 		return
 	}
 
