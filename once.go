@@ -116,11 +116,11 @@ func (o *Once) run(lease *Lease, fn func(ctx context.Context) (result []byte, er
 // record commits with fn's effects: they come exactly once while the record is kept, however late or often the work runs.
 // With synchronous_commit=off on PostgreSQL a crash of the server may undo both.
 //
-// All else is as in Mutex.Transaction, with the record in the place of the release: a lease that was lost rolls back, and one
-// that only ran out commits. fn's error rolls back, and so does a COMMIT that fails, and others may try. (If the lease ran
-// out as well, that error is joined with ErrTimeout.) If the answer to the COMMIT is lost, the record tells how it ended; on
-// MySQL and MariaDB that is unknown if the record is gone or the row another's by then. If fn, or the database, has ended the
-// transaction before, the error matches gorm.ErrInvalidTransaction on every database, and nothing is recorded.
+// All else is as in Mutex.Transaction, with the record in the place of the release: a lease that was lost rolls back, and
+// one that only ran out commits. fn's error rolls back, and so does a COMMIT that fails, and others may try. (If the lease
+// ran out as well, that error is joined with ErrTimeout.) If the answer to the COMMIT is lost, the record tells how it
+// ended; on MySQL and MariaDB that is unknown if the record is gone or the row another's by then. If fn, or the database,
+// has ended the transaction before, the error matches gorm.ErrInvalidTransaction on every database, and nothing is recorded.
 func (o *Once) Transaction(fn func(tx *gorm.DB) error, opts ...*sql.TxOptions) error {
 	if err := o.check(); err != nil {
 		return err
@@ -251,8 +251,8 @@ func (o *Once) Forget() error {
 }
 
 // ForceRelease ends the run that is under way, whosever it is, or the one that ran out, so that others may try. It is for
-// operators, as Mutex.ForceRelease is, and for a run without a TTL whose process crashed. A record stays: see Forget. The run
-// learns of it as of a loss, and then records nothing. It is no error if nobody runs the work. Other errors are those of
+// operators, as Mutex.ForceRelease is, and for a run without a TTL whose process crashed. A record stays: see Forget. The
+// run learns of it as of a loss, and then records nothing. It is no error if nobody runs the work. Other errors are those of
 // Mutex.ForceRelease.
 func (o *Once) ForceRelease() error {
 	if err := o.check(); err != nil {

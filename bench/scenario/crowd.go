@@ -44,8 +44,8 @@ func (e *Env) crowdsOf(ctx context.Context, f field) ([]report.Table, error) {
 		return nil, err
 	}
 	defer leave()
-	how := fmt.Sprintf("In %d rounds of blocks of %v. The goroutines begin one after the other in the %v before a block, and go "+
-		"on for as long after it. What was only partly within it counts for that part, and with all of its time in median "+
+	how := fmt.Sprintf("In %d rounds of blocks of %v. The goroutines begin one after the other in the %v before a block, and "+
+		"go on for as long after it. What was only partly within it counts for that part, and with all of its time in median "+
 		"and p99. The measure is the first.", e.Size.CrowdRounds, e.Size.Crowd, e.Size.Crowd/4)
 	cycles := report.Table{
 		Title:   "A crowd, each goroutine with a lock of its own" + f.on,

@@ -27,8 +27,9 @@ func TestJudgePermits(t *testing.T) {
 		complaint string
 		history   []*operation
 	}{
-		"two at once":              {"", []*operation{a, b}},
-		"a third after a release":  {"", []*operation{a, b, at(10, 12, release, "a", ok, inSlot(1)), gets(11, 13, "c", 2, inSlot(1))}},
+		"two at once": {"", []*operation{a, b}},
+		"a third after a release": {"", []*operation{a, b,
+			at(10, 12, release, "a", ok, inSlot(1)), gets(11, 13, "c", 2, inSlot(1))}},
 		"a third after a crash":    {"", []*operation{a, b, gets(101, 102, "c", 2, inSlot(1))}},
 		"a third that was refused": {"", []*operation{a, b, at(10, 12, acquire, "c", held, sees("a"), inSlot(0))}},
 		"three at once": {"3 leases at once, and there may be 2", []*operation{a, b,
