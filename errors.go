@@ -59,10 +59,10 @@ var (
 	errEnded    = errors.New("it was over by the database's clock when it was to be renewed")
 )
 
-// HeldError is the error of a mutex that is held by someone else; it matches ErrNotAcquired. Of a semaphore whose slots are all
-// taken it has the lease that ends first, and of a Once the run under way. Only LockID is set if nobody
-// can say who that is: the mutex changed hands while it was looked at, or a lease that has ended is pinned. The same goes
-// for a mutex whose lease the context has already, as it is not reentrant. Error says so then.
+// HeldError is the error of a mutex that is held by someone else; it matches ErrNotAcquired. Of a semaphore whose slots are
+// all taken it has the lease that ends first, and of a Once the run under way. Only LockID is set if nobody can say who
+// that is: the mutex changed hands while it was looked at, or a lease that has ended is pinned. The same goes for a mutex
+// whose lease the context has already, as it is not reentrant. Error says so then.
 type HeldError struct {
 	LockID    string     // the mutex, the semaphore or the Once
 	Holder    string     // who holds it, or whose turn is next (see pgnotify), by its settings: host/pid unless set

@@ -275,8 +275,8 @@ func (o *Once) ForceRelease() error {
 // every/2. (A time that is cut down to a multiple would give two ids where clocks are a moment before it and after it.)
 //
 // Multiples count from the zero time, as in time.Time.Round: those of a day are midnights in UTC, those of a week Mondays. A
-// tick between two of them is where the rounding cuts: for a daily tick at noon in UTC, shift at by 12 hours. If every is not
-// positive, the id has the time itself: for the time that a schedule gives, which is the same everywhere.
+// tick between two of them is where the rounding cuts: for a daily tick at noon in UTC, shift at by 12 hours. If every is
+// not positive, the id has the time itself: for the time that a schedule gives, which is the same everywhere.
 //
 // The id must be no longer than MaxLockIDLength.
 func Tick(id string, at time.Time, every time.Duration) string {

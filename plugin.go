@@ -62,8 +62,8 @@ var (
 // gorm.Statement.Parse need not take apart the schema's.
 var parses = sync.Pool{New: func() any { return &gorm.Statement{Table: "any"} }}
 
-// table finds the lock's table, or that of runs and records, under the name that it has for the handle. For a pool that hides
-// its database, which a program may make anew for every request, it remembers nothing.
+// table finds the lock's table, or that of runs and records, under the name that it has for the handle. For a pool that
+// hides its database, which a program may make anew for every request, it remembers nothing.
 func (p *Plugin) table(pool any, db *gorm.DB, once bool) (name string, t locktable.Table, err error) {
 	stmt := parses.Get().(*gorm.Statement)
 	defer func() {

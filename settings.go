@@ -109,8 +109,8 @@ func WithRenewal() Option { return func(s *Settings) { s.Renew = true } }
 // WithMinHold keeps the mutex taken for at least d from its acquisition; it may not be greater than the TTL.
 func WithMinHold(d time.Duration) Option { return func(s *Settings) { s.MinHold = d } }
 
-// WithSkipHeld makes Do and Decorate's function return nil, and log, if the mutex is held. So does Do of a Semaphore and of a
-// Once. The default is ErrNotAcquired.
+// WithSkipHeld makes Do and Decorate's function return nil, and log, if the mutex is held. So does Do of a Semaphore and of
+// a Once. The default is ErrNotAcquired.
 func WithSkipHeld() Option { return func(s *Settings) { s.SkipHeld = true } }
 
 // WithHolder names the holder, for people; "" means host/pid.

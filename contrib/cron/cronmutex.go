@@ -20,9 +20,10 @@ import (
 	"github.com/gorm-dbmutex/dbmutex"
 )
 
-// Job is a cron job that has a context and an error. Behind NonOverlapping or OncePerTick its context is the lease's: it ends when the
-// handle's does, or when the lease does, with a cause that matches dbmutex.ErrTimeout. dbmutex.LeaseFrom finds the lease.
-// For this NonOverlapping must be the last wrapper of the chain, next to the job: any other wrapper hides the job's type.
+// Job is a cron job that has a context and an error. Behind NonOverlapping or OncePerTick its context is the lease's: it
+// ends when the handle's does, or when the lease does, with a cause that matches dbmutex.ErrTimeout. dbmutex.LeaseFrom
+// finds the lease. For this NonOverlapping must be the last wrapper of the chain, next to the job: any other wrapper hides
+// the job's type.
 type Job func(ctx context.Context) error
 
 // Run makes it a cron.Job. It is for a job that NonOverlapping does not see: the context is context.Background(), and an

@@ -10,8 +10,8 @@
 // # What the client gets otherwise
 //
 // These responses are application/problem+json. The handler has not run, but for a 503 of a lease that was lost:
-//   - 400: the key is missing although it is required, or is not valid. A key is one header of 1 to 255 characters, in quotes as
-//     the draft wants it, or without them if it has no quotes, spaces, commas, semicolons or backslashes.
+//   - 400: the key is missing although it is required, or is not valid. A key is one header of 1 to 255 characters, in
+//     quotes as the draft wants it, or without them if it has no quotes, spaces, commas, semicolons or backslashes.
 //   - 403: nobody knows whose request it is.
 //   - 409: a request with the key is under way. It may be sent again later.
 //   - 410: a request with the key was carried out, but its response was too large to be recorded.
@@ -77,8 +77,8 @@ type Options struct {
 
 // New makes the middleware. Its records are dbmutex.Once, with the plugin's settings as opts change them, and so they need
 // the table of dbmutex.DBOnce. dbmutex.WithTTL(30*time.Second) and dbmutex.WithRenewal() suit most handlers: after a crash
-// of a server the key gives 409 until the TTL is over, which is 30 minutes by default. With dbmutex.WithWait a request that repeats one under way waits for
-// its response, also if its client has gone, before it gets 409. SkipHeld has no effect.
+// of a server the key gives 409 until the TTL is over, which is 30 minutes by default. With dbmutex.WithWait a request that
+// repeats one under way waits for its response, also if its client has gone, before it gets 409. SkipHeld has no effect.
 //
 // caller says who sent a request: the user, the account or the API key, as the program's login has found out. Keys belong to
 // their callers: nobody gets the response of another, even with the same key. So put the middleware behind the login. A

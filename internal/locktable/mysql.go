@@ -84,8 +84,8 @@ func newMySQL(name, table string) *mysql {
 		releasesIn: {`holder = lease_id, ` + freed, owned}, // the holder is the mark for fate
 		// It changes a value, as a Galera cluster compares changes alone.
 		guards: {`creation_time = creation_time + INTERVAL 1 MICROSECOND`, owned},
-		completes: {`lease_id = '` + DoneID + `', expires_at = ` + expiry + `, result = CONVERT(UNHEX(?) USING utf8mb4), token = ?`,
-			owned},
+		completes: {`lease_id = '` + DoneID + `', expires_at = ` + expiry + `,
+	result = CONVERT(UNHEX(?) USING utf8mb4), token = ?`, owned},
 		forgets: {freed + `, result = NULL`, mysqlDone + ` AND token = ?`},
 	} {
 		// To wait for the row in the server could be a deadlock. MariaDB can fail rather than wait, which is quicker. In a

@@ -98,8 +98,8 @@ func (t Table) Record(ctx context.Context, lockID string) (row *Row, result []by
 	return row, result, err
 }
 
-// Forget removes the record that is there, and spares a later one, also if the network delivers a try late. If there is none,
-// it returns the lease that is live, if there is that.
+// Forget removes the record that is there, and spares a later one, also if the network delivers a try late. If there is
+// none, it returns the lease that is live, if there is that.
 func (t Table) Forget(ctx context.Context, limit time.Time, lockID string) (live *Row, err error) {
 	var forgetting *Row
 	_, err = t.settle(ctx, limit, func(on executor) (err error) {
