@@ -124,8 +124,8 @@ const (
 	partPoint  = `SAVEPOINT dbmutex_statement` // of a statement; another of the same name would end the first
 )
 
-var errEndedWithin = fmt.Errorf("%w: a statement within it had ended it, by a commit, also an implicit one, as every DDL "+
-	"statement of MySQL's is, or as it was rolled back, as after a deadlock; what ran before or after that may be committed",
+var errEndedWithin = fmt.Errorf("%w: a statement within had ended it: a commit, an implicit commit (each DDL statement of "+
+	"MySQL's is one), or a rollback (as after a deadlock); what ran before or after that may be committed",
 	gorm.ErrInvalidTransaction)
 
 func (m *mysql) mark(tx executor) error {
