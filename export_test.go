@@ -166,5 +166,8 @@ func FirstPause(m *Mutex) time.Duration {
 	queues.mu.Lock()
 	q := queues.queues[m.key]
 	queues.mu.Unlock()
+	if q == nil { // it has gone, and with it what it knew
+		return 0
+	}
 	return queues.firstPause(q)
 }

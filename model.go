@@ -64,6 +64,7 @@ type DBOnce struct {
 	LeaseID string `gorm:"column:lease_id;size:64;not null"`
 	// Token is the fencing token of the run that is recorded. For a run it is as in DBMutex.
 	Token int64 `gorm:"column:token;not null;default:0"`
-	// Result is what OnceValue has recorded, as JSON; nil if it was Once.Do or Once.Transaction. Only a record has it for sure.
+	// Result is what OnceValue has recorded, as JSON; nil if it was Once.Do or Once.Transaction. Of a run it means nothing: it
+	// may be that of a record before.
 	Result []byte `gorm:"column:result;type:text"`
 }

@@ -265,14 +265,10 @@ func TestOnceRunsAgainWhenItsRecordIsOverOrForgotten(t *testing.T) {
 // requireNoRecordSoon waits until a record is over.
 func requireNoRecordSoon(t *testing.T, o *dbmutex.Once) {
 	t.Helper()
-	for {
+	require.Eventually(t, func() bool {
 		record, err := o.Done()
-		require.NoError(t, err)
-		if record == nil {
-			return
-		}
-		time.Sleep(time.Millisecond)
-	}
+		return err == nil && record == nil
+	}, time.Minute, time.Millisecond)
 }
 
 func TestOnceThatSomebodyRunsIsHeldForOthers(t *testing.T) {

@@ -82,7 +82,7 @@ func (l *Lease) releaseRow(ended time.Time) error {
 		verb = "record the success of"
 		o = l.giveBack(l.parent, limit)
 		if m.table.Refused(o.Err) { // others may try
-			unrecorded = m.failed(l.parent, verb, o.Err)
+			unrecorded, verb = m.failed(l.parent, verb, o.Err), "release"
 			_ = l.leave(nil)
 			before := o.Doubt
 			o = l.giveBack(l.parent, limit)
@@ -96,7 +96,7 @@ func (l *Lease) releaseRow(ended time.Time) error {
 			queues.wake(m.key)
 		}
 		if o.Row == locktable.RowFound && o.Err != nil { // a callback's
-			return errors.Join(l.result(), m.failed(l.parent, verb, o.Err))
+			return errors.Join(l.result(), unrecorded, m.failed(l.parent, verb, o.Err))
 		}
 		if unrecorded != nil {
 			return errors.Join(l.result(), unrecorded)
@@ -107,6 +107,9 @@ func (l *Lease) releaseRow(ended time.Time) error {
 	err := m.notReleased(l.parent, limit, verb, o.Err)
 	if l.releaseLater(o.Err, ended) {
 		err = fmt.Errorf("%w; it goes on in the background", err)
+	}
+	if unrecorded != nil {
+		err = errors.Join(unrecorded, err)
 	}
 	if late := l.late(ended); late > 0 && l.releasedBy() == nil {
 		return l.unasked(late, err)
@@ -164,6 +167,10 @@ func (l *Lease) releaseLater(failure error, ended time.Time) bool {
 		if l.conclude(o, ended, false) {
 			queues.wake(l.mutex.key)
 			return true
+		}
+		if l.leaves() != nil && l.mutex.table.Refused(o.Err) { // others may try
+			_ = l.leave(nil)
+			return false
 		}
 		if l.mutex.table.Mends(o.Err) {
 			return false

@@ -27,7 +27,8 @@ const semaphoreIDLength = MaxLockIDLength - 4
 type Semaphore struct{ m Mutex }
 
 // Semaphore names a semaphore of n leases, with the plugin's settings as opts change them. n is from 1 to 256; else every
-// verb returns ErrInvalidSettings. An id has 1 to 252 characters (not bytes); in all else the call is as that of Mutex.
+// verb returns ErrInvalidSettings. An id has 1 to 252 characters (not bytes), as its slots' numbers need four more; else the
+// error is ErrInvalidLockID. In all else the call is as that of Mutex.
 //
 // All callers should give the same n. If they do not, each takes a free slot among its own, so that there may be as many
 // leases as the greatest n says. To lower n, wait until the slots above it are free: DB.Semaphore(id, n).Holders lists
@@ -94,12 +95,12 @@ func (s *Semaphore) ForceRelease() error {
 	if err := m.check(); err != nil {
 		return err
 	}
-	for looked := 0; ; looked++ {
+	for {
 		leases, err := m.permits(m.ctx, locktable.LiveAndExpired)
 		if err != nil {
 			return m.failed(m.ctx, "force the release of", err)
 		}
-		if len(leases) == 0 || looked == locktable.MaxSlots {
+		if len(leases) == 0 {
 			return nil
 		}
 		first := slices.MinFunc(leases, endsFirst)

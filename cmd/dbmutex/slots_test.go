@@ -50,7 +50,7 @@ func TestEachCommandHasASlotOfItsOwn(t *testing.T) {
 			code, stdout, stderr := run(t, d, shell("echo ran", append(flags, "--slots", "2")...)...)
 			require.Equal(t, 75, code)
 			require.Empty(t, stdout)
-			require.Contains(t, stderr, `"job" is held by `)
+			require.Contains(t, stderr, `all 2 slots of "job" are held, one of them by `)
 			require.NotContains(t, stderr, "x1f")
 		}
 		cmd := program(t, d, shell("echo $DBMUTEX_SLOT")...)

@@ -117,11 +117,11 @@ func (r *runner) finish(held *holding, code int, stopped bool) error {
 		return &exitError{r.lostCode, fmt.Errorf("the command may have overlapped with another: %s", oneLine(err.Error()))}
 	case stopped:
 		return &exitError{r.lostCode, fmt.Errorf("the command was ended with its lease; nobody else held %q meanwhile", r.id)}
-	case timeout != nil:
-		r.log.Warn(oneLine(err.Error()), "lock_id", r.id)
-	case err != nil && succeeded && r.oncePer > 0:
+	case err != nil && succeeded && r.oncePer > 0 && err != error(timeout): //nolint:errorlint // a timeout alone is recorded
 		r.log.Warn("the command has succeeded, but that may not be recorded, so that it may run again: "+oneLine(err.Error()),
 			"lock_id", r.id)
+	case timeout != nil:
+		r.log.Warn(oneLine(err.Error()), "lock_id", r.id)
 	case err != nil:
 		expires, _ := held.ExpiresAt()
 		r.log.Warn(fmt.Sprintf("not released, so that the mutex stays taken until its TTL is over, for %v at the most: %s",

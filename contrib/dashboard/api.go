@@ -102,7 +102,7 @@ func (h *handler) apiFailed(w http.ResponseWriter, r *http.Request, err error) {
 	case errors.Is(err, dbmutex.ErrInvalidSettings):
 		h.refuse(w, r, http.StatusBadRequest, "There is no such list.", err.Error())
 		return
-	case leaseview.MissingTable(err):
+	case leaseview.MissingTable(err) && r.URL.Query().Get("once") == "1":
 		h.refuse(w, r, http.StatusNotFound, "There is no such table.", err.Error())
 		return
 	}

@@ -96,8 +96,13 @@ func begin(once *dbmutex.Once) (*tick, error) {
 	return nil, t.err
 }
 
-// Do runs fn, and records the tick if fn returns nil.
+// Do runs fn, and records the tick if fn returns nil. Once the tick has ended it only says how.
 func (t *tick) Do(fn func(ctx context.Context) error) error {
+	select {
+	case <-t.done:
+		return t.err
+	default:
+	}
 	defer func() { _ = t.Release() }() // also if fn panics
 	t.outcome <- fn(t.ctx)
 	<-t.done

@@ -39,6 +39,20 @@ func newTickJob(t *testing.T, locker *gocronmutex.Locker, fn func(ctx context.Co
 	return job, outcomes
 }
 
+// A tick may be unlocked again: nothing more happens.
+func TestATickThatIsUnlockedTwiceIsRecordedOnce(t *testing.T) {
+	each(t, func(t *testing.T, _ *testdb.Database, open func() *dbmutex.DB) {
+		locker := atNoon(t, open(), 0)
+		lock, err := locker.Lock(context.Background(), "job")
+		require.NoError(t, err)
+		for range 2 {
+			require.NoError(t, lock.Unlock(context.Background()))
+		}
+		_, err = locker.Lock(context.Background(), "job")
+		require.ErrorIs(t, err, gocronmutex.ErrTickDone)
+	})
+}
+
 // TestATickRunsOnceThoughClocksDiffer, and though a machine comes to it early, or late. A machine comes early to its own
 // tick if its clock is set back meanwhile.
 func TestATickRunsOnceThoughClocksDiffer(t *testing.T) {

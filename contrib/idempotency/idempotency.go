@@ -31,8 +31,9 @@
 //
 // # What the handler gets
 //
-// A response is sent when it has been recorded, so the handler's http.ResponseWriter keeps it in memory. The handler cannot
-// stream, flush, hijack or send trailers: http.ResponseController returns http.ErrNotSupported.
+// A response is sent when it has been recorded, so the handler's http.ResponseWriter keeps it in memory. (It is also sent if
+// it is not to be recorded, or if the database fails then.) The handler cannot stream, flush, hijack or send trailers:
+// http.ResponseController returns http.ErrNotSupported.
 //
 // The request's context is the lease's. It does not end when the client has gone: the work goes on, and the client finds its
 // response when it asks again. It ends when the lease does. dbmutex.LeaseFrom finds the lease.
@@ -40,8 +41,9 @@
 // # What is not guaranteed
 //
 // A crash of the server between the handler's end and the record makes a repetition run the handler again, once the lease
-// has run out. So does a lease that was lost. An effect in the database is safe from a lease that was lost if its
-// transaction calls Lease.Guard. An effect elsewhere, such as a payment by another service, needs a key of its own there.
+// has run out. So does a lease that was lost, and a database that cannot record the response: the client gets it
+// nevertheless, and the error is logged. An effect in the database is safe from a lease that was lost if its transaction
+// calls Lease.Guard. An effect elsewhere, such as a payment by another service, needs a key of its own there.
 package idempotency
 
 import (

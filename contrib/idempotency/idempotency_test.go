@@ -505,7 +505,7 @@ func serve(d *testdb.Database, stdin io.Reader) error {
 	if err != nil {
 		return err
 	}
-	idempotent, err := idempotency.New(db, caller, none, dbmutex.WithTTL(3*time.Second), dbmutex.WithRenewal())
+	idempotent, err := idempotency.New(db, caller, none, dbmutex.WithTTL(10*time.Second), dbmutex.WithRenewal())
 	if err != nil {
 		return err
 	}

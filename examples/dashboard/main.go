@@ -49,7 +49,7 @@ func run(ctx context.Context, dsn, listen, password string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.Remove(&dbmutex.DBMutex{})) }()
+	defer func() { err = errors.Join(err, d.Remove(&dbmutex.DBMutex{}, &dbmutex.DBOnce{})) }()
 	gdb, err := d.Open()
 	if err != nil {
 		return err

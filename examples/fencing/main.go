@@ -54,7 +54,7 @@ func run(dsn string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.Remove(&dbmutex.DBMutex{})) }()
+	defer func() { err = errors.Join(err, d.Remove(&dbmutex.DBMutex{}, &dbmutex.DBOnce{})) }()
 	if err := gdb.Use(dbmutex.New(dbmutex.DefaultSettings())); err != nil {
 		return err
 	}

@@ -77,7 +77,7 @@ func election(dsn string, names ...string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.Remove(&dbmutex.DBMutex{})) }()
+	defer func() { err = errors.Join(err, d.Remove(&dbmutex.DBMutex{}, &dbmutex.DBOnce{})) }()
 	says, stdout, err := os.Pipe()
 	if err != nil {
 		return err

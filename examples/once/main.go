@@ -29,7 +29,7 @@ import (
 
 const (
 	every = time.Second // a tick
-	ttl   = time.Second
+	ttl   = 3 * time.Second
 	ticks = 5 // that the program waits for
 )
 

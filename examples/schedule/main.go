@@ -28,7 +28,7 @@ func main() {
 	flag.Parse()
 	d, err := database.New(*dsn)
 	if err == nil {
-		err = errors.Join(run(d), d.Remove(&dbmutex.DBMutex{}))
+		err = errors.Join(run(d), d.Remove(&dbmutex.DBMutex{}, &dbmutex.DBOnce{}))
 	}
 	if err != nil {
 		log.Fatal(err)

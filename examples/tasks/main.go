@@ -27,7 +27,7 @@ func main() {
 	flag.Parse()
 	d, err := database.New(*dsn)
 	check(err)
-	defer func() { check(d.Remove(&dbmutex.DBMutex{})) }()
+	defer func() { check(d.Remove(&dbmutex.DBMutex{}, &dbmutex.DBOnce{})) }()
 	miniature, err := miniredis.Run()
 	check(err)
 	defer miniature.Close()

@@ -80,6 +80,9 @@ func (t Table) acquireSlot(on executor, r Request, again bool) (a Answer, err er
 		}
 	}
 	for tries := 0; ; {
+		if err := on.ctx.Err(); err != nil && tries > 0 {
+			return Answer{}, &unsentError{error: err}
+		}
 		seen, err := t.lookSlots(on, r.Key, again)
 		if err != nil {
 			return Answer{}, err
