@@ -46,7 +46,9 @@ func run(dsn string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.Remove(&Invoice{}, &Transfer{}, &dbmutex.DBMutex{}, &dbmutex.DBOnce{})) }()
+	defer func() {
+		err = errors.Join(err, d.Remove(&Invoice{}, &Transfer{}, &dbmutex.DBMutex{}, &dbmutex.DBOnce{}))
+	}()
 	db, err := open(d)
 	if err != nil {
 		return err

@@ -83,7 +83,9 @@ func story(ctx context.Context, dsn string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, pool.Close(), d.Remove(&Payment{}, &dbmutex.DBMutex{}, &dbmutex.DBOnce{})) }()
+	defer func() {
+		err = errors.Join(err, pool.Close(), d.Remove(&Payment{}, &dbmutex.DBMutex{}, &dbmutex.DBOnce{}))
+	}()
 
 	fmt.Printf("This runs on %s.\n", db.Name())
 	parts := []struct {

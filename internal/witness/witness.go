@@ -81,7 +81,8 @@ func OutcomeOf(v *Visit, err, workErr error) Outcome {
 		return Unknown
 	case workErr != nil && v.ran():
 		return Failed
-	// A timeout alone: joined with another error it may not be recorded. A transaction that is late and commits is told nothing.
+	// A timeout alone: joined with another error it may not be recorded. A transaction that is late and commits is told
+	// nothing.
 	case timedOut && err == error(timeout) && v.ran() && !v.Effect: //nolint:errorlint // see above
 		return Late
 	}
