@@ -33,7 +33,7 @@ test: setup ## set up and run the tests of every module
 	@failed=; \
 	for module in $(MODULES); do \
 		echo "go test $$module"; \
-		(cd $$module && $(REQUIRED) go test $(TESTFLAGS) ./...) || failed="$$failed $$module"; \
+		(cd $$module && $(REQUIRED) go test -timeout 20m $(TESTFLAGS) ./...) || failed="$$failed $$module"; \
 	done; \
 	if [ -n "$$failed" ]; then echo "tests failed in:$$failed" >&2; exit 1; fi
 
