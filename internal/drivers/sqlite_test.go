@@ -85,7 +85,8 @@ func arguments(t *testing.T, driver string) []string {
 	args := []string{"test", "-count=1", "-shuffle=on", "-v", "-overlay=" + list,
 		// The examples run the same with every driver. The clock of one in pure Go is not the C library's, which that test
 		// sets. Every process of one in WebAssembly compiles it first, which can take a minute.
-		"-skip=^Example|^TestStepsOfSQLitesClock$|^Test(AHolder|ATransaction)That(IsKilled|Pauses)|^TestNoProcessStarves$",
+		"-skip=^Example|^TestStepsOfSQLitesClock$|^Test(AHolder|ATransaction)That(IsKilled|Pauses)|^TestNoProcessStarves$" +
+			"|^TestEachTick|^Test(AOnceWhoseProcessIsKilledRunsAgain|WaitersOfOtherProcessesGetTheRecord|NoMoreThanNHaveAPermit)$",
 		// The name that mattn's driver has in database/sql, by default.
 		"-ldflags=-X github.com/ncruces/go-sqlite3/driver.driverName=ncruces"}
 	if info, ok := debug.ReadBuildInfo(); ok &&
