@@ -7,7 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime/debug"
 	"slices"
 	"strings"
 	"testing"
@@ -82,6 +81,7 @@ func arguments(t *testing.T, driver string) []string {
 	list := filepath.Join(t.TempDir(), "overlay.json")
 	require.NoError(t, os.WriteFile(list, overlay, 0o600))
 
+	// Without the race detector, whatever this test has: it looks at the same code in the root module's own run.
 	args := []string{"test", "-count=1", "-shuffle=on", "-v", "-overlay=" + list,
 		// The examples run the same with every driver. The clock of one in pure Go is not the C library's, which that test
 		// sets. Every process of one in WebAssembly compiles it first, which can take a minute.
@@ -89,9 +89,5 @@ func arguments(t *testing.T, driver string) []string {
 			"|^TestEachTick|^Test(AOnceWhoseProcessIsKilledRunsAgain|WaitersOfOtherProcessesGetTheRecord|NoMoreThanNHaveAPermit)$",
 		// The name that mattn's driver has in database/sql, by default.
 		"-ldflags=-X github.com/ncruces/go-sqlite3/driver.driverName=ncruces"}
-	if info, ok := debug.ReadBuildInfo(); ok &&
-		slices.Contains(info.Settings, debug.BuildSetting{Key: "-race", Value: "true"}) {
-		args = append(args, "-race")
-	}
 	return slices.AppendSeq(args, maps.Keys(packages))
 }
