@@ -70,7 +70,7 @@ func TestEachTickHasOneEffectOverProcesses(t *testing.T) {
 }
 
 func tryTicks(t *testing.T, db *dbmutex.DB, d *testdb.Database, inTransaction bool) {
-	job := tickJob{Witness: filepath.Join(t.TempDir(), "witness"), Ticks: 30, Transaction: inTransaction}
+	job := tickJob{Witness: filepath.Join(t.TempDir(), "witness"), Ticks: 60, Transaction: inTransaction}
 	if n, err := strconv.Atoi(os.Getenv("DBMUTEX_TEST_TICKS")); err == nil {
 		job.Ticks = n
 	}
