@@ -37,6 +37,7 @@ func lockedOut(t *testing.T, opts ...gorm.Option) (db, other *dbmutex.DB, read f
 }
 
 func TestTheProgramsOwnCommitThatIsLockedOut(t *testing.T) {
+	t.Parallel()
 	for _, prepare := range []bool{false, true} {
 		db, other, read := lockedOut(t, &gorm.Config{PrepareStmt: prepare, Logger: logger.Discard})
 		fail := func() {
@@ -65,6 +66,7 @@ func TestTheProgramsOwnCommitThatIsLockedOut(t *testing.T) {
 }
 
 func TestTransactionsCommitThatIsLockedOut(t *testing.T) {
+	t.Parallel()
 	for _, prepare := range []bool{false, true} {
 		out := &logs{}
 		db, other, read := lockedOut(t, &gorm.Config{PrepareStmt: prepare, Logger: out.logger(logger.Warn)})
@@ -93,6 +95,7 @@ func TestTransactionsCommitThatIsLockedOut(t *testing.T) {
 }
 
 func TestMigratesCommitThatIsLockedOut(t *testing.T) {
+	t.Parallel()
 	db, other, read := lockedOut(t)
 	require.NoError(t, db.Migrator().DropTable(&dbmutex.DBMutex{}))
 	end, tries := read(), 0
@@ -109,6 +112,7 @@ func TestMigratesCommitThatIsLockedOut(t *testing.T) {
 }
 
 func TestAStatementThatIsLockedOutLeavesNoTransaction(t *testing.T) {
+	t.Parallel()
 	out := &logs{}
 	db, other, read := lockedOut(t, &gorm.Config{Logger: out.logger(logger.Warn)})
 	var end atomic.Pointer[func()]
@@ -140,6 +144,7 @@ func TestAStatementThatIsLockedOutLeavesNoTransaction(t *testing.T) {
 }
 
 func TestSQLiteWithARollbackJournal(t *testing.T) {
+	t.Parallel()
 	d := testdb.SQLite(t)
 	db := open(t, d)
 	require.NoError(t, db.Exec(`PRAGMA journal_mode = DELETE`).Error)
@@ -155,6 +160,7 @@ func TestSQLiteWithARollbackJournal(t *testing.T) {
 }
 
 func TestReadersDoNotStarveARollbackJournal(t *testing.T) {
+	t.Parallel()
 	d := testdb.SQLite(t)
 	db := open(t, d)
 	require.NoError(t, db.Exec(`PRAGMA journal_mode = DELETE`).Error)
@@ -200,6 +206,7 @@ func rollbackJournal(t *testing.T) (db *dbmutex.DB, d *testdb.Database, read fun
 }
 
 func TestATakeOverThatIsNotCommittedIsNone(t *testing.T) {
+	t.Parallel()
 	db, d, read := rollbackJournal(t)
 	old := acquire(t, db, "job")
 	testdb.Expire(t, db, "job")
@@ -238,6 +245,7 @@ func TestAnAcquireThatIsNotCommittedIsNone(t *testing.T) {
 }
 
 func TestWaitingForAnotherWriterIsNotLogged(t *testing.T) {
+	t.Parallel()
 	d := testdb.SQLite(t)
 	out := &logs{}
 	db := open(t, d, &gorm.Config{Logger: out.logger(logger.Warn)})
@@ -275,7 +283,7 @@ func TestAMutexThatRanOutIsNotHeldWhileOthersWrite(t *testing.T) {
 			d := testdb.SQLite(t)
 			db := open(t, d)
 			if by == "MinHold" {
-				require.NoError(t, db.Mutex("job", dbmutex.WithMinHold(time.Millisecond)).Do(nothing))
+				require.NoError(t, db.Mutex("job", dbmutex.WithMinHold(time.Minute)).Do(nothing))
 			} else {
 				acquire(t, db, "job")
 			}

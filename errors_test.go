@@ -16,6 +16,7 @@ import (
 )
 
 func TestDryRunAndErrorsOnTheHandle(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		dry := db.Session(&gorm.Session{DryRun: true})
 		require.ErrorIs(t, dry.Mutex("job").Do(func(context.Context) error { panic("ran") }), dbmutex.ErrDryRun)
@@ -56,6 +57,7 @@ func requireRefused(t *testing.T, out *logs, m *dbmutex.Mutex, want error) {
 }
 
 func TestInvalidLockIDs(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		out := &logs{}
 		db := open(t, d, &gorm.Config{Logger: out.logger(logger.Info)})
@@ -72,6 +74,7 @@ func TestInvalidLockIDs(t *testing.T) {
 }
 
 func TestNotRegistered(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		out := &logs{}
 		gdb := d.Open(t, &gorm.Config{Logger: out.logger(logger.Info)})
@@ -83,6 +86,7 @@ func TestNotRegistered(t *testing.T) {
 }
 
 func TestNoTable(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		db := d.Registered(t, dbmutex.DefaultSettings())
 		check := func(err error) {
@@ -103,6 +107,7 @@ func TestNoTable(t *testing.T) {
 }
 
 func TestTheTableIsDroppedMeanwhile(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		drop := func() { require.NoError(t, db.Exec(`DROP TABLE db_mutexes`).Error) }
 		err := db.Mutex("job").Do(func(ctx context.Context) error {
@@ -133,6 +138,7 @@ func TestTheTableIsDroppedMeanwhile(t *testing.T) {
 }
 
 func TestPermissionDenied(t *testing.T) {
+	t.Parallel()
 	d := testdb.Postgres(t)
 	open(t, d)
 	require.ErrorContains(t, refusedBy(t, d.Granted(t, `SELECT ON db_mutexes`)), "42501")
@@ -150,6 +156,7 @@ func refusedBy(t *testing.T, d *testdb.Database) error {
 }
 
 func TestReadOnlySQLite(t *testing.T) {
+	t.Parallel()
 	db := open(t, testdb.SQLite(t))
 	pool, err := db.DB()
 	require.NoError(t, err)
@@ -165,6 +172,7 @@ func TestReadOnlySQLite(t *testing.T) {
 }
 
 func TestADatabaseThatIsNotSupported(t *testing.T) {
+	t.Parallel()
 	gdb, err := gorm.Open(otherDialector{sqlite.Open(testdb.SQLite(t).DSN)}, &gorm.Config{Logger: logger.Discard})
 	require.NoError(t, err)
 	require.NoError(t, gdb.Use(dbmutex.New(dbmutex.DefaultSettings())))

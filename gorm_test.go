@@ -96,6 +96,7 @@ func TestDefaultIsolationLevels(t *testing.T) {
 }
 
 func TestOneTableForEveryTenantOfASearchPath(t *testing.T) {
+	t.Parallel()
 	d := testdb.Postgres(t)
 	db := open(t, d)
 	pool, err := db.DB()
@@ -136,6 +137,7 @@ func TestTableNames(t *testing.T) {
 }
 
 func TestASchemaInThePrefix(t *testing.T) {
+	t.Parallel()
 	testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) {
 		plain, another := open(t, d), d.Another(t).Registered(t, dbmutex.DefaultSettings())
 		locks := currentSchema(t, another)
@@ -175,6 +177,7 @@ func TestLeftOnTheHandle(t *testing.T) {
 type poolOfOnesOwn struct{ gorm.ConnPool }
 
 func TestAPoolOfOnesOwn(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		db := open(t, d)
 		db.Gorm = db.Gorm.Session(&gorm.Session{})
@@ -226,6 +229,7 @@ func TestABoundConnection(t *testing.T) {
 }
 
 func TestDebugShowsTheStatements(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		out := &logs{}
 		db := open(t, d, &gorm.Config{Logger: out.logger(logger.Silent)})
@@ -242,6 +246,7 @@ func TestDebugShowsTheStatements(t *testing.T) {
 }
 
 func TestCallbacksSeeTheStatements(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		seen := 0
 		count := func(*gorm.DB) { seen++ }
@@ -253,6 +258,7 @@ func TestCallbacksSeeTheStatements(t *testing.T) {
 }
 
 func TestOnePluginForManyDatabases(t *testing.T) {
+	t.Parallel()
 	plugin := dbmutex.New(dbmutex.DefaultSettings())
 	for range 2 {
 		testdb.Each(t, func(t *testing.T, d *testdb.Database) {
@@ -265,6 +271,7 @@ func TestOnePluginForManyDatabases(t *testing.T) {
 }
 
 func TestWrap(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		_, err := db.DB() // the method is not hidden by a field
 		require.NoError(t, err)

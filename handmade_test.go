@@ -21,6 +21,7 @@ func madeByHand(t *testing.T, d *testdb.Database, statements ...string) *dbmutex
 }
 
 func TestATableThatWasMadeByHand(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		for name, statements := range d.HandMade {
 			t.Run(name, func(t *testing.T) {
@@ -50,6 +51,7 @@ func TestATableThatWasMadeByHand(t *testing.T) {
 }
 
 func TestATableThatCannotBeUsedIsRefused(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		for name, made := range d.Unusable {
 			t.Run(name, func(t *testing.T) {

@@ -14,6 +14,7 @@ import (
 )
 
 func TestAnAcquireUnderItsOwnLeaseFailsAtOnce(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		limited := db.WithContext(limited(t))
 		forever := dbmutex.WithWait(dbmutex.Forever)
@@ -61,6 +62,7 @@ func TestAnAcquireUnderItsOwnLeaseFailsAtOnce(t *testing.T) {
 }
 
 func TestAWaitThatTheContextEndsNamesTheHolder(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		acquire(t, db, "job", dbmutex.WithHolder("the one"))
 		ctx, cancel := context.WithTimeout(context.Background(), 300*time.Millisecond)
@@ -83,6 +85,7 @@ func TestAWaitThatTheContextEndsNamesTheHolder(t *testing.T) {
 
 // Others have the row of a lease that ran out locked, and are about to take it over.
 func TestNobodyWhoseLeaseHasEndedIsNamed(t *testing.T) {
+	t.Parallel()
 	testdb.EachOf(t, testdb.ManyWriters, func(t *testing.T, d *testdb.Database) {
 		db := open(t, d)
 		acquire(t, db, "job", dbmutex.WithHolder("the dead"))
@@ -102,6 +105,7 @@ func TestNobodyWhoseLeaseHasEndedIsNamed(t *testing.T) {
 }
 
 func TestAHeldErrorIsOneLineWithMilliseconds(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		for _, holder := range []string{"me\n2026/11/25 FATAL: forged \x1b[31m", "me \u202e txt.exe", "me\u2028"} {
 			lease := acquire(t, db, "job", dbmutex.WithHolder(holder), dbmutex.WithTTL(700*time.Millisecond))
@@ -117,6 +121,7 @@ func TestAHeldErrorIsOneLineWithMilliseconds(t *testing.T) {
 }
 
 func TestAMutexOfATransactionIsNotToldToUseItself(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		require.NoError(t, db.Gorm.Transaction(func(tx *gorm.DB) error {
 			err := dbmutex.Wrap(tx).Mutex("job").Transaction(func(*gorm.DB) error { return nil })
@@ -134,6 +139,7 @@ type alike struct {
 }
 
 func TestALeaseInAPoolThatLooksTheSameIsNoneOfThisMutex(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		var dbs []*dbmutex.DB
 		for _, d := range []*testdb.Database{d, d.Another(t)} {
@@ -151,6 +157,7 @@ func TestALeaseInAPoolThatLooksTheSameIsNoneOfThisMutex(t *testing.T) {
 
 // What SQLite says of a file that is locked may also be a part of an id.
 func TestAnIDThatReadsLikeAnErrorOfTheDatabase(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		for _, id := range []string{"interrupted-uploads", "database is locked"} {
 			lease := acquire(t, db, id, dbmutex.WithHolder(id))
@@ -181,6 +188,7 @@ func TestAWaitDoesNotHideWhatNoTimeMends(t *testing.T) {
 }
 
 func TestAReleaseForgetsWhoWasSeen(t *testing.T) {
+	t.Parallel()
 	testdb.EachOf(t, testdb.Notifies, func(t *testing.T, d *testdb.Database) {
 		db := open(t, d)
 		lease := acquire(t, db, "job", dbmutex.WithHolder("the one"))

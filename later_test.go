@@ -79,6 +79,7 @@ func TestNothingRunsUnderALeaseThatWasToBeReleased(t *testing.T) {
 }
 
 func TestAReleaseWhoseAnswerIsSpoiltIsDone(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		tries := 0
 		require.NoError(t, db.Callback().Raw().After("gorm:raw").Register("spoil", func(tx *gorm.DB) {
@@ -115,6 +116,7 @@ func TestAReleaseWhosePoolIsStarvedGoesOn(t *testing.T) {
 }
 
 func TestAReleaseThatIsRefusedDoesNotGoOn(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		tries := 0
 		refuse := false
@@ -185,6 +187,7 @@ func TestALateRequestLeavesNoLease(t *testing.T) {
 }
 
 func TestAFreeMutexStaysFreeWhateverIsRenewed(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		lease := acquire(t, db, "job")
 		testdb.Expire(t, db, "job") // as by a step of the database's clock

@@ -56,6 +56,7 @@ func requireSoonFree(t *testing.T, db *dbmutex.DB) {
 }
 
 func TestALeaderIsFollowedWhenItResigns(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		first, stopFirst := leading(t, db)
 		epoch := soon(t, first)
@@ -83,6 +84,7 @@ func TestALeaderIsFollowedWhenItResigns(t *testing.T) {
 }
 
 func TestALeaderThatCrashedIsFollowed(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		crashed := acquire(t, open(t, d), "job", dbmutex.WithTTL(100*time.Millisecond))
 		tokens, stop := leading(t, db)
@@ -93,6 +95,7 @@ func TestALeaderThatCrashedIsFollowed(t *testing.T) {
 }
 
 func TestOneLeadsAtATime(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		ctx, cancel := context.WithCancel(limited(t))
 		defer cancel()
@@ -125,6 +128,7 @@ func TestOneLeadsAtATime(t *testing.T) {
 }
 
 func TestLeadRenewsWhateverTheSettingsSay(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		const ttl = time.Second
 		tokens, stop := leading(t, db, dbmutex.WithTTL(ttl), dbmutex.WithWait(time.Millisecond))
@@ -140,6 +144,7 @@ func TestLeadRenewsWhateverTheSettingsSay(t *testing.T) {
 }
 
 func TestLeadSaysAtOnceWhatIsWrong(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		done, cancel := context.WithCancel(context.Background())
 		cancel()
@@ -180,6 +185,7 @@ func TestLeadSaysAtOnceWhatIsWrong(t *testing.T) {
 }
 
 func TestALeaderCannotCampaignAgainstItself(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		require.NoError(t, db.Mutex("job").Do(func(ctx context.Context) error {
 			err := db.WithContext(ctx).Mutex("job").Lead(func(context.Context) error { t.Error("it leads"); return nil })
@@ -190,6 +196,7 @@ func TestALeaderCannotCampaignAgainstItself(t *testing.T) {
 }
 
 func TestLeadEndsWithThePool(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, _ *dbmutex.DB, d *testdb.Database) {
 		db := open(t, d)
 		ended := make(chan error, 1)
@@ -218,6 +225,7 @@ func pauses(t *testing.T, log string) (pauses []time.Duration) {
 }
 
 func TestThePauseBetweenCampaignsGrowsUntilASuccess(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, _ *dbmutex.DB, d *testdb.Database) {
 		log := &logs{}
 		db := open(t, d, &gorm.Config{Logger: log.logger(logger.Warn)})
@@ -248,6 +256,7 @@ func TestThePauseBetweenCampaignsGrowsUntilASuccess(t *testing.T) {
 }
 
 func TestLeadGoesOnWhileTheDatabaseFails(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		log := &logs{}
 		logged := open(t, d, &gorm.Config{Logger: log.logger(logger.Warn)})
@@ -264,6 +273,7 @@ func TestLeadGoesOnWhileTheDatabaseFails(t *testing.T) {
 
 // TestLeadNeverRunsBesideItself has work that ignores the end of its context.
 func TestLeadNeverRunsBesideItself(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		ctx, cancel := context.WithCancel(limited(t))
 		defer cancel()
@@ -300,6 +310,7 @@ func TestLeadNeverRunsBesideItself(t *testing.T) {
 }
 
 func TestPanicAndGoexitEndALeadership(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		require.PanicsWithValue(t, "the leader's own", func() {
 			_ = db.Mutex("job").Lead(func(context.Context) error { panic("the leader's own") })
@@ -318,6 +329,7 @@ func TestPanicAndGoexitEndALeadership(t *testing.T) {
 
 // TestALeaderMayResign by releasing its lease, while it goes on.
 func TestALeaderMayResign(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		ctx, cancel := context.WithCancel(limited(t))
 		defer cancel()

@@ -14,6 +14,7 @@ import (
 )
 
 func TestALeaseFromAcquireToRelease(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		lease := acquire(t, db, "job", dbmutex.WithTTL(time.Hour))
 		require.Equal(t, "job", lease.LockID())
@@ -62,6 +63,7 @@ func requirePinned(t *testing.T, db *dbmutex.DB, d *testdb.Database, id string) 
 }
 
 func TestGuard(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
 		lease := acquire(t, db, "job", dbmutex.WithTTL(20*time.Millisecond))
@@ -88,6 +90,7 @@ func TestGuard(t *testing.T) {
 }
 
 func TestGuardLetsRenewalsPass(t *testing.T) {
+	t.Parallel()
 	db := open(t, testdb.Postgres(t))
 	lease := acquire(t, db, "job")
 	require.NoError(t, db.Gorm.Transaction(func(tx *gorm.DB) error {
@@ -150,6 +153,7 @@ func TestReleaseSaysThatItIsPinned(t *testing.T) {
 }
 
 func TestReleaseIn(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		other := open(t, d)
 		require.NoError(t, db.Mutex("job").Do(func(ctx context.Context) error {
@@ -184,6 +188,7 @@ func TestReleaseIn(t *testing.T) {
 }
 
 func TestALossAfterARollbackOfReleaseIn(t *testing.T) {
+	t.Parallel()
 	remembers := func(k *testdb.Kind) bool { return k.Remembers }
 	testdb.EachOf(t, remembers, func(t *testing.T, d *testdb.Database) {
 		db := open(t, d)
@@ -202,6 +207,7 @@ func TestALossAfterARollbackOfReleaseIn(t *testing.T) {
 }
 
 func TestGuardAndReleaseInWantATransaction(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		lease := acquire(t, db, "job")
 		for _, verb := range []func(*gorm.DB) error{lease.Guard, lease.ReleaseIn} {
@@ -222,6 +228,7 @@ func TestGuardAndReleaseInWantATransaction(t *testing.T) {
 }
 
 func TestAFailedTransactionIsNoLoss(t *testing.T) {
+	t.Parallel()
 	db := open(t, testdb.Postgres(t))
 	err := db.Mutex("job").Transaction(func(tx *gorm.DB) error {
 		_ = tx.Exec(`SELECT 1 / 0`).Error // the server gives the transaction up
@@ -241,6 +248,7 @@ func TestAFailedTransactionIsNoLoss(t *testing.T) {
 }
 
 func TestARenewalDoesNotForgetReleaseIn(t *testing.T) {
+	t.Parallel()
 	eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
 		require.NoError(t, db.Mutex("job").Do(func(ctx context.Context) error {
 			lease, _ := dbmutex.LeaseFrom(ctx)
@@ -255,6 +263,7 @@ func TestARenewalDoesNotForgetReleaseIn(t *testing.T) {
 }
 
 func TestAnIgnoredGuardCommitsNothing(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
 		lease := acquire(t, db, "job")
@@ -288,6 +297,7 @@ func TestNestedLeases(t *testing.T) {
 }
 
 func TestNoLease(t *testing.T) {
+	t.Parallel()
 	for _, lease := range []*dbmutex.Lease{nil, {}} {
 		require.ErrorIs(t, lease.Release(), dbmutex.ErrInvalidSettings)
 		require.ErrorIs(t, lease.Renew(), dbmutex.ErrInvalidSettings)
@@ -306,6 +316,7 @@ func TestNoLease(t *testing.T) {
 }
 
 func TestARenewalCountsFromWhenItWasAskedFor(t *testing.T) {
+	t.Parallel()
 	eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
 		lease := acquire(t, db, "job", dbmutex.WithTTL(time.Hour))
 		var done time.Time
@@ -322,6 +333,7 @@ func TestARenewalCountsFromWhenItWasAskedFor(t *testing.T) {
 }
 
 func TestALateAnswerBringsAnEndedContext(t *testing.T) {
+	t.Parallel()
 	eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
 		requireFree(t, db, "warm")
 		pool.after("acquire", func() error { time.Sleep(20 * time.Millisecond); return nil })

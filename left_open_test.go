@@ -189,6 +189,7 @@ func TestNoVerbRunsInATransactionThatWasLeftOpen(t *testing.T) {
 }
 
 func TestHolderSeesBeyondATransactionThatWasLeftOpen(t *testing.T) {
+	t.Parallel()
 	keepsLeftOpen := func(k *testdb.Kind) bool { return !k.DropsLeftOpen }
 	testdb.EachOf(t, keepsLeftOpen, func(t *testing.T, d *testdb.Database) {
 		db, other := openTwice(t, d)
@@ -215,6 +216,7 @@ func openTwice(t *testing.T, d *testdb.Database, opts ...gorm.Option) (db, other
 }
 
 func TestATransactionThatWasLeftOpenInMemory(t *testing.T) {
+	t.Parallel()
 	out := &logs{}
 	gdb, err := gorm.Open(testdb.SQLiteDialector(":memory:"), &gorm.Config{Logger: out.logger(logger.Warn)})
 	require.NoError(t, err)
@@ -248,6 +250,7 @@ type hidingPool struct {
 }
 
 func TestATransactionThatWasLeftOpenInAPoolOfOnesOwn(t *testing.T) {
+	t.Parallel()
 	for _, prepare := range []bool{false, true} {
 		out := &logs{}
 		db, other := openTwice(t, testdb.SQLite(t), &gorm.Config{Logger: out.logger(logger.Warn)})
@@ -317,6 +320,7 @@ func (tx *spoiledTx) Rollback() error {
 }
 
 func TestATransactionThatIsLeftOpenMeanwhileInAPoolOfOnesOwn(t *testing.T) {
+	t.Parallel()
 	out := &logs{}
 	db, other := openTwice(t, testdb.SQLite(t), &gorm.Config{Logger: out.logger(logger.Warn)})
 	pool, err := db.DB()
@@ -353,6 +357,7 @@ func (r *tracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.Trac
 func (*tracer) TraceQueryEnd(context.Context, *pgx.Conn, pgx.TraceQueryEndData) {}
 
 func TestALookForATransactionCostsPgxNothing(t *testing.T) {
+	t.Parallel()
 	d := testdb.Postgres(t)
 	open(t, d)
 	config, err := pgx.ParseConfig(d.DSN)

@@ -12,6 +12,7 @@ import (
 
 // TestTheEndOfALeaseInAUsersTestWakesAWaiter, which would else ask by the end that it has seen.
 func TestTheEndOfALeaseInAUsersTestWakesAWaiter(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		for name, end := range map[string]func(lease any) error{"run out": ends.RunOut, "lost": ends.Lose} {
 			lease := acquire(t, db, name)

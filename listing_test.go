@@ -51,6 +51,7 @@ var odd = []string{
 }
 
 func TestEveryPageFollowsTheOneBefore(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) { requireExact(t, db, true) })
 }
 
@@ -83,6 +84,7 @@ func requireExact(t *testing.T, db *dbmutex.DB, byBytes bool) {
 }
 
 func TestThePageAfterALeaseThatHasGoneIsTheSame(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		acquire(t, db, "a")
 		acquire(t, db, "c")
@@ -91,6 +93,7 @@ func TestThePageAfterALeaseThatHasGoneIsTheSame(t *testing.T) {
 }
 
 func TestAHoldersNameIsContainedByteForByte(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		holders := []string{"machine-7/12", "Machine-7/12", "machine_7", `50%\`, "naïve", "NAÏVE", "日本"}
 		for _, holder := range holders {
@@ -109,6 +112,7 @@ func TestAHoldersNameIsContainedByteForByte(t *testing.T) {
 }
 
 func TestLeasesAreTimedByTheDatabasesClock(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		acquire(t, db, "a", dbmutex.WithTTL(time.Hour), dbmutex.WithHolder("somebody"))
 		acquire(t, db, "b", dbmutex.WithoutTTL())
@@ -146,6 +150,7 @@ func TestLeasesAreTimedByTheDatabasesClock(t *testing.T) {
 }
 
 func TestAPagesClockIsReadOnce(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		insertLeases(t, db, 1000)
 		leases, err := db.Leases(dbmutex.LeaseQuery{State: dbmutex.LeasesAll, Limit: 1000})
@@ -182,6 +187,7 @@ SELECT ?, (SELECT creation_time FROM (SELECT creation_time FROM db_mutexes WHERE
 }
 
 func TestALeaseThatMinHoldKeepsIsResting(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		lease := acquire(t, db, "job", dbmutex.WithMinHold(time.Minute))
 		require.NoError(t, lease.Release())
@@ -198,6 +204,7 @@ func TestALeaseThatMinHoldKeepsIsResting(t *testing.T) {
 }
 
 func TestStatesAreTakenApart(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		acquire(t, db, "forever", dbmutex.WithoutTTL())
 		acquire(t, db, "held")
@@ -218,6 +225,7 @@ func TestStatesAreTakenApart(t *testing.T) {
 }
 
 func TestStatsOfAnEmptyTable(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		stats, err := db.LeaseStats()
 		require.NoError(t, err)
@@ -227,6 +235,7 @@ func TestStatsOfAnEmptyTable(t *testing.T) {
 }
 
 func TestOrdersOfLeases(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		// By age c, b, e, a, d; by the end d, a, b, and then those that never end.
 		for _, lease := range []struct {
@@ -254,6 +263,7 @@ func TestOrdersOfLeases(t *testing.T) {
 }
 
 func TestLeasesThatAreEqualInAnOrderAreAllListed(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		insertLeases(t, db, 30) // all were acquired at once
 		for _, order := range []dbmutex.LeaseOrder{dbmutex.ByLockID, dbmutex.OldestFirst, dbmutex.EndingFirst} {
@@ -265,6 +275,7 @@ func TestLeasesThatAreEqualInAnOrderAreAllListed(t *testing.T) {
 }
 
 func TestLimitsOfAPage(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		insertLeases(t, db, 1100)
 		for limit, want := range map[int]int{0: 100, 1: 1, 1000: 1000, 1001: 1000, 1 << 40: 1000} {
@@ -275,6 +286,7 @@ func TestLimitsOfAPage(t *testing.T) {
 }
 
 func TestAllLeasesKeepsNoConnection(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		db = db.WithContext(limited(t))
 		insertLeases(t, db, 5)
@@ -296,6 +308,7 @@ func TestAllLeasesKeepsNoConnection(t *testing.T) {
 }
 
 func TestAnErrorEndsAllLeases(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		insertLeases(t, db, 5)
 		ctx, cancel := context.WithCancel(context.Background())
@@ -332,6 +345,7 @@ var listing = map[string]func(db *dbmutex.DB) error{
 }
 
 func TestListingIsRefusedBeforeAnySQL(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		var log logs
 		loud := db.Session(&gorm.Session{Logger: log.logger(logger.Info)})
@@ -371,6 +385,7 @@ func TestListingIsRefusedBeforeAnySQL(t *testing.T) {
 }
 
 func TestListingSaysWhatIsMissing(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		db := d.Registered(t, dbmutex.DefaultSettings())
 		for name, verb := range listing {
@@ -380,6 +395,7 @@ func TestListingSaysWhatIsMissing(t *testing.T) {
 }
 
 func TestListingWaitsForNobody(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		lease := acquire(t, db, "job")
 		tx := d.Open(t).Begin()

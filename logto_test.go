@@ -16,6 +16,7 @@ import (
 )
 
 func TestLogToHasALevelForEachEvent(t *testing.T) {
+	t.Parallel()
 	require.Nil(t, dbmutex.LogTo(nil))
 	previous := &dbmutex.HeldError{LockID: "job", Holder: "before"}
 	for _, test := range []struct {
@@ -110,6 +111,7 @@ func TestLogToHasALevelForEachEvent(t *testing.T) {
 
 // A logger gets the times as durations, in the context of the event.
 func TestLogToLogsDurationsInTheEventsContext(t *testing.T) {
+	t.Parallel()
 	type key struct{}
 	handler := &handles{fn: func(ctx context.Context, r slog.Record) {
 		require.Equal(t, "the event's", ctx.Value(key{}))

@@ -68,6 +68,7 @@ func TestMigrateWaitsUntilTheContextIsDone(t *testing.T) {
 }
 
 func TestMigrateLogsNoError(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		out := &logs{}
 		db := d.Registered(t, dbmutex.DefaultSettings(), &gorm.Config{Logger: out.logger(logger.Warn)})
@@ -78,6 +79,7 @@ func TestMigrateLogsNoError(t *testing.T) {
 }
 
 func TestMigrateGivesTheModelsError(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		type broken struct {
 			Name string `gorm:"type:no((such type"`

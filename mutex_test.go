@@ -20,6 +20,7 @@ import (
 var errWork = errors.New("the work failed")
 
 func TestDoRunsTheWorkAndReleases(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		ran := 0
 		work := func(context.Context) error {
@@ -35,6 +36,7 @@ func TestDoRunsTheWorkAndReleases(t *testing.T) {
 }
 
 func TestHeld(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		acquire(t, db, "job", dbmutex.WithHolder("machine-7"))
 		err := db.Mutex("job").Do(nothing)
@@ -52,6 +54,7 @@ func TestHeld(t *testing.T) {
 }
 
 func TestOtherIDsAreFree(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		ids := []string{"job", "JOB", "job ", " job", "jöb", "jo\u0308b", "1", "01", "1.0", "'; --", "%", "@name", "?", "日本"}
 		for _, id := range ids {
@@ -64,6 +67,7 @@ func TestOtherIDsAreFree(t *testing.T) {
 }
 
 func TestDefaultTTL(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		acquire(t, db, "job")
 		stored := row(t, db, "job")
@@ -73,6 +77,7 @@ func TestDefaultTTL(t *testing.T) {
 }
 
 func TestCustomTTL(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		ttl := time.Hour
 		db := d.Mutexes(t, dbmutex.Settings{TTL: &ttl})
@@ -90,6 +95,7 @@ func TestCustomTTL(t *testing.T) {
 }
 
 func TestNeverExpires(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		lease := acquire(t, db, "job", dbmutex.WithoutTTL())
 		_, expires := lease.ExpiresAt()
@@ -109,6 +115,7 @@ func TestNeverExpires(t *testing.T) {
 }
 
 func TestTimedOutDuringTheWork(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		err := db.Mutex("job").Do(func(context.Context) error {
 			testdb.Expire(t, db, "job")
@@ -129,6 +136,7 @@ func TestTimedOutDuringTheWork(t *testing.T) {
 }
 
 func TestDecorate(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		type key struct{}
 		calls := 0
@@ -151,6 +159,7 @@ func TestDecorate(t *testing.T) {
 }
 
 func TestSkipHeld(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		out := &logs{}
 		db := open(t, d)
@@ -177,6 +186,7 @@ func TestSkipHeld(t *testing.T) {
 }
 
 func TestDoValue(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		mutex := db.Mutex("job")
 		value, err := dbmutex.DoValue(mutex, func(ctx context.Context) (string, error) {
@@ -190,6 +200,7 @@ func TestDoValue(t *testing.T) {
 }
 
 func TestPanicAndGoexitRelease(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
 		require.PanicsWithValue(t, "boom", func() {
@@ -225,6 +236,7 @@ func TestPanicAndGoexitRelease(t *testing.T) {
 }
 
 func TestDoesNotRunWithADoneContext(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		ctx, cancel := context.WithDeadline(context.Background(), time.Now().Add(-time.Second))
 		defer cancel()
@@ -238,6 +250,7 @@ func TestDoesNotRunWithADoneContext(t *testing.T) {
 }
 
 func TestHolder(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		mutex := db.Mutex("job")
 		holder, err := mutex.Holder()
@@ -261,6 +274,7 @@ func TestHolder(t *testing.T) {
 }
 
 func TestForceReleaseSparesASuccessor(t *testing.T) {
+	t.Parallel()
 	eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
 		acquire(t, db, "job")
 		var successor *dbmutex.Lease
@@ -275,6 +289,7 @@ func TestForceReleaseSparesASuccessor(t *testing.T) {
 }
 
 func TestForceReleaseFollowsALeaseThatChangesHands(t *testing.T) {
+	t.Parallel()
 	eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
 		lease := acquire(t, db, "job", dbmutex.WithMinHold(time.Minute))
 		released := false
@@ -294,6 +309,7 @@ func TestForceReleaseFollowsALeaseThatChangesHands(t *testing.T) {
 }
 
 func TestForceRelease(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		require.NoError(t, db.Mutex("job").ForceRelease(), "a free mutex")
 		err := db.Mutex("job", dbmutex.WithoutTTL()).Do(func(context.Context) error {
@@ -306,6 +322,7 @@ func TestForceRelease(t *testing.T) {
 }
 
 func TestForceReleaseLeaseEndsExactlyTheLeaseThatWasSeen(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		mutex := db.Mutex("job", dbmutex.WithoutTTL())
 		seen := func() string {
@@ -344,6 +361,7 @@ func TestForceReleaseLeaseEndsExactlyTheLeaseThatWasSeen(t *testing.T) {
 }
 
 func TestForceReleaseLeaseSparesASuccessorWhenItsAnswerIsLost(t *testing.T) {
+	t.Parallel()
 	eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
 		acquire(t, db, "job")
 		var successor *dbmutex.Lease
@@ -359,6 +377,7 @@ func TestForceReleaseLeaseSparesASuccessorWhenItsAnswerIsLost(t *testing.T) {
 }
 
 func TestAForcedReleaseWakesWaiters(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		db = db.WithContext(limited(t))
 		for _, force := range []func(leaseID string) error{
@@ -375,6 +394,7 @@ func TestAForcedReleaseWakesWaiters(t *testing.T) {
 }
 
 func TestTheLogSaysWhoForcedARelease(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		out := &logs{}
 		db := open(t, d, &gorm.Config{Logger: out.logger(logger.Warn)})
@@ -395,6 +415,7 @@ func TestTheLogSaysWhoForcedARelease(t *testing.T) {
 }
 
 func TestMinHold(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		lease := acquire(t, db, "job", dbmutex.WithMinHold(10*time.Minute), dbmutex.WithHolder("me"))
 		before := row(t, db, "job")

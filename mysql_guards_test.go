@@ -15,6 +15,7 @@ import (
 
 // Nobody else asks for these ids, so that none is ever held, whatever its neighbours do.
 func TestAMutexThatNobodyHasIsNotCalledHeld(t *testing.T) {
+	t.Parallel()
 	for _, kind := range []string{"new", "free"} {
 		t.Run(kind, func(t *testing.T) {
 			d := testdb.MySQL(t)
@@ -53,6 +54,7 @@ func TestAMutexThatNobodyHasIsNotCalledHeld(t *testing.T) {
 
 // Several guards, and nested ones, in one transaction.
 func TestGuardsAndSavepointsInOneTransaction(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		db := open(t, d)
 		one, two := acquire(t, db, "one"), acquire(t, db, "two")

@@ -19,6 +19,7 @@ import (
 
 // Ids of four bytes a character are kept apart whatever the connection's charset is.
 func TestIDsAreKeptApartInEveryCharset(t *testing.T) {
+	t.Parallel()
 	for _, charset := range []string{"utf8", "latin1", "ascii", "binary", "gbk", "sjis", "big5", "cp1251"} {
 		for _, more := range []string{"", "&interpolateParams=true"} {
 			if strings.ContainsAny(charset, "g5j") {
@@ -43,6 +44,7 @@ func TestIDsAreKeptApartInEveryCharset(t *testing.T) {
 
 // A network that freezes between a verb's answer and the SET autocommit = 0 after it must not keep the verb for ever.
 func TestAVerbEndsThoughItsSessionCannotBeRestored(t *testing.T) {
+	t.Parallel()
 	d := testdb.MySQL(t)
 	open(t, d)
 	p := proxy.New(t, d)
@@ -71,6 +73,7 @@ func TestAVerbEndsThoughItsSessionCannotBeRestored(t *testing.T) {
 
 // innodb_rollback_on_timeout makes 1205 roll the whole transaction back.
 func TestATransactionThatATimeoutRolledBackIsNoSuccess(t *testing.T) {
+	t.Parallel()
 	server := testdb.MySQL(t).NewServer(t, "innodb_rollback_on_timeout = ON", "innodb_lock_wait_timeout = 1")
 	db := open(t, server.Database())
 	require.NoError(t, db.Exec(`CREATE TABLE made (id integer PRIMARY KEY)`).Error)
@@ -90,6 +93,7 @@ func TestATransactionThatATimeoutRolledBackIsNoSuccess(t *testing.T) {
 
 // Servers with settings that people have.
 func TestServersWithSettingsThatPeopleHave(t *testing.T) {
+	t.Parallel()
 	for _, setting := range []string{
 		"binlog_format = STATEMENT\nlog_bin = on\nserver_id = 1",
 		"sql_mode = ANSI", "character_set_server = utf8mb3", "transaction_isolation = READ-COMMITTED",
@@ -107,6 +111,7 @@ func TestServersWithSettingsThatPeopleHave(t *testing.T) {
 
 // A session that is left in XA is given up.
 func TestAnXATransactionThatWasLeftOpenIsNoEnd(t *testing.T) {
+	t.Parallel()
 	d := testdb.MySQL(t)
 	db := open(t, d)
 	one(t, db)
@@ -116,6 +121,7 @@ func TestAnXATransactionThatWasLeftOpenIsNoEnd(t *testing.T) {
 
 // A nested transaction that rolls back takes ReleaseIn back.
 func TestAReleaseInANestedTransactionThatRollsBackIsNone(t *testing.T) {
+	t.Parallel()
 	d := testdb.MySQL(t)
 	db := open(t, d)
 	require.NoError(t, db.Mutex("job").Do(func(ctx context.Context) error {
@@ -135,6 +141,7 @@ func TestAReleaseInANestedTransactionThatRollsBackIsNone(t *testing.T) {
 }
 
 func TestATablePrefixWithCapitalLetters(t *testing.T) {
+	t.Parallel()
 	d := testdb.MySQL(t)
 	db := open(t, d, &gorm.Config{NamingStrategy: schema.NamingStrategy{TablePrefix: "My App`s "}, Logger: logger.Discard})
 	exercise(t, db)

@@ -26,6 +26,7 @@ func one(t testing.TB, db *dbmutex.DB) *sql.DB {
 
 // A procedure that begins a transaction and fails answers with an error alone, which has no status.
 func TestATransactionThatAFailedProcedureLeftOpenIsSeen(t *testing.T) {
+	t.Parallel()
 	d := testdb.MySQL(t)
 	other := open(t, d)
 	require.NoError(t, other.Exec(`CREATE PROCEDURE breaks() BEGIN START TRANSACTION; SIGNAL SQLSTATE '45000'; END`).Error)
@@ -63,6 +64,7 @@ func TestATransactionThatAFailedProcedureLeftOpenIsSeen(t *testing.T) {
 
 // completion_type makes every ROLLBACK and COMMIT begin another transaction.
 func TestAChainedTransactionIsSeen(t *testing.T) {
+	t.Parallel()
 	d := testdb.MySQL(t)
 	other := open(t, d)
 	db := d.With("completion_type", "1").Registered(t, dbmutex.DefaultSettings())
@@ -77,6 +79,7 @@ func TestAChainedTransactionIsSeen(t *testing.T) {
 
 // init_connect runs after the server's answer to the log-in, for users who are not administrators.
 func TestASessionThatTheServerTookOutOfAutocommitHoldsNothingBack(t *testing.T) {
+	t.Parallel()
 	server := testdb.MySQL(t).NewServer(t, "init_connect = 'SET autocommit = 0'")
 	config, err := driver.ParseDSN(server.DSN())
 	require.NoError(t, err)
@@ -109,6 +112,7 @@ func TestASessionThatTheServerTookOutOfAutocommitHoldsNothingBack(t *testing.T) 
 
 // What a failed procedure wrote without autocommit is rolled back as other transactions are, not committed.
 func TestWhatAFailedProcedureWroteWithoutAutocommitIsNotCommitted(t *testing.T) {
+	t.Parallel()
 	d := testdb.MySQL(t)
 	other := open(t, d)
 	require.NoError(t, other.Exec(`CREATE TABLE made (id integer)`).Error)
@@ -126,6 +130,7 @@ func TestWhatAFailedProcedureWroteWithoutAutocommitIsNotCommitted(t *testing.T) 
 
 // Sessions with settings that people have.
 func TestSessionsWithSettingsThatPeopleHave(t *testing.T) {
+	t.Parallel()
 	for name, value := range map[string]string{
 		"sql_safe_updates":         "1",
 		"sql_mode":                 "'ANSI,NO_AUTO_VALUE_ON_ZERO,NO_BACKSLASH_ESCAPES,HIGH_NOT_PRECEDENCE'",
@@ -158,6 +163,7 @@ func TestSessionsWithSettingsThatPeopleHave(t *testing.T) {
 }
 
 func TestCharsetsOfTheDSN(t *testing.T) {
+	t.Parallel()
 	for _, charset := range []string{"utf8", "latin1", "ascii", "binary", "gbk", "sjis", "big5", "cp1251"} {
 		t.Run(charset, func(t *testing.T) {
 			d := testdb.MySQL(t)
@@ -187,6 +193,7 @@ func requireTextsAsTheyAre(t testing.TB, plain, unusual *testdb.Database) {
 }
 
 func TestAHiddenPoolWithoutAutocommitIsRefused(t *testing.T) {
+	t.Parallel()
 	d := testdb.MySQL(t)
 	open(t, d)
 	pool := one(t, d.With("autocommit", "0").Registered(t, dbmutex.DefaultSettings()))
@@ -198,6 +205,7 @@ func TestAHiddenPoolWithoutAutocommitIsRefused(t *testing.T) {
 
 // Then an id would not be stored as it is.
 func TestASessionThatChangesTextsIsRefused(t *testing.T) {
+	t.Parallel()
 	d := testdb.MySQL(t)
 	open(t, d)
 	for name, value := range map[string]string{"character_set_client": "latin1", "collation_connection": "ascii_bin"} {

@@ -70,6 +70,7 @@ func TestTheSessionsTimeZoneAndTheDriversDoNotMatter(t *testing.T) {
 
 // An account that may write, but whose session or transaction may not.
 func TestASessionThatIsReadOnly(t *testing.T) {
+	t.Parallel()
 	d := testdb.MySQL(t)
 	lease := acquire(t, open(t, d), "held")
 	var variable string
@@ -179,6 +180,7 @@ func TestAReleaseOutlastsTheSessionsLockWaitTimeout(t *testing.T) {
 }
 
 func TestALookForATransactionCostsTheDriverNothing(t *testing.T) {
+	t.Parallel()
 	for _, interpolate := range []string{"true", "false"} {
 		db := open(t, with(testdb.MySQL(t), "interpolateParams="+interpolate))
 		pool, err := db.DB()
@@ -196,6 +198,7 @@ func TestALookForATransactionCostsTheDriverNothing(t *testing.T) {
 }
 
 func TestAPreparedStatementOutlivesAChangeOfTheTable(t *testing.T) {
+	t.Parallel()
 	for _, prepare := range []bool{false, true} {
 		out := &logs{}
 		db := open(t, testdb.MySQL(t), &gorm.Config{Logger: out.logger(logger.Error), PrepareStmt: prepare})

@@ -15,6 +15,7 @@ import (
 
 // The token grows whatever an administrator does to a table whose rows were removed.
 func TestTokensGrowWhateverRebuildsTheTable(t *testing.T) {
+	t.Parallel()
 	for _, what := range []string{
 		`OPTIMIZE TABLE db_mutexes`, `ALTER TABLE db_mutexes FORCE`, `ALTER TABLE db_mutexes ENGINE = InnoDB`,
 		`ALTER TABLE db_mutexes MODIFY holder varchar(300) CHARACTER SET utf8mb4 NOT NULL`,
@@ -36,6 +37,7 @@ func TestTokensGrowWhateverRebuildsTheTable(t *testing.T) {
 }
 
 func TestTokensGrowAcrossRestarts(t *testing.T) {
+	t.Parallel()
 	server := testdb.MySQL(t).NewServer(t)
 	root := testdb.MySQLAt(server.DSN()).Open(t)
 	require.NoError(t, root.Exec(`CREATE DATABASE locks`).Error)
@@ -62,6 +64,7 @@ func TestTokensGrowAcrossRestarts(t *testing.T) {
 }
 
 func TestAnIDOfTheTableThatIsTooLargeIsRefused(t *testing.T) {
+	t.Parallel()
 	for _, next := range []string{"549755813888", "1099511627776", "1099511627777"} { // 2^39, 2^40, 2^40 + 1
 		t.Run(next, func(t *testing.T) {
 			db := open(t, testdb.MySQL(t))
@@ -83,6 +86,7 @@ func TestAnIDOfTheTableThatIsTooLargeIsRefused(t *testing.T) {
 }
 
 func TestATableInAnotherDatabase(t *testing.T) {
+	t.Parallel()
 	d, e := testdb.MySQL(t), testdb.MySQL(t)
 	config, err := driver.ParseDSN(e.DSN)
 	require.NoError(t, err)
@@ -98,6 +102,7 @@ func TestATableInAnotherDatabase(t *testing.T) {
 
 // Tables that inspect lets pass must work.
 func TestTablesThatAreLetPassWork(t *testing.T) {
+	t.Parallel()
 	for _, alter := range []string{
 		`MODIFY lease_id binary(64) NOT NULL`, `MODIFY lease_id char(64) NOT NULL`, `MODIFY lease_id varbinary(64) NOT NULL`,
 		`MODIFY holder varchar(20) CHARACTER SET utf8mb4 NOT NULL`, `MODIFY holder varbinary(10) NOT NULL`,
@@ -125,6 +130,7 @@ func TestTablesThatAreLetPassWork(t *testing.T) {
 }
 
 func TestAnInvisibleIndexIsNone(t *testing.T) {
+	t.Parallel()
 	d := testdb.MySQL(t)
 	db := open(t, d)
 	if db.Exec(`ALTER TABLE db_mutexes ALTER INDEX idx_db_mutexes_lock_id INVISIBLE`).Error != nil {

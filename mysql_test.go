@@ -28,6 +28,7 @@ func with(d *testdb.Database, settings string) *testdb.Database {
 }
 
 func TestIDsAreExactWhateverTheCharset(t *testing.T) {
+	t.Parallel()
 	for _, charset := range []string{"latin1", "utf8mb4", "utf8mb3 COLLATE utf8mb3_general_ci", "ucs2"} {
 		d := testdb.MySQL(t)
 		require.NoError(t, d.Open(t).Exec(`ALTER DATABASE CHARACTER SET `+charset).Error)
@@ -56,6 +57,7 @@ func TestIDsAreExactWhateverTheCharset(t *testing.T) {
 }
 
 func TestASecondAutoMigrateAltersNothing(t *testing.T) {
+	t.Parallel()
 	d := testdb.MySQL(t)
 	out := &logs{}
 	for range 2 {
@@ -73,6 +75,7 @@ func TestASecondAutoMigrateAltersNothing(t *testing.T) {
 }
 
 func TestAutoMigrateWithoutThePluginIsToldOf(t *testing.T) {
+	t.Parallel()
 	d := testdb.MySQL(t)
 	plain := d.Open(t)
 	require.NoError(t, plain.AutoMigrate(&dbmutex.DBMutex{}))
@@ -87,6 +90,7 @@ func TestAutoMigrateWithoutThePluginIsToldOf(t *testing.T) {
 }
 
 func TestAReleaseKeepsTheRow(t *testing.T) {
+	t.Parallel()
 	db := open(t, testdb.MySQL(t))
 	var first dbmutex.DBMutex
 	last := int64(0)
@@ -110,6 +114,7 @@ func TestAReleaseKeepsTheRow(t *testing.T) {
 }
 
 func TestARowThatThisProcessFreedIsTakenWithoutALook(t *testing.T) {
+	t.Parallel()
 	d := testdb.MySQL(t)
 	out := &logs{}
 	db := open(t, d, &gorm.Config{Logger: out.logger(logger.Info)})
@@ -151,6 +156,7 @@ func TestARowThatThisProcessFreedIsTakenWithoutALook(t *testing.T) {
 // Some new rows have some others looked at.
 // The row says how a transaction ended, should anybody ask.
 func TestPruneKeepsTheRecordOfATransactionForAnHour(t *testing.T) {
+	t.Parallel()
 	db := open(t, testdb.MySQL(t))
 	require.NoError(t, db.Mutex("job").Transaction(func(*gorm.DB) error { return nil }))
 	for _, want := range []int64{0, 1} {
@@ -162,6 +168,7 @@ func TestPruneKeepsTheRecordOfATransactionForAnHour(t *testing.T) {
 }
 
 func TestPruneKeepsARowWhoseTokensCouldFall(t *testing.T) {
+	t.Parallel()
 	db := open(t, testdb.MySQL(t))
 	lease := acquire(t, db, "job")
 	require.NoError(t, db.Exec(`UPDATE db_mutexes SET token = (id + 1) << 24`).Error)
@@ -174,6 +181,7 @@ func TestPruneKeepsARowWhoseTokensCouldFall(t *testing.T) {
 }
 
 func TestRowsThatHaveBeenFreeForAnHourAreRemoved(t *testing.T) {
+	t.Parallel()
 	db := open(t, testdb.MySQL(t))
 	const hourAgo = `UPDATE db_mutexes SET expires_at = UTC_TIMESTAMP(6) - INTERVAL 61 MINUTE WHERE lock_id `
 	tokens := map[string]int64{}
@@ -217,6 +225,7 @@ func TestRowsThatHaveBeenFreeForAnHourAreRemoved(t *testing.T) {
 }
 
 func TestASessionWithoutAutocommitHasItForTheLock(t *testing.T) {
+	t.Parallel()
 	d := testdb.MySQL(t)
 	other := open(t, d)
 	db := with(d, "autocommit=0").Registered(t, dbmutex.DefaultSettings())
@@ -232,6 +241,7 @@ func TestASessionWithoutAutocommitHasItForTheLock(t *testing.T) {
 }
 
 func TestDDLInATransactionIsReported(t *testing.T) {
+	t.Parallel()
 	for _, prepare := range []bool{false, true} {
 		d := testdb.MySQL(t)
 		db := open(t, d, &gorm.Config{PrepareStmt: prepare})
@@ -249,6 +259,7 @@ func TestDDLInATransactionIsReported(t *testing.T) {
 }
 
 func TestADeadlockThatTheWorkIgnoresIsReported(t *testing.T) {
+	t.Parallel()
 	db := open(t, testdb.MySQL(t))
 	require.NoError(t, db.Exec(`CREATE TABLE made (id integer PRIMARY KEY, n integer)`).Error)
 	require.NoError(t, db.Exec(`INSERT INTO made VALUES (1, 0), (2, 0), (3, 0)`).Error)
@@ -275,6 +286,7 @@ func TestADeadlockThatTheWorkIgnoresIsReported(t *testing.T) {
 
 // What another has written over, nobody can tell any more.
 func TestACommitWhoseAnswerIsLostIsAskedForAtTheRow(t *testing.T) {
+	t.Parallel()
 	db, pool := openFaulty(t, testdb.MySQL(t))
 	for name, test := range map[string]struct {
 		lose  string
@@ -313,6 +325,7 @@ func TestACommitWhoseAnswerIsLostIsAskedForAtTheRow(t *testing.T) {
 
 // InnoDB locks gaps between rows.
 func TestAPinnedLeaseKeepsNoOtherIDOut(t *testing.T) {
+	t.Parallel()
 	for _, level := range []sql.IsolationLevel{sql.LevelReadCommitted, sql.LevelRepeatableRead, sql.LevelSerializable} {
 		db := open(t, testdb.MySQL(t)).WithContext(limited(t))
 		for _, pin := range []func(*dbmutex.Lease, *gorm.DB) error{(*dbmutex.Lease).Guard, (*dbmutex.Lease).ReleaseIn} {
@@ -407,6 +420,7 @@ func cycle(db *dbmutex.DB, id string, i int) error {
 
 // A server that cannot prepare statements for a while gets the release later.
 func TestAReleaseGoesOnWhileTheServerPreparesNothing(t *testing.T) {
+	t.Parallel()
 	server := testdb.MySQL(t).NewServer(t)
 	root := testdb.MySQLAt(server.DSN()).Open(t)
 	require.NoError(t, root.Exec(`CREATE DATABASE locks`).Error)

@@ -19,6 +19,7 @@ import (
 
 // A renewal or a release that waits for a guard must not keep others out.
 func TestAVerbThatWaitsForAGuardLocksNoOtherMutex(t *testing.T) {
+	t.Parallel()
 	for _, verb := range []string{"renew", "release", "force the release"} {
 		t.Run(verb, func(t *testing.T) {
 			d := testdb.MySQL(t)
@@ -54,6 +55,7 @@ func TestAVerbThatWaitsForAGuardLocksNoOtherMutex(t *testing.T) {
 
 // Between a try's look and its take another lease may have come, and may be guarded.
 func TestATryThatLooksBeforeAGuardDoesNotWaitForIt(t *testing.T) {
+	t.Parallel()
 	for _, level := range []string{"new", "free"} {
 		t.Run(level, func(t *testing.T) {
 			d := testdb.MySQL(t)
@@ -91,6 +93,7 @@ func TestATryThatLooksBeforeAGuardDoesNotWaitForIt(t *testing.T) {
 
 // A session that reads what is not committed sees a release that is not one yet.
 func TestATryThatReadsUncommittedDoesNotWaitForARelease(t *testing.T) {
+	t.Parallel()
 	d := testdb.MySQL(t)
 	open(t, d)
 	name := "transaction_isolation"
@@ -112,6 +115,7 @@ func TestATryThatReadsUncommittedDoesNotWaitForARelease(t *testing.T) {
 
 // Guard after a deadlock that the work did not mind.
 func TestAGuardNoticesThatItsTransactionHasEnded(t *testing.T) {
+	t.Parallel()
 	for _, how := range []string{"CREATE TABLE other (id integer)", "COMMIT"} {
 		db := open(t, testdb.MySQL(t))
 		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
@@ -127,6 +131,7 @@ func TestAGuardNoticesThatItsTransactionHasEnded(t *testing.T) {
 
 // A guard at the end of a transaction that has read, after a renewal.
 func TestAGuardAfterARenewalWorksAtEveryLevel(t *testing.T) {
+	t.Parallel()
 	db := open(t, testdb.MySQL(t))
 	for _, level := range []sql.IsolationLevel{
 		sql.LevelReadUncommitted, sql.LevelReadCommitted, sql.LevelRepeatableRead, sql.LevelSerializable,
@@ -165,6 +170,7 @@ func waitForLockWait(t testing.TB, d *testdb.Database) {
 
 // A transaction that has lost its lease does not stand in the way of the next holder's.
 func TestATransactionThatLostItsLeaseIsNoDeadlock(t *testing.T) {
+	t.Parallel()
 	for _, rows := range []int{1, 50} {
 		t.Run(fmt.Sprint(rows), func(t *testing.T) {
 			d := testdb.MySQL(t)

@@ -92,6 +92,7 @@ func observed(t *testing.T, d *testdb.Database, opts ...gorm.Option) (*dbmutex.D
 var uneventful = []string{"acquire began", "acquire ended: acquired", "lease began", "lease ended: released"}
 
 func TestEveryWayToHoldAMutexIsTold(t *testing.T) {
+	t.Parallel()
 	eachObserved(t, func(t *testing.T, db *dbmutex.DB, seen *recorder) {
 		ways := map[string]func(m *dbmutex.Mutex) error{
 			"Do":       func(m *dbmutex.Mutex) error { return m.Do(nothing) },
@@ -155,6 +156,7 @@ func TestEveryWayToHoldAMutexIsTold(t *testing.T) {
 }
 
 func TestAnEventSaysWhatItTells(t *testing.T) {
+	t.Parallel()
 	eachObserved(t, func(t *testing.T, db *dbmutex.DB, seen *recorder) {
 		before := time.Now()
 		lease := acquire(t, db, "job", dbmutex.WithTTL(time.Hour), dbmutex.WithHolder("me"))
@@ -198,13 +200,17 @@ func TestAnEventSaysWhatItTells(t *testing.T) {
 }
 
 func TestAnAcquireThatFailsIsTold(t *testing.T) {
+	t.Parallel()
 	eachObserved(t, func(t *testing.T, db *dbmutex.DB, seen *recorder) {
 		lease := acquire(t, db, "job", dbmutex.WithHolder("first"))
-		deadline, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
-		defer cancel()
 		cancelled, cancel := context.WithCancel(t.Context())
 		cancel()
 		again := db.WithContext(lease.Context()).Mutex("job").Do
+		waitASecond := func(work func(context.Context) error) error {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			return db.WithContext(ctx).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(work)
+		}
 		broken := false
 		require.NoError(t, db.Callback().Row().Before("gorm:row").Register("break", func(tx *gorm.DB) {
 			if broken {
@@ -221,10 +227,7 @@ func TestAnAcquireThatFailsIsTold(t *testing.T) {
 			{db.Mutex("job", dbmutex.WithWait(time.Millisecond)).Do, dbmutex.OutcomeHeld, dbmutex.ErrNotAcquired, true},
 			{again, dbmutex.OutcomeHeld, dbmutex.ErrNotAcquired, false},
 			{db.Mutex("job", dbmutex.WithSkipHeld()).Do, dbmutex.OutcomeSkipped, dbmutex.ErrNotAcquired, true},
-			{
-				db.WithContext(deadline).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do,
-				dbmutex.OutcomeCancelled, context.DeadlineExceeded, true,
-			},
+			{waitASecond, dbmutex.OutcomeCancelled, context.DeadlineExceeded, true},
 			{db.WithContext(cancelled).Mutex("job").Do, dbmutex.OutcomeCancelled, context.Canceled, false},
 			{db.Mutex("job").Do, dbmutex.OutcomeFailed, errWork, true},
 		} {
@@ -252,6 +255,7 @@ func TestAnAcquireThatFailsIsTold(t *testing.T) {
 }
 
 func TestATakeOverNamesTheLeaseThatHadRunOut(t *testing.T) {
+	t.Parallel()
 	eachObserved(t, func(t *testing.T, db *dbmutex.DB, seen *recorder) {
 		crashed := acquire(t, db, "job", dbmutex.WithHolder("crashed"))
 		testdb.Expire(t, db, "job")
@@ -282,6 +286,7 @@ func TestATakeOverNamesTheLeaseThatHadRunOut(t *testing.T) {
 }
 
 func TestAnAcquireThatIsTriedAgainTakesOverNothing(t *testing.T) {
+	t.Parallel()
 	eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
 		requireFree(t, db, "another")
 		seen, losses := &recorder{}, 0
@@ -302,6 +307,7 @@ func TestAnAcquireThatIsTriedAgainTakesOverNothing(t *testing.T) {
 }
 
 func TestAHandOnIsToldByBoth(t *testing.T) {
+	t.Parallel()
 	testdb.EachOf(t, testdb.Notifies, func(t *testing.T, d *testdb.Database) {
 		db, seen := observed(t, d)
 		lease := acquire(t, db, "job")
@@ -324,6 +330,7 @@ func TestAHandOnIsToldByBoth(t *testing.T) {
 }
 
 func TestForceReleasedNamesTheLeaseThatItEnded(t *testing.T) {
+	t.Parallel()
 	eachObserved(t, func(t *testing.T, db *dbmutex.DB, seen *recorder) {
 		require.NoError(t, db.Mutex("job").ForceRelease())
 		requireFree(t, db, "job")
@@ -355,6 +362,7 @@ func TestForceReleasedNamesTheLeaseThatItEnded(t *testing.T) {
 }
 
 func TestTheLifeOfALeaseIsTold(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		db, seen := observed(t, d)
 		fails := false
@@ -456,6 +464,7 @@ func TestAReleaseThatGoesOnInTheBackgroundIsToldOnce(t *testing.T) {
 }
 
 func TestManyReleasesAreToldOnce(t *testing.T) {
+	t.Parallel()
 	eachObserved(t, func(t *testing.T, db *dbmutex.DB, seen *recorder) {
 		lease := acquire(t, db, "job", dbmutex.WithRenewal())
 		var wg sync.WaitGroup
@@ -472,6 +481,7 @@ func TestManyReleasesAreToldOnce(t *testing.T) {
 }
 
 func TestATransactionsEndIsTold(t *testing.T) {
+	t.Parallel()
 	testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) {
 		db, pool := openFaulty(t, d)
 		for _, verb := range []string{"COMMIT", "ROLLBACK"} { // that the server commits, or not
@@ -493,6 +503,7 @@ func TestATransactionsEndIsTold(t *testing.T) {
 // What is told has been done, and nothing is kept from others meanwhile.
 // A renewal may find, before the deadline, that the transaction of ReleaseIn has ended the lease.
 func TestALeaseThatATransactionEndedDoesNotRunOut(t *testing.T) {
+	t.Parallel()
 	eachObserved(t, func(t *testing.T, db *dbmutex.DB, seen *recorder) {
 		lease, err := db.Mutex("job", dbmutex.WithTTL(3*time.Second)).Acquire()
 		require.NoError(t, err)
@@ -507,6 +518,7 @@ func TestALeaseThatATransactionEndedDoesNotRunOut(t *testing.T) {
 }
 
 func TestAnObserverIsToldAfterTheFact(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		other, db := open(t, d), d.Registered(t, dbmutex.DefaultSettings())
 		told := 0
@@ -542,6 +554,7 @@ func TestAnObserverIsToldAfterTheFact(t *testing.T) {
 
 // A waiter has the mutex before the observer of the lease before it returns.
 func TestAWaiterIsWokenBeforeTheEndIsTold(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		db = db.WithContext(limited(t))
 		next := make(chan struct{})
@@ -564,6 +577,7 @@ func TestAWaiterIsWokenBeforeTheEndIsTold(t *testing.T) {
 }
 
 func TestAPanicOfAnObserverIsLogged(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		out, seen := &logs{}, &recorder{}
 		db := open(t, d, &gorm.Config{Logger: out.logger(logger.Error)})
@@ -578,6 +592,7 @@ func TestAPanicOfAnObserverIsLogged(t *testing.T) {
 
 // An observer may belong to a test that fails, for example.
 func TestAnObserverThatEndsTheGoroutineLeavesNoLease(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		for _, kind := range []dbmutex.EventKind{dbmutex.AcquireBegan, dbmutex.AcquireEnded, dbmutex.LeaseBegan} {
 			exits := observe(func(ctx context.Context, e dbmutex.Event) context.Context {

@@ -44,6 +44,7 @@ func (s *spans) value(kind dbmutex.EventKind) any {
 }
 
 func TestAnObserversValuesReachWhatComesAfter(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		seen := newSpans()
 		db := open(t, d)
@@ -119,6 +120,7 @@ func badContexts(t *testing.T) map[string]dbmutex.Observer {
 var otherLease context.Context
 
 func TestAnObserversContextEndsNothing(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		otherLease = acquire(t, db, "another").Context()
 		cause := errors.New("the caller's")
@@ -169,6 +171,7 @@ func TestAnObserversContextEndsNothing(t *testing.T) {
 
 // The events of a lease have a context that lasts, whatever becomes of the caller's.
 func TestTheEndOfALeaseIsToldInAContextThatLasts(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		ctx, cancel := context.WithCancel(limited(t))
 		seen := newSpans()

@@ -140,6 +140,7 @@ func TestATransactionThatWasEndedWithinIsNotRecorded(t *testing.T) {
 }
 
 func TestASQLiteFileInUTFHasResults(t *testing.T) {
+	t.Parallel()
 	db := testdb.SQLite(t).Registered(t, dbmutex.DefaultSettings())
 	poolOf(t, db).SetMaxOpenConns(1)
 	require.NoError(t, db.Exec(`PRAGMA encoding = 'UTF-16'`).Error)
@@ -587,6 +588,7 @@ func TestOnceIsListed(t *testing.T) {
 }
 
 func TestARecordIsNotifiedOf(t *testing.T) {
+	t.Parallel()
 	d := testdb.Postgres(t)
 	db := open(t, d)
 	conn, err := pgx.Connect(limited(t), d.DSN)
@@ -660,6 +662,7 @@ func TestAResultThatIsNoTextIsNotRecorded(t *testing.T) {
 }
 
 func TestTickIsTheSameForClocksThatDiffer(t *testing.T) {
+	t.Parallel()
 	noon := time.Date(2026, 3, 1, 12, 0, 0, 0, time.FixedZone("somewhere", 3600))
 	require.Equal(t, "job@2026-03-01T11:00:00Z", dbmutex.Tick("job", noon, time.Minute))
 	for _, off := range []time.Duration{-29 * time.Second, -1, 1, 29 * time.Second} {

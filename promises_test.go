@@ -91,6 +91,7 @@ func TestOneHolderTakesOver(t *testing.T) {
 }
 
 func TestOnlyTheDatabasesClock(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		sane := open(t, d)
 		for _, years := range []int{-50, 50} {
@@ -112,6 +113,7 @@ func TestOnlyTheDatabasesClock(t *testing.T) {
 }
 
 func TestOnlyTheWantedRow(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		other := acquire(t, db, "other")
 		testdb.Expire(t, db, "other")
@@ -127,6 +129,7 @@ func TestOnlyTheWantedRow(t *testing.T) {
 }
 
 func TestATryIsCheapAndSilent(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		out := &logs{}
 		db := open(t, d, &gorm.Config{Logger: out.logger(logger.Warn)})
@@ -180,6 +183,7 @@ func TestATryWritesNothing(t *testing.T) {
 }
 
 func TestTheHolderKnowsInTime(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		t.Run("at its deadline", func(t *testing.T) {
 			lease := acquire(t, db, "deadline", dbmutex.WithTTL(50*time.Millisecond))
@@ -222,6 +226,7 @@ func TestTheHolderKnowsInTime(t *testing.T) {
 }
 
 func TestNobodyTakesOverBeforeTheHolderKnows(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		other := open(t, d)
 		for range 40 {
@@ -241,6 +246,7 @@ func TestNobodyTakesOverBeforeTheHolderKnows(t *testing.T) {
 }
 
 func TestOneFailedRenewalIsNoLoss(t *testing.T) {
+	t.Parallel()
 	eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
 		lease := acquire(t, db, "job", dbmutex.WithTTL(3*time.Second), dbmutex.WithRenewal())
 		first, _ := lease.ExpiresAt()
@@ -259,6 +265,7 @@ func TestOneFailedRenewalIsNoLoss(t *testing.T) {
 }
 
 func TestDoTellsTheTruth(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		short := dbmutex.WithTTL(20 * time.Millisecond)
 		pastDeadline := func(ctx context.Context) { requireEnds(t, ctx) }
@@ -315,6 +322,7 @@ func TestDoTellsTheTruth(t *testing.T) {
 }
 
 func TestWaitingAndHoldingHaveLimitsOfTheirOwn(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		require.NoError(t, db.Mutex("job", dbmutex.WithWait(20*time.Millisecond)).Do(func(ctx context.Context) error {
 			time.Sleep(60 * time.Millisecond)
@@ -324,6 +332,7 @@ func TestWaitingAndHoldingHaveLimitsOfTheirOwn(t *testing.T) {
 }
 
 func TestReleaseHappensAfterCancellation(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		ctx, cancel := context.WithCancelCause(context.Background())
 		err := db.WithContext(ctx).Mutex("job").Do(func(ctx context.Context) error {
@@ -432,6 +441,7 @@ func backend(t *testing.T, tx *gorm.DB) (pid int) {
 }
 
 func TestNoConnectionIsKept(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		pool, err := db.DB()
 		require.NoError(t, err)

@@ -17,6 +17,7 @@ import (
 )
 
 func TestPruneRemovesWhatRanOutAndNothingElse(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		insertLeases(t, db, 1700)
 		_, err := db.Prune() // the row of a mutex that is free may be there
@@ -39,6 +40,7 @@ func TestPruneRemovesWhatRanOutAndNothingElse(t *testing.T) {
 }
 
 func TestPruneLeavesNoRowOfAFreeMutex(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		require.NoError(t, acquire(t, db, "free").Release())
 		lease := acquire(t, db, "held")
@@ -52,6 +54,7 @@ func TestPruneLeavesNoRowOfAFreeMutex(t *testing.T) {
 }
 
 func TestTokensGrowAfterPrune(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		last := int64(0)
 		for range 5 {
@@ -73,6 +76,7 @@ func TestTokensGrowAfterPrune(t *testing.T) {
 
 // The record that a transaction leaves in a row that MinHold keeps outlasts a Prune.
 func TestPruneForgetsNoTransactionOfALeaseWithMinHold(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		lease := acquire(t, db, "job", dbmutex.WithTTL(2*time.Second), dbmutex.WithMinHold(1900*time.Millisecond))
 		require.NoError(t, db.Gorm.Transaction(lease.ReleaseIn))
@@ -85,6 +89,7 @@ func TestPruneForgetsNoTransactionOfALeaseWithMinHold(t *testing.T) {
 }
 
 func TestPrunePassesARowThatIsPinned(t *testing.T) {
+	t.Parallel()
 	testdb.EachOf(t, testdb.ManyWriters, func(t *testing.T, d *testdb.Database) {
 		db := open(t, d).WithContext(limited(t))
 		for _, id := range []string{"a", "pinned", "z"} {
@@ -110,6 +115,7 @@ func TestPrunePassesARowThatIsPinned(t *testing.T) {
 }
 
 func TestAHolderWhoseRowIsPrunedLearnsThatItsLeaseWasLost(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		err := db.Mutex("job", dbmutex.WithTTL(50*time.Millisecond)).Do(func(ctx context.Context) error {
 			<-ctx.Done()
@@ -126,6 +132,7 @@ func TestAHolderWhoseRowIsPrunedLearnsThatItsLeaseWasLost(t *testing.T) {
 
 // Leases of a few milliseconds run out, are renewed, released and taken over while others prune.
 func TestPruneNeverRemovesALiveLease(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		ctx, cancel := context.WithCancel(limited(t))
 		var pruners, workers sync.WaitGroup
@@ -164,6 +171,7 @@ func TestPruneNeverRemovesALiveLease(t *testing.T) {
 }
 
 func TestPruneEndsWithItsContext(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		insertLeases(t, db, 1200)
 		_, err := db.Prune() // the row of a mutex that is free may be there
@@ -191,6 +199,7 @@ func TestPruneEndsWithItsContext(t *testing.T) {
 
 // Once Prune has seen that a lease ran out, its row becomes a live one: by a take-over, or as the clock is set back.
 func TestPruneLooksAgainBeforeItRemoves(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		acquire(t, db, "job")
 		testdb.Expire(t, db, "job")

@@ -18,8 +18,12 @@ import (
 
 // A hand-on that is tried again finds the waiter's row. But the waiter may have got it from somebody else.
 func TestAHandOnThatIsTriedAgainIsNoProof(t *testing.T) {
+	t.Parallel()
 	for name, failure := range map[string]error{"it failed": &sqlError{"40001"}, "nobody knows": io.ErrUnexpectedEOF} {
-		t.Run(name, func(t *testing.T) { handOnTwice(t, failure) })
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			handOnTwice(t, failure)
+		})
 	}
 }
 
@@ -39,7 +43,7 @@ func handOnTwice(t *testing.T, failure error) {
 	other, err := direct.WithContext(limited(t)).Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
 	require.NoError(t, err)
 	acquired := make(chan *dbmutex.Lease, 1)
-	mutex := db.WithContext(limited(t)).Mutex("job", dbmutex.WithWait(2*time.Second))
+	mutex := db.WithContext(limited(t)).Mutex("job", dbmutex.WithWait(5*time.Second))
 	go func() {
 		next, err := mutex.Acquire()
 		if err != nil {

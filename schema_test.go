@@ -51,6 +51,7 @@ func catalog(t *testing.T, db *dbmutex.DB, queries ...string) string {
 }
 
 func TestTheDocumentedSQLIsTheProgramsSQL(t *testing.T) {
+	t.Parallel()
 	page, err := os.ReadFile("docs/schema.md")
 	require.NoError(t, err)
 	files, err := filepath.Glob("internal/schema/*.sql")

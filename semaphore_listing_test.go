@@ -89,6 +89,7 @@ func TestAnOperatorSeesAndEndsPermits(t *testing.T) {
 }
 
 func TestTheMarkOfASlotIsNoPartOfAQuery(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		for _, q := range []dbmutex.LeaseQuery{
 			{Prefix: "api\x1f"}, {After: "api\x1f1"}, {AfterSlot: 1}, {After: "api", AfterSlot: -1}, {After: "api", AfterSlot: 257},

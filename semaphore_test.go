@@ -92,6 +92,7 @@ func TestASemaphoreHasSoManyLeases(t *testing.T) {
 }
 
 func TestASemaphoreIsRefusedBeforeAnySQL(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		pool, err := db.DB()
 		require.NoError(t, err)

@@ -14,6 +14,7 @@ import (
 )
 
 func TestWhatWasNotSentFailsAtOnce(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		tries, refuse := 0, false
 		callback := func(tx *gorm.DB) {
@@ -46,6 +47,7 @@ func TestWhatWasNotSentFailsAtOnce(t *testing.T) {
 }
 
 func TestAnAnswerThatCannotBeUsedLeavesNoLease(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		requireFree(t, db, "job")
 		tries := 0
@@ -67,6 +69,7 @@ func TestAnAnswerThatCannotBeUsedLeavesNoLease(t *testing.T) {
 }
 
 func TestAPlanThatIsOutOfDateIsNoError(t *testing.T) {
+	t.Parallel()
 	out := &logs{}
 	db := open(t, testdb.Postgres(t), &gorm.Config{Logger: out.logger(logger.Error)})
 	acquire(t, db, "job")
@@ -82,6 +85,7 @@ func TestAPlanThatIsOutOfDateIsNoError(t *testing.T) {
 
 // A restore of the data alone leaves the sequence behind the table.
 func TestASequenceThatLagsBehindIsNoError(t *testing.T) {
+	t.Parallel()
 	out := &logs{}
 	db := open(t, testdb.Postgres(t), &gorm.Config{Logger: out.logger(logger.Error)})
 	for i := range 5 {
@@ -97,6 +101,7 @@ func TestASequenceThatLagsBehindIsNoError(t *testing.T) {
 
 // The restore is seen by a process that begins later: tokens go on growing in the order of the leases that are there.
 func TestASequenceThatLagsBehindCatchesUp(t *testing.T) {
+	t.Parallel()
 	d := testdb.Postgres(t)
 	db := open(t, d)
 	for i := range 11 {
@@ -116,6 +121,7 @@ func TestASequenceThatLagsBehindCatchesUp(t *testing.T) {
 }
 
 func TestASearchPathPutsNoOtherFunctionInItsPlace(t *testing.T) {
+	t.Parallel()
 	d := testdb.Postgres(t)
 	db := open(t, d)
 	schema := currentSchema(t, db)

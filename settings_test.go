@@ -14,6 +14,7 @@ import (
 )
 
 func TestInvalidSettings(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		out := &logs{}
 		db := open(t, d, &gorm.Config{Logger: out.logger(logger.Info)})
@@ -54,6 +55,7 @@ func TestInvalidSettings(t *testing.T) {
 }
 
 func TestAnOptionSeesTheDefaultHolder(t *testing.T) {
+	t.Parallel()
 	for _, holder := range []string{"", "worker 7"} {
 		s := dbmutex.DefaultSettings()
 		s.Holder = holder
@@ -69,6 +71,7 @@ func TestAnOptionSeesTheDefaultHolder(t *testing.T) {
 }
 
 func TestAnOptionThatIsUsedAgainGivesTheSame(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		opts := []dbmutex.Option{dbmutex.WithTTL(time.Minute), func(s *dbmutex.Settings) { *s.TTL /= 2 }}
 		for range 3 {
@@ -85,6 +88,7 @@ func TestAnOptionThatIsUsedAgainGivesTheSame(t *testing.T) {
 }
 
 func TestAnOptionChangesOneMutexAlone(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		acquire(t, db, "one", func(s *dbmutex.Settings) { *s.TTL = time.Minute })
 		acquire(t, db, "other")
@@ -126,6 +130,7 @@ func TestSettingsFromEnv(t *testing.T) {
 }
 
 func TestDefaultSettings(t *testing.T) {
+	t.Parallel()
 	ttl := dbmutex.DefaultTTL
 	require.Equal(t, dbmutex.Settings{TTL: &ttl}, dbmutex.DefaultSettings())
 	*dbmutex.DefaultSettings().TTL = 1

@@ -24,6 +24,7 @@ const shortLease = 20 * time.Millisecond
 
 // TestTheEndIsTold: work that ends after its lease is reported by every verb, as lost or as run out.
 func TestTheEndIsTold(t *testing.T) {
+	t.Parallel()
 	type fate struct {
 		name string
 		lost bool
@@ -325,6 +326,7 @@ func TestATimeoutSaysWhatFailed(t *testing.T) {
 }
 
 func TestALeaseThatIsNotLost(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		lease := acquire(t, db, "job")
 		require.False(t, lease.Lost(), "while it is held")
@@ -344,6 +346,7 @@ func TestALeaseThatIsNotLost(t *testing.T) {
 }
 
 func TestARenewalThatFindsTheLeaseLost(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		lease := acquire(t, db, "job")
 		require.NoError(t, db.Mutex("job").ForceRelease())

@@ -21,6 +21,7 @@ import (
 )
 
 func TestTransactionCommitsOnlyWhileHeld(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		require.NoError(t, db.Exec(`CREATE TABLE made (id integer)`).Error)
 		insert := func(tx *gorm.DB, id int) error { return tx.Exec(`INSERT INTO made VALUES (?)`, id).Error }
@@ -124,6 +125,7 @@ func TestTransactionsDoNotOverlap(t *testing.T) {
 }
 
 func TestATransactionOnSQLiteWritesFirst(t *testing.T) {
+	t.Parallel()
 	d := testdb.SQLite(t)
 	db, other := open(t, d), open(t, d)
 	pool, err := other.DB()
@@ -179,6 +181,7 @@ func TestTransactionIsolationLevels(t *testing.T) {
 }
 
 func TestTransactionRunsOnWhatGORMWouldBegin(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		pool, err := db.DB()
 		require.NoError(t, err)
@@ -231,6 +234,7 @@ func (c *staleConn) BeginTx(ctx context.Context, opts driver.TxOptions) (driver.
 }
 
 func TestTransactionBeginsOnAnotherConnection(t *testing.T) {
+	t.Parallel()
 	testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) {
 		open(t, d)
 		var stale atomic.Int32
@@ -245,6 +249,7 @@ func TestTransactionBeginsOnAnotherConnection(t *testing.T) {
 }
 
 func TestAContextThatEndsAtTheTransactionsBeginning(t *testing.T) {
+	t.Parallel()
 	for _, prepare := range []bool{false, true} {
 		each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 			ctx, cancel := context.WithCancel(limited(t))
@@ -358,6 +363,7 @@ func TestATransactionThatRemovesItsOwnLeaseIsRolledBack(t *testing.T) {
 }
 
 func TestTransactionCarriesTheHandlesSettings(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		handle := dbmutex.Wrap(db.Set("tenant", "acme").Session(&gorm.Session{SkipHooks: true}))
 		require.NoError(t, handle.Mutex("job").Transaction(func(tx *gorm.DB) error {
@@ -377,6 +383,7 @@ func TestTransactionCarriesTheHandlesSettings(t *testing.T) {
 }
 
 func TestTransactionReleasesItsLeaseItself(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		require.NoError(t, db.Mutex("job").Transaction(func(tx *gorm.DB) error {
 			lease, _ := dbmutex.LeaseFrom(tx.Statement.Context)
@@ -389,6 +396,7 @@ func TestTransactionReleasesItsLeaseItself(t *testing.T) {
 }
 
 func TestNeverInsideACallersTransaction(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		for _, config := range []*gorm.Config{{}, {PrepareStmt: true}} {
 			out := &logs{}
@@ -410,6 +418,7 @@ func TestNeverInsideACallersTransaction(t *testing.T) {
 }
 
 func TestATransactionsOwnStatementsAreLogged(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		out := &logs{}
 		db := open(t, d, &gorm.Config{Logger: out.logger(logger.Error)})

@@ -17,6 +17,7 @@ import (
 )
 
 func TestWaitRunsOut(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		acquire(t, db, "job", dbmutex.WithHolder("the holder"))
 		var wg sync.WaitGroup
@@ -34,6 +35,7 @@ func TestWaitRunsOut(t *testing.T) {
 }
 
 func TestAShortWaitAsksOnce(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		for range 50 {
 			require.NoError(t, db.Mutex("free", dbmutex.WithWait(1)).Do(nothing))
@@ -42,6 +44,7 @@ func TestAShortWaitAsksOnce(t *testing.T) {
 }
 
 func TestWaitEndsWithTheContext(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		acquire(t, db, "job")
 		ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
@@ -53,6 +56,7 @@ func TestWaitEndsWithTheContext(t *testing.T) {
 }
 
 func TestWaitTakesOverAnExpiredLease(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		crashed := acquire(t, db, "job", dbmutex.WithTTL(50*time.Millisecond))
 		lease, err := db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Acquire()
@@ -93,6 +97,7 @@ func TestAThousandWaitersCancelledAtOnce(t *testing.T) {
 }
 
 func TestClosingThePoolEndsAWait(t *testing.T) {
+	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
 		acquire(t, open(t, d), "job")
 		db := open(t, d)
@@ -133,6 +138,7 @@ func TestADoneContextReturnsAtOnce(t *testing.T) {
 }
 
 func TestACancelledTryKeepsItsConnection(t *testing.T) {
+	t.Parallel()
 	testdb.EachOf(t, testdb.Remote, func(t *testing.T, d *testdb.Database) {
 		db := open(t, d)
 		pool, err := db.DB()

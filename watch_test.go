@@ -51,6 +51,7 @@ func requireHolder(t *testing.T, items <-chan item, lease *dbmutex.Lease) {
 }
 
 func TestWatchTellsEachChangeOfHolder(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		items, _, stop := watch(t, open(t, d))
 		requireHolder(t, items, nil)
@@ -89,6 +90,7 @@ func currentHolder(t *testing.T, db *dbmutex.DB) *dbmutex.DBMutex {
 }
 
 func TestWatchBeginsWithTheHolder(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		first := acquire(t, db, "job", dbmutex.WithHolder("the first"))
 		next, stop := iterPull(db.Mutex("job").Watch(limited(t)))
@@ -164,6 +166,7 @@ func TestNothingStaysOfAWatch(t *testing.T) {
 }
 
 func TestWatchEndsWithTheHandlesContext(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		ctx, cancel := context.WithCancel(limited(t))
 		items, ended, _ := watch(t, db.WithContext(ctx))
@@ -178,6 +181,7 @@ func TestWatchEndsWithTheHandlesContext(t *testing.T) {
 }
 
 func TestWatchGoesOnAfterAFailure(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		items, _, stop := watch(t, open(t, d))
 		requireHolder(t, items, nil)
@@ -197,6 +201,7 @@ func TestWatchGoesOnAfterAFailure(t *testing.T) {
 }
 
 func TestWatchEndsAtAnErrorThatStays(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		closed := open(t, d)
 		pool, err := closed.DB()
@@ -225,6 +230,7 @@ func TestWatchEndsAtAnErrorThatStays(t *testing.T) {
 }
 
 func TestAWatcherHearsOfReleases(t *testing.T) {
+	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		told, others := dbmutex.Watch(t, db.Mutex("job")), dbmutex.Watch(t, db.Mutex("another job"))
 		hears := func() bool {
@@ -246,6 +252,7 @@ func TestAWatcherHearsOfReleases(t *testing.T) {
 
 // The other process is another pool.
 func TestAWatcherHearsOfReleasesElsewhere(t *testing.T) {
+	t.Parallel()
 	testdb.EachOf(t, testdb.Notifies, func(t *testing.T, d *testdb.Database) {
 		db, other := open(t, d), open(t, d)
 		told := dbmutex.Watch(t, db.Mutex("job"))

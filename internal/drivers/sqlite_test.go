@@ -43,6 +43,7 @@ func TestDriver(t *testing.T) {
 // this module, whose go.mod has the drivers. The go command's -overlay adds one file to each package, without writing
 // there: so the suite is the same for all drivers, new tests are part of it at once, and the packages do not know of them.
 func TestSuiteOnSQLiteDrivers(t *testing.T) {
+	t.Parallel()
 	// go test's cache heeds only the files that a test reads below its own module: this path looks like one. Without it a
 	// change of the root's tests would not be seen here.
 	here, err := os.Getwd()
@@ -55,6 +56,7 @@ func TestSuiteOnSQLiteDrivers(t *testing.T) {
 		"ncruces":  "*driver.SQLite",
 	} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			suite := exec.CommandContext(t.Context(), "go", arguments(t, name)...)
 			// The servers' tests run the same with every driver.
 			suite.Env = append(os.Environ(), "DBMUTEX_TEST_POSTGRES=none", "DBMUTEX_TEST_MYSQL=none")
