@@ -52,9 +52,10 @@ func NewPage(now time.Time, leases []dbmutex.LeaseInfo, more bool) Page {
 	p := Page{Now: now.UTC(), Leases: make([]Lease, len(leases))}
 	for i, lease := range leases {
 		p.Leases[i] = NewLease(lease)
-		if more {
-			p.Next, p.NextSlot = &lease.LockID, lease.Slot
-		}
+	}
+	if more {
+		last := leases[len(leases)-1]
+		p.Next, p.NextSlot = &last.LockID, last.Slot
 	}
 	return p
 }

@@ -6,12 +6,12 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"net"
 	"reflect"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -32,7 +32,7 @@ type mysql struct {
 	lister                                        *lister
 	passing, failing                              map[mysqlChange]string // of a row that somebody has locked
 	mariadb                                       atomic.Bool            // the server is MariaDB
-	freed                                         freedRows
+	freed                                         freedNumbers
 	once                                          mysqlOnce
 }
 
@@ -153,7 +153,7 @@ func (m *mysql) acquire(on executor, r Request) (a Answer, err error) {
 // take at once.
 func (m *mysql) tryOnce(on executor, r Request) (a Answer, err error) {
 	ttl, holder := microseconds(r.TTL), hex.EncodeToString([]byte(r.Holder))
-	if id := m.freed.take(r.LockID); id != 0 {
+	if id := m.freed.take(r.LockID, math.MaxInt64); id != 0 {
 		token, taken, err := m.update(on, retakes, []any{ttl, holder, r.LeaseID, id, []byte(r.LockID)})
 		if err != nil || taken && token != 0 {
 			return Answer{Token: token, RowID: id}, err
@@ -398,39 +398,6 @@ func (m *mysql) fate(on executor, k Key, transaction string) (Fate, error) {
 		return Aborted, nil
 	}
 	return Unknown, nil // another lease has written over it
-}
-
-// freedRows are the ids of rows that this process has freed, by their mutexes' ids. Somebody else may have taken them since.
-type freedRows struct {
-	mu  sync.Mutex
-	ids map[string]int64
-}
-
-// freedLimit is how many to remember.
-const freedLimit = 1000
-
-func (f *freedRows) put(lockID string, rowID int64) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.ids == nil {
-		f.ids = map[string]int64{}
-	}
-	for other := range f.ids {
-		if len(f.ids) < freedLimit {
-			break
-		}
-		delete(f.ids, other)
-	}
-	f.ids[lockID] = rowID
-}
-
-// take forgets the row, and returns its id, or 0.
-func (f *freedRows) take(lockID string) int64 {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	id := f.ids[lockID]
-	delete(f.ids, lockID)
-	return id
 }
 
 // begin pins nothing, as on PostgreSQL. A renewal changes the row that the end of the transaction writes to. That makes the

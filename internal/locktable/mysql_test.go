@@ -23,17 +23,6 @@ func TestASessionWhoseEmptyTextsAreNullIsRefused(t *testing.T) {
 	require.Contains(t, (&mysqlTable{mode: "ANSI_QUOTES,EMPTY_STRING_IS_NULL"}).problem(false), "leave that out")
 }
 
-func TestFewFreedRowsAreRemembered(t *testing.T) {
-	f := &freedRows{}
-	for id := range int64(3 * freedLimit) {
-		f.put(fmt.Sprint(id), id+1)
-	}
-	require.Len(t, f.ids, freedLimit)
-	last := int64(3 * freedLimit)
-	require.Equal(t, last, f.take(fmt.Sprint(last-1)))
-	require.Zero(t, f.take(fmt.Sprint(last-1)), "somebody else may have it then")
-}
-
 // Servers are not the only ones that send numbers: proxies pass on those of clients.
 func TestMySQLNumbersThatMeanSomething(t *testing.T) {
 	m := newMySQL("t", "`t`")

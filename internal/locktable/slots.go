@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 )
 
 // A semaphore's permit is a mutex of its own: the semaphore's id, SlotMark and the slot's number are its lock_id. No mutex
@@ -73,7 +72,7 @@ func (s slotsSeen) candidates(slots int) (best []int) {
 // once, but after a try without an answer (again) it looks first: the request may have a slot already.
 func (t Table) acquireSlot(on executor, r Request, again bool) (a Answer, err error) {
 	if !again {
-		if slot := t.freed.take(r.LockID, r.Slots); slot != 0 {
+		if slot := int(t.freed.take(r.LockID, int64(r.Slots))); slot != 0 {
 			if a, err = t.acquireAt(on, r, slot); err != nil || a.Token != 0 {
 				return a, err
 			}
@@ -129,47 +128,6 @@ func (t Table) removeSlot(on executor, k Key) (found bool, err error) {
 		found = found || one
 	}
 	return found, err
-}
-
-// freedSlots are slots that this process has freed, by their semaphores' ids. Somebody else may have taken them since.
-type freedSlots struct {
-	mu    sync.Mutex
-	slots map[string][]int
-}
-
-func (f *freedSlots) put(id string, slot int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.slots == nil {
-		f.slots = map[string][]int{}
-	}
-	for other := range f.slots {
-		if len(f.slots) < freedLimit {
-			break
-		}
-		delete(f.slots, other)
-	}
-	if !slices.Contains(f.slots[id], slot) {
-		f.slots[id] = append(f.slots[id], slot)
-	}
-}
-
-// take forgets the slot that was freed last, and returns it, or 0. It is one of the first so many.
-func (f *freedSlots) take(id string, slots int) (slot int) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	freed := f.slots[id]
-	for i := len(freed) - 1; i >= 0; i-- {
-		if slot = freed[i]; slot <= slots {
-			if freed = slices.Delete(freed, i, i+1); len(freed) == 0 {
-				delete(f.slots, id)
-			} else {
-				f.slots[id] = freed
-			}
-			return slot
-		}
-	}
-	return 0
 }
 
 // SlotID is the lock_id of a semaphore's slot.

@@ -24,7 +24,7 @@ type statements struct {
 	recording // nil if the database keeps no record of transactions
 	fragile   // nil if no statement can end a transaction
 	remote    // nil if the database runs in this process
-	freed     freedSlots
+	freed     freedNumbers
 	inspected atomic.Bool
 }
 
@@ -253,7 +253,7 @@ func (t Table) Release(ctx context.Context, limit time.Time, r Release) Outcome 
 	o := t.outcome(found, doubt, err)
 	o.Told, o.Knocked = o.Row == RowFound && r.Message != "", knocked
 	if id, slot := SplitSlot(r.LockID); slot > 0 && o.Row == RowFound && r.MinHold <= 0 {
-		t.freed.put(id, slot)
+		t.freed.put(id, int64(slot))
 	}
 	return o
 }
