@@ -63,11 +63,13 @@ func (p *postgres) acquireMany(on executor, requests []Request) ([]Answer, error
 	return answers, err
 }
 
-// newReleaseManySQL are releaseSQL for many. SKIP LOCKED passes a row that somebody pins.
+// newReleaseManySQL are releaseSQL for many. SKIP LOCKED passes a row that somebody pins. The arrays come from a SELECT, so
+// that all plans are the same: see lookSlotsSQL.
 func newReleaseManySQL(table, async, released string) map[together]string {
 	release := func(condition, effect string) string {
 		return `DELETE FROM ` + table + ` WHERE ctid = ANY (ARRAY (
-	SELECT m.place FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[])) AS q (id, lease)
+	SELECT m.place FROM ROWS FROM (pg_catalog.unnest((SELECT $1::text[])), pg_catalog.unnest((SELECT $2::text[])))
+		AS q (id, lease)
 	CROSS JOIN LATERAL (
 		SELECT ctid AS place FROM ` + table + ` WHERE lock_id = q.id AND lease_id = q.lease` + condition + `
 		LIMIT 1 FOR UPDATE SKIP LOCKED) AS m))
