@@ -10,12 +10,14 @@ import (
 const crowdWait = "100ms"
 
 // acquireManySQL is acquireSQL for many. It takes rows in one order, in all processes, so that no two of it wait for each
-// other. Each lock_id is looked up by itself.
+// other. Each lock_id is looked up by itself. The arrays come from a SELECT, so that all plans are the same, as in
+// lookSlotsSQL.
 func (p *postgres) acquireManySQL(sequence string) string {
+	sequence = strings.ReplaceAll(sequence, "'", "''")
 	return `WITH other AS MATERIALIZED (
 	SELECT q.wanted, q.asking, q.lasting, q.asker, m.*
-	FROM ROWS FROM (pg_catalog.unnest($1::text[]), pg_catalog.unnest($2::text[]), pg_catalog.unnest($3::bigint[]),
-		pg_catalog.unnest($4::text[])) AS q (wanted, asking, lasting, asker)
+	FROM ROWS FROM (pg_catalog.unnest((SELECT $1::text[])), pg_catalog.unnest((SELECT $2::text[])),
+		pg_catalog.unnest((SELECT $3::bigint[])), pg_catalog.unnest((SELECT $4::text[]))) AS q (wanted, asking, lasting, asker)
 	LEFT JOIN LATERAL (
 		SELECT lock_id, lease_id, holder, creation_time, expires_at FROM ` + p.table + ` WHERE lock_id = q.wanted LIMIT 1
 	) AS m ON true),
@@ -25,7 +27,7 @@ made AS (
 	FROM other WHERE lock_id IS NULL AND pg_catalog.set_config('lock_timeout', '` + crowdWait + `', true) <> ''
 	ORDER BY wanted COLLATE pg_catalog."C"
 	ON CONFLICT (lock_id) DO NOTHING
-	RETURNING lease_id, pg_catalog.nextval('` + strings.ReplaceAll(sequence, "'", "''") + `'::regclass) AS token, ` + durable + `)
+	RETURNING lease_id, pg_catalog.nextval('` + sequence + `'::regclass) AS token, ` + durable + `)
 SELECT lease_id::text, token, '' FROM made
 UNION ALL SELECT asking, 0, ` + leaseJSON + ` FROM other WHERE lock_id IS NOT NULL`
 }
@@ -63,8 +65,7 @@ func (p *postgres) acquireMany(on executor, requests []Request) ([]Answer, error
 	return answers, err
 }
 
-// newReleaseManySQL are releaseSQL for many. SKIP LOCKED passes a row that somebody pins. The arrays come from a SELECT, so
-// that all plans are the same: see lookSlotsSQL.
+// newReleaseManySQL are releaseSQL for many. SKIP LOCKED passes a row that somebody pins.
 func newReleaseManySQL(table, async, released string) map[together]string {
 	release := func(condition, effect string) string {
 		return `DELETE FROM ` + table + ` WHERE ctid = ANY (ARRAY (
