@@ -171,3 +171,6 @@ func FirstPause(m *Mutex) time.Duration {
 	}
 	return queues.firstPause(q)
 }
+
+// Members is how many acquires on a mutex's table wait for others.
+func Members(m *Mutex) int { return m.table.Waiting() }

@@ -186,6 +186,12 @@ type Request struct {
 	Kept   bool           // the mutex is kept for it already, as far as is known
 }
 
+// owns says whether a lease that an acquire found does not keep the request out: it has ended, is the request's own, or
+// keeps the mutex for it.
+func (r Request) owns(a Answer) bool {
+	return a.Held.ExpiresAt != nil && a.Left <= 0 || a.Held.LeaseID == r.LeaseID || a.Held.LeaseID == r.Ticket
+}
+
 // past is the lease that has run out, if the row that a request takes over is one's: it may also be the request's own
 // already, free, a record, or what MinHold has left.
 func (r Request) past(row *Row) *Row {
@@ -220,6 +226,20 @@ type Release struct {
 	Notify  bool          // tell the waiters of other processes (with Async)
 	Message string        // and send this, if it is not "" (with Notify)
 	Unaware bool          // look for the mark of a waiter that has sent a message (with Notify)
+}
+
+// together says whether it may be combined with others, and how.
+func (r Release) together() (how together, combines bool) {
+	_, slot := SplitSlot(r.LockID)
+	switch {
+	case slot > 0, r.MinHold > 0, r.Message != "", !r.Async:
+		return 0, false
+	case r.Unaware:
+		return unmarkedTogether, r.Notify
+	case r.Notify:
+		return notifyTogether, true
+	}
+	return releaseTogether, true
 }
 
 // Work is what a transaction of Begin is for.

@@ -21,6 +21,7 @@ type postgres struct {
 	tellSQL, withdrawSQL             string
 	reserveSQL                       map[bool]string // by whether a crash may undo it
 	releaseSQL, leaveSQL             map[ending]string
+	releaseManySQL                   map[together]string
 	lister                           *lister
 	once                             postgresOnce
 	known                            atomic.Pointer[lookedUp] // nil until inspect
@@ -28,9 +29,10 @@ type postgres struct {
 
 // lookedUp is what the server says of the table.
 type lookedUp struct {
-	acquireSQL string // with the sequence of its id
-	id         uint32
-	bytewise   bool // lock_id is sorted by the bytes of UTF-8
+	acquireSQL     string // with the sequence of its id
+	acquireManySQL string // the same
+	id             uint32
+	bytewise       bool // lock_id is sorted by the bytes of UTF-8
 }
 
 // ending is what else the statement that ends a lease does.
@@ -125,6 +127,7 @@ SELECT pg_catalog.count(*), pg_catalog.pg_notify('` + MessageChannel + `'::text,
 	p.withdrawSQL = `WITH ended AS (DELETE FROM ` + table + owned + only(async) + ` RETURNING lock_id)
 SELECT ` + released + `::text FROM ended
 UNION ALL SELECT pg_catalog.pg_notify('` + MessageChannel + `'::text, $3::text)::text`
+	p.releaseManySQL = newReleaseManySQL(table, async, released)
 	p.lister = p.newLister()
 	p.once = newPostgresOnce(table, released)
 	return p
@@ -202,7 +205,7 @@ func (p *postgres) acquire(on executor, r Request) (a Answer, err error) {
 			return Answer{}, err
 		}
 		a.Ended = a.Held.ExpiresAt != nil && a.Left <= 0
-		if a.Held.LeaseID != r.LeaseID && a.Held.LeaseID != r.Ticket && !a.Ended {
+		if !r.owns(a) {
 			return a, nil
 		}
 		if taken, err := takeOver(); err != nil || taken.Token != 0 {

@@ -106,7 +106,7 @@ func (p *postgres) inspect(on executor) error {
 	if err := p.catchUp(on, t.Sequence.Name, t.Sequence.Last); err != nil {
 		return err
 	}
-	p.known.Store(&lookedUp{p.acquireSQL(t.Sequence.Name), id, t.bytewise()})
+	p.known.Store(&lookedUp{p.acquireSQL(t.Sequence.Name), p.acquireManySQL(t.Sequence.Name), id, t.bytewise()})
 	return nil
 }
 

@@ -34,6 +34,14 @@ const (
 // With a deadline settle is patient: until then it also goes on while the database cannot be reached, and after a statement
 // that a time limit ended. No try takes more than half of what is left.
 func (t Table) settle(ctx context.Context, deadline time.Time, try func(executor) error) (doubt bool, err error) {
+	return t.settleAfter(false, ctx, deadline, try)
+}
+
+// settleAfter is settle after a try that may have had an effect, if it is in doubt.
+func (t Table) settleAfter(
+	before bool, ctx context.Context, deadline time.Time, try func(executor) error,
+) (doubt bool, err error) {
+	doubt = before
 	patient, giveUp := !deadline.IsZero(), time.Now().Add(Limit)
 	var telling error // the database's last word, if the end of the time that is left hides it
 	for pause := time.Millisecond; ; pause = min(2*pause, 100*time.Millisecond) {

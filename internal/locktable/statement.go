@@ -107,7 +107,7 @@ func (e executor) queryOne(query string, args []any, dest ...any) (found bool, e
 	return found, rows.Err()
 }
 
-// queryAll passes each row that a statement returns to scan.
+// queryAll passes each row that a statement returns to scan. It reads to the end, as queryOne does.
 func (e executor) queryAll(query string, args []any, scan func(rows *sql.Rows) error) error {
 	tx, main := e.statement(query, args)
 	rows, err := tx.Rows()
@@ -122,7 +122,10 @@ func (e executor) queryAll(query string, args []any, scan func(rows *sql.Rows) e
 			return &unreadError{err}
 		}
 	}
-	return rows.Err()
+	if err := rows.Err(); err != nil {
+		return err
+	}
+	return rows.Close()
 }
 
 // exec runs a statement and says whether it changed a row.

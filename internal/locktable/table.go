@@ -25,6 +25,8 @@ type statements struct {
 	fragile   // nil if no statement can end a transaction
 	remote    // nil if the database runs in this process
 	freed     freedNumbers
+	combining // nil if each call has a statement of its own
+	crowd     crowd
 	inspected atomic.Bool
 }
 
@@ -53,6 +55,7 @@ func New(database, name, quoted string) (Table, error) {
 	s.recording, _ = d.(recording)
 	s.fragile, _ = d.(fragile)
 	s.remote, _ = d.(remote)
+	s.combining, _ = d.(combining)
 	return Table{statements: s}, nil
 }
 
@@ -103,8 +106,32 @@ func (t Table) outcome(found, doubt bool, err error) Outcome {
 // have made, also after ctx is done. If that fails, or if the network may still deliver a try, Answer.Doubt says so, also
 // beside an error.
 func (t Table) Acquire(ctx context.Context, r Request) (Answer, error) {
-	var a Answer
-	doubt, err := t.settle(ctx, time.Time{}, func(on executor) (err error) {
+	var v verdict
+	if r.Slots == 0 && !r.Kept && t.combines() {
+		v = t.join(ctx, acquireTogether, r)
+		defer t.leave()
+	}
+	a, doubt, err := v.answer, v.doubt, error(nil)
+	if !v.clear() {
+		a, doubt, err = t.acquireAlone(ctx, r, doubt)
+	} else if a.Token != 0 && ctx.Err() != nil {
+		err = &unsentError{error: ctx.Err()}
+	}
+	a.Doubt = doubt && t.remote != nil
+	a.Busy = err != nil && t.failureOf(err) == conflicting
+	if err == nil && a.Token != 0 {
+		return a, nil
+	}
+	if doubt || a.Token != 0 {
+		a.Token = 0
+		a.Doubt = !t.Discard(ctx, r.Key, r.TTL) || a.Doubt
+	}
+	return a, err
+}
+
+// acquireAlone is Acquire by a statement for one, until its outcome is known.
+func (t Table) acquireAlone(ctx context.Context, r Request, before bool) (a Answer, doubt bool, err error) {
+	doubt, err = t.settleAfter(before, ctx, time.Time{}, func(on executor) (err error) {
 		if err = t.look(on); err != nil {
 			return err
 		}
@@ -125,16 +152,7 @@ func (t Table) Acquire(ctx context.Context, r Request) (Answer, error) {
 		}
 		return err
 	})
-	a.Doubt = doubt && t.remote != nil
-	a.Busy = err != nil && t.failureOf(err) == conflicting
-	if err == nil && a.Token != 0 {
-		return a, nil
-	}
-	if doubt || a.Token != 0 {
-		a.Token = 0
-		a.Doubt = !t.Discard(ctx, r.Key, r.TTL) || a.Doubt
-	}
-	return a, err
+	return a, doubt, err
 }
 
 // discardLimit is how long Discard goes on for a lease that has a TTL.
@@ -227,6 +245,14 @@ func (t Table) Renew(ctx context.Context, limit time.Time, k Key, ttl *time.Dura
 // Release ends a lease. If the database refuses that with a notification, it does so without. A zero limit is none, and has
 // little patience.
 func (t Table) Release(ctx context.Context, limit time.Time, r Release) Outcome {
+	var v verdict
+	if how, combines := r.together(); combines && !limit.IsZero() && t.combines() {
+		v = t.join(ctx, how, Request{Key: r.Key})
+		defer t.leave()
+	}
+	if v.found {
+		return Outcome{Row: RowFound}
+	}
 	var found, knocked bool
 	try := func(on executor) (err error) {
 		if r.Notify {
@@ -243,7 +269,7 @@ func (t Table) Release(ctx context.Context, limit time.Time, r Release) Outcome 
 		knocked = knocked || unaware && found
 		return err
 	}
-	doubt, err := t.settle(ctx, limit, try)
+	doubt, err := t.settleAfter(v.doubt, ctx, limit, try)
 	if r.Notify && t.Refused(err) && !errors.As(err, new(*refusedError)) {
 		r.Notify, r.Message, r.Unaware = false, "", false
 		before := doubt

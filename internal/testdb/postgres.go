@@ -36,6 +36,7 @@ var postgresKind = &Kind{
 	ReadOnly:      [2]string{"default_transaction_read_only", "25006"},
 	past:          `clock_timestamp() - interval '1 second'`,
 	Migrating:     `SELECT pg_advisory_xact_lock(x'64626d75746578'::bigint)`,
+	Combines:      true,
 	verbs: map[string]*regexp.Regexp{
 		"acquire": regexp.MustCompile(`^WITH (other|stale) AS`),
 		"renew":   regexp.MustCompile(`^UPDATE \S+ SET expires_at = `),

@@ -54,6 +54,8 @@ type Kind struct {
 	Notifies bool
 	// Remote: the database is another process, whose answers can get lost.
 	Remote bool
+	// Combines: what many goroutines do with mutexes at once may be one statement.
+	Combines bool
 	// OneWriter: a transaction that has written keeps everybody else from writing.
 	OneWriter bool
 	// DropsLeftOpen: the usual driver closes a connection that comes back to the pool within a transaction.

@@ -35,7 +35,8 @@ type client struct {
 	out    *json.Encoder
 	rand   *rand.Rand
 	number int
-	n      int // its operations so far
+	n      int   // its operations so far
+	bell   *bell // that it waits for; nil if it comes by itself
 
 	lasting []string // leases without a TTL that it had
 }
@@ -71,7 +72,7 @@ type locker interface {
 func (c *client) run() {
 	for c.stop.Err() == nil {
 		c.once()
-		if !c.Habits.Rush && c.maybe(0.7) {
+		if !c.Habits.Rush && c.bell == nil && c.maybe(0.7) {
 			time.Sleep(c.upTo(15 * time.Millisecond))
 		}
 	}
@@ -94,6 +95,15 @@ func (c *client) once() {
 	u.ctx = ctx
 	u.name = fmt.Sprintf("%d.%d", c.number, c.n)
 	switch p := c.rand.Float64(); {
+	case c.bell != nil:
+		c.bell.wait()
+		defer crowdsNotes.enter(u.id, u.note)()
+		if c.maybe(0.7) {
+			u.rush()
+		} else {
+			u.choose()
+			u.byHand()
+		}
 	case c.Habits.Loop && c.number%c.Clients < 2:
 		u.loop()
 	case c.Habits.Rush && c.maybe(0.9):

@@ -118,7 +118,17 @@ func (a *postgresArena) end(t *testing.T, r *round) {
 // tracer counts the statements that got no answer.
 type tracer struct{}
 
-func (tracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
+// sharedKey is for the mutexes that a statement for many names.
+type sharedKey struct{}
+
+func (tracer) TraceQueryStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceQueryStartData) context.Context {
+	if strings.Contains(data.SQL, "ROWS FROM") && len(data.Args) > 0 {
+		for _, arg := range data.Args {
+			if ids, is := arg.(string); is && strings.Contains(ids, "crowd") {
+				return context.WithValue(ctx, sharedKey{}, ids)
+			}
+		}
+	}
 	return ctx
 }
 
@@ -126,7 +136,11 @@ func (tracer) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, data pgx.TraceQuer
 	var refused *pgconn.PgError
 	answered := errors.As(data.Err, &refused) && !strings.HasPrefix(refused.Code, "57P") &&
 		!strings.HasPrefix(refused.Code, "08")
-	if data.Err != nil && !answered {
-		noteOf(ctx).lost.Add(1)
+	if data.Err == nil || answered {
+		return
+	}
+	noteOf(ctx).lost.Add(1)
+	if ids, shared := ctx.Value(sharedKey{}).(string); shared {
+		crowdsNotes.lost(ids)
 	}
 }

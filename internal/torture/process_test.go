@@ -36,7 +36,7 @@ type worker struct {
 func (r *round) start(t *testing.T, slot int) *worker {
 	j := r.job
 	j.DSN = r.dsn(slot)
-	j.First = 1 + r.started*clients
+	j.First = 1 + r.started*(clients+crowd)
 	j.Seed = r.rand.Uint64()
 	j.Pool = 1
 	if r.maybe(0.7) {

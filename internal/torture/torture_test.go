@@ -31,6 +31,7 @@ var (
 const (
 	workers    = 3
 	clients    = 5 // of each worker
+	crowd      = 8 // more of its clients, who come together, each for a mutex of its own in the process
 	judgeLimit = 30 * time.Second
 )
 
@@ -81,6 +82,7 @@ type round struct {
 	mutexes []string
 
 	semaphores []semaphore // each slot of theirs is a mutex
+	crowd      []string    // more mutexes
 
 	db      *dbmutex.DB // the parent's own, out of reach of the faults
 	job     job         // of every worker
@@ -108,16 +110,20 @@ func newRound(number int, total *tally) *round {
 	for i := range 1 + r.rand.IntN(2) {
 		r.semaphores = append(r.semaphores, semaphore{fmt.Sprintf("round %d, semaphore %d", number, i), 1 + r.rand.IntN(4)})
 	}
+	for i := range crowd {
+		r.crowd = append(r.crowd, fmt.Sprintf("round %d, crowd %d", number, i))
+	}
 	r.pruned = r.maybe(0.5)
 	r.gap = 100*time.Millisecond + r.upTo(300*time.Millisecond)
 	r.job = job{
-		Mutexes: r.mutexes, Semaphores: r.semaphores, Clients: clients,
+		Mutexes: r.mutexes, Semaphores: r.semaphores, Clients: clients, Crowd: r.crowd,
 		Ticks: fmt.Sprintf("round %d", number), Every: 50*time.Millisecond + r.upTo(250*time.Millisecond),
 		Habits: habits{
 			Cancel: r.maybe(0.5), Panic: r.maybe(0.5), Force: r.maybe(0.4), Forever: r.maybe(0.3), Rush: r.maybe(0.25),
 			Loop: r.maybe(0.3),
 		},
 	}
+	r.mutexes = slices.Concat(r.mutexes, r.crowd)
 	return r
 }
 

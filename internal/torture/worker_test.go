@@ -42,7 +42,8 @@ type job struct {
 	Every       time.Duration // between its ticks
 	First       int           // the number of its first client
 	Clients     int
-	Pool        int // how many connections it may have
+	Crowd       []string // the mutexes of clients who come together, one for each
+	Pool        int      // how many connections it may have
 	Prepare     bool
 	Listen      bool // for the releases of other processes
 	Habits      habits
@@ -99,6 +100,18 @@ func work(text string) error {
 		clients = append(clients, c)
 		running.Go(c.run)
 	}
+	bell := newBell()
+	for i, id := range j.Crowd {
+		own := j
+		own.Mutexes = []string{id}
+		c := &client{
+			job: &own, db: db, stop: stop, verbs: verbs, out: out, number: j.First + j.Clients + i, bell: bell,
+			rand: rand.New(rand.NewPCG(j.Seed, uint64(j.Clients+i))),
+		}
+		clients = append(clients, c)
+		running.Go(c.run)
+	}
+	running.Go(func() { bell.ring(stop) })
 	running.Wait()
 	for _, c := range clients {
 		if err := awaitRemoval(db, c.lasting); err != nil {
