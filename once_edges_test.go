@@ -588,7 +588,6 @@ func TestOnceIsListed(t *testing.T) {
 }
 
 func TestARecordIsNotifiedOf(t *testing.T) {
-	t.Parallel()
 	d := testdb.Postgres(t)
 	db := open(t, d)
 	conn, err := pgx.Connect(limited(t), d.DSN)

@@ -114,6 +114,7 @@ func limited(t *testing.T) context.Context {
 func nothing(context.Context) error { return nil }
 
 func TestDBResolverLocksOnTheMainDatabase(t *testing.T) {
+	t.Parallel()
 	eachCluster(t, func(t *testing.T, c *cluster) {
 		main := c.main.Mutexes(t, dbmutex.DefaultSettings()).Gorm
 		require.NoError(t, main.AutoMigrate(&payment{}))
@@ -182,6 +183,7 @@ func TestDBResolverLocksOnTheMainDatabase(t *testing.T) {
 }
 
 func TestDBResolverMigrate(t *testing.T) {
+	t.Parallel()
 	eachCluster(t, func(t *testing.T, c *cluster) {
 		main := c.main.Open(t)
 		for i := range c.sources { // of one database, as a table is looked for on one source and made on another
@@ -203,6 +205,7 @@ func TestDBResolverMigrate(t *testing.T) {
 
 // The lock's table is on the main pool even if the models' are elsewhere.
 func TestDBResolverMigratesTheLockOnTheMainDatabase(t *testing.T) {
+	t.Parallel()
 	eachCluster(t, func(t *testing.T, c *cluster) {
 		db := c.open(t).WithContext(limited(t))
 		for range 2 {
@@ -217,6 +220,7 @@ func TestDBResolverMigratesTheLockOnTheMainDatabase(t *testing.T) {
 }
 
 func TestDBResolverRecordsOnTheMainDatabase(t *testing.T) {
+	t.Parallel()
 	eachCluster(t, func(t *testing.T, c *cluster) {
 		main := c.main.Mutexes(t, dbmutex.DefaultSettings())
 		require.NoError(t, main.AutoMigrate(&payment{}))

@@ -12,7 +12,12 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 )
+
+// TestMain lets the tests run side by side.
+func TestMain(m *testing.M) { testprocess.Main(m, nil) }
 
 // packages are those with tests on SQLite, and the names of them.
 var packages = map[string]string{
