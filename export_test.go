@@ -161,6 +161,17 @@ func Remembered(p *Plugin) int {
 // MutexOf is what a semaphore's verbs run on.
 func MutexOf(s *Semaphore) *Mutex { return &s.m }
 
+// SeenBy is what a waiter sees of a full semaphore: what tells whether one of its leases is another, and how much time the
+// one that ends first has left.
+func SeenBy(t testing.TB, s *Semaphore) (newest int64, left time.Duration) {
+	t.Helper()
+	answer, err := s.m.table.Acquire(s.m.ctx, s.m.request())
+	if err != nil || answer.Token != 0 {
+		t.Fatalf("the semaphore is not full: %v", err)
+	}
+	return answer.Newest, answer.Left
+}
+
 // FirstPause is how long the next head of a mutex's queue lets pass before it asks.
 func FirstPause(m *Mutex) time.Duration {
 	queues.mu.Lock()

@@ -49,6 +49,40 @@ func TestACancelledTryLeavesNoPermit(t *testing.T) {
 	})
 }
 
+// SQLite's look names one lease alone. The request's own comes before that which ends first.
+func TestAPermitWhoseCommitHadNoAnswerIsFoundAmongOthers(t *testing.T) {
+	t.Parallel()
+	d := testdb.SQLite(t)
+	direct := open(t, d)
+	db, pool := openFaulty(t, d)
+	other := permit(t, direct.Semaphore("api", 2, dbmutex.WithTTL(time.Hour)))
+	for _, cancelled := range []bool{false, true} {
+		ctx, cancel := context.WithCancel(limited(t))
+		lost := false
+		pool.setLose(func(statement string) error {
+			if lost || statement != "COMMIT" || countRows(t, direct) < 2 {
+				return nil
+			}
+			lost = true
+			if cancelled {
+				cancel()
+			}
+			return context.Canceled
+		})
+		lease, err := db.WithContext(ctx).Semaphore("api", 2, dbmutex.WithTTL(2*time.Hour)).Acquire()
+		require.True(t, lost)
+		if cancelled {
+			require.ErrorIs(t, err, context.Canceled)
+		} else {
+			require.NoError(t, err)
+			require.NoError(t, lease.Renew())
+			require.NoError(t, lease.Release())
+		}
+		require.Equal(t, []int{other.Slot()}, slotsOf(t, direct.Semaphore("api", 2)))
+		cancel()
+	}
+}
+
 // The network delivers the first request after the second, which has then another slot. The permit of the first is given
 // back, and the other stays.
 func TestALateRequestLeavesNoSecondPermit(t *testing.T) {

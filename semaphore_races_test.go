@@ -2,6 +2,7 @@ package dbmutex_test
 
 import (
 	"context"
+	"fmt"
 	"sync"
 	"testing"
 	"time"
@@ -58,7 +59,33 @@ func TestATryThatIsOvertakenNamesWhoWasFaster(t *testing.T) {
 	})
 }
 
-// Nothing changes for who looks again while all that has run out is pinned.
+func TestATryAsksForFreeSlotsAlone(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
+		elsewhere := open(t, d)
+		require.NoError(t, db.Semaphore("first", 1).Do(nothing))
+		statements := 0
+		beforeEach(t, db, func(string) { statements++ })
+		count := func(n int) (refused, acquired int) {
+			id := fmt.Sprint("api ", n)
+			leases := permits(t, elsewhere.Semaphore(id, n), n)
+			statements = 0
+			_ = requireFull(t, db.Semaphore(id, n))
+			refused = statements
+			require.NoError(t, leases[0].Release())
+			statements = 0
+			_, err := db.Semaphore(id, n).Acquire()
+			require.NoError(t, err)
+			return refused, statements
+		}
+		refused, acquired := count(1)
+		refusedOfMany, acquiredOfMany := count(12)
+		require.Equal(t, refused, refusedOfMany)
+		require.Equal(t, acquired, acquiredOfMany)
+	})
+}
+
+// To look again would change nothing while all that has run out is pinned.
 func TestATryLooksOnceAtPinnedSlots(t *testing.T) {
 	t.Parallel()
 	testdb.EachOf(t, testdb.ManyWriters, func(t *testing.T, d *testdb.Database) {
@@ -94,6 +121,30 @@ func TestAForcedReleaseLooksAgainIfThePermitEndsMeanwhile(t *testing.T) {
 		require.NoError(t, db.Semaphore("api", 2).ForceRelease())
 		requireTimeout(t, next.Release(), "api", true)
 		require.Empty(t, slotsOf(t, db.Semaphore("api", 2)))
+	})
+}
+
+func TestAForcedReleaseSparesWhoHasTheSlotMeanwhile(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
+		elsewhere := open(t, d)
+		lasting := func(ttl time.Duration) *dbmutex.Lease {
+			return permit(t, elsewhere.Semaphore("api", 2, dbmutex.WithTTL(ttl)))
+		}
+		first, next := lasting(time.Hour), lasting(2*time.Hour)
+		require.Len(t, slotsOf(t, db.Semaphore("api", 2)), 2)
+		var successor *dbmutex.Lease
+		statements := 0
+		beforeEach(t, db, func(string) {
+			if statements++; statements == 2 { // the first lists the permits
+				require.NoError(t, first.Release())
+				successor = lasting(3 * time.Hour)
+				require.Equal(t, first.Slot(), successor.Slot())
+			}
+		})
+		require.NoError(t, db.Semaphore("api", 2).ForceRelease())
+		requireTimeout(t, next.Release(), "api", true)
+		require.NoError(t, successor.Release())
 	})
 }
 

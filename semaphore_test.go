@@ -366,7 +366,9 @@ func TestTheIDOfASemaphoreIsTakenByteForByte(t *testing.T) {
 		}
 		for _, id := range ids {
 			s := db.Semaphore(id, 2)
-			require.Equal(t, id, requireFull(t, s).LockID)
+			held := requireFull(t, s)
+			require.Equal(t, id, held.LockID)
+			require.NotEmpty(t, held.Holder, "its slots were seen")
 			require.Equal(t, []int{1, 2}, slotsOf(t, s))
 			require.NoError(t, s.ForceRelease())
 			require.Len(t, slotsOf(t, s), 1)
@@ -420,6 +422,7 @@ func TestOtherIDsAreNoSlotsInAnyEncoding(t *testing.T) {
 		for _, id := range []string{"api\u011f1", "api\u1f001", "api 1", "api1", "apj", "aph\uffff"} {
 			acquire(t, db, id)
 		}
+		permit(t, db.Semaphore("api\u011f2api", 1)) // the slot's id has that of another one's in it
 		s := db.Semaphore("api", 2)
 		for _, lease := range permits(t, s, 2) { // only the second slot stays taken
 			if lease.Slot() == 1 {
@@ -449,5 +452,30 @@ func TestASlotAboveNIsNotTaken(t *testing.T) {
 		permits(t, three, 1)
 		require.NoError(t, bySlot[1].Release())
 		require.Equal(t, 1, permit(t, open(t, d).Semaphore("api", 2)).Slot(), "as many are taken, but not the first")
+	})
+}
+
+func TestASemaphoreIsFullOnceAllOfItsOwnSlotsAreTaken(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
+		elsewhere := open(t, d)
+		for taken := range 8 { // a bit for each of three slots
+			for n := 1; n <= 3; n++ {
+				id := fmt.Sprint("api ", taken, n)
+				for _, lease := range permits(t, db.Semaphore(id, 3), 3) {
+					if taken&(1<<(lease.Slot()-1)) == 0 {
+						require.NoError(t, lease.Release())
+					}
+				}
+				s, all := elsewhere.Semaphore(id, n), 1<<n-1
+				if taken&all == all {
+					_ = requireFull(t, s)
+					continue
+				}
+				slot := permit(t, s).Slot()
+				require.LessOrEqual(t, slot, n)
+				require.Zero(t, taken&(1<<(slot-1)), "%d, %b", slot, taken)
+			}
+		}
 	})
 }

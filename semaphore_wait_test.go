@@ -73,6 +73,30 @@ func TestTheNextWaiterOfASemaphoreAsksAtOnce(t *testing.T) {
 	})
 }
 
+func TestAWaiterSeesThatAPermitIsAnother(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		s := db.Semaphore("api", 2, dbmutex.WithTTL(time.Hour))
+		leases := permits(t, s, 2)
+		before, left := dbmutex.SeenBy(t, s)
+		require.NotZero(t, before)
+		require.Positive(t, left)
+		require.LessOrEqual(t, left, time.Hour)
+		for _, lease := range leases {
+			require.NoError(t, lease.Renew())
+			now, _ := dbmutex.SeenBy(t, s)
+			require.Equal(t, before, now, "it is the same, and may not be the one that ends first any more")
+		}
+		for _, lease := range leases {
+			require.NoError(t, lease.Release())
+			permit(t, s)
+			now, _ := dbmutex.SeenBy(t, s)
+			require.NotEqual(t, before, now)
+			before = now
+		}
+	})
+}
+
 func TestAReleasedPermitWakesTheHead(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
