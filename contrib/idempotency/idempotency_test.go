@@ -492,7 +492,9 @@ func TestTheHandlerCannotStream(t *testing.T) {
 			assert.ErrorIs(t, control.Flush(), http.ErrNotSupported)
 			_, _, err := control.Hijack()
 			assert.ErrorIs(t, err, http.ErrNotSupported)
-			assert.PanicsWithValue(t, "idempotency: 99 is no status", func() { w.WriteHeader(99) })
+			for _, status := range []int{99, 1000} {
+				assert.PanicsWithValue(t, fmt.Sprintf("idempotency: %d is no status", status), func() { w.WriteHeader(status) })
+			}
 		})
 		s.must(t, http.StatusOK, request{key: "k"})
 	})
