@@ -75,12 +75,12 @@ func TestAResponseIsWhatItWouldBeWithoutTheMiddleware(t *testing.T) {
 }
 
 // inside sends a request to a handler directly, as a program may which is no web server, and returns what it set.
-func inside(t *testing.T, h http.Handler) *httptest.ResponseRecorder {
+func inside(t *testing.T, h http.Handler, key string) *httptest.ResponseRecorder {
 	t.Helper()
 	r, err := http.NewRequestWithContext(t.Context(), http.MethodPost, "/orders", strings.NewReader("apples"))
 	require.NoError(t, err)
 	r.Header.Set("User", "anna")
-	r.Header.Set("Idempotency-Key", "k")
+	r.Header.Set("Idempotency-Key", key)
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)
 	return w
@@ -100,7 +100,7 @@ func TestHeadersOfOneConnectionAreNotReplayed(t *testing.T) {
 			}
 			w.Header().Set("ETag", "v1")
 		}))
-		first, again := inside(t, h), inside(t, h)
+		first, again := inside(t, h, "k"), inside(t, h, "k")
 		for _, name := range own {
 			require.Equal(t, []string{"first"}, first.Header()[name], name)
 			require.NotContains(t, again.Header(), name)
@@ -130,11 +130,11 @@ func TestHeadersOfOtherMiddlewares(t *testing.T) {
 		})
 		require.Equal(t, http.Header{
 			"Vary": {"Origin", "Accept"}, "Set-Cookie": {"outer", "inner"}, "X": {"inner"}, "X-Request": {"1"},
-		}, inside(t, outer).Header())
+		}, inside(t, outer, "k").Header())
 		require.Equal(t, http.Header{
 			"Vary": {"Origin", "Accept"}, "Set-Cookie": {"outer"}, "X": {"inner"}, "X-Request": {"2"},
 			"Idempotent-Replayed": {"true"},
-		}, inside(t, outer).Header())
+		}, inside(t, outer, "k").Header())
 	})
 }
 
@@ -190,5 +190,23 @@ func TestWhatOptionsAreByDefault(t *testing.T) {
 		require.NotNil(t, record.ExpiresAt)
 		kept := record.ExpiresAt.Sub(record.CreationTime)
 		require.True(t, kept >= 24*time.Hour && kept < 25*time.Hour, kept)
+	})
+}
+
+// TestKeysThatNoServerLetsPass come from a program that calls the handler itself.
+func TestKeysThatNoServerLetsPass(t *testing.T) {
+	each(t, func(t *testing.T, p *place) {
+		var orders orders
+		idempotent, err := idempotency.New(p.open(t), caller, none)
+		require.NoError(t, err)
+		h := idempotent(http.HandlerFunc(orders.place))
+		for _, key := range []string{"a\x7f", "a\x1f", "\"a\n\"", "\"\t\""} {
+			require.Equal(t, http.StatusBadRequest, inside(t, h, key).Code, "%q", key)
+		}
+		require.Zero(t, orders.Load())
+		for _, key := range []string{"k", " k\t", " \"k\" "} {
+			require.Equal(t, http.StatusCreated, inside(t, h, key).Code, "%q", key)
+		}
+		require.EqualValues(t, 1, orders.Load())
 	})
 }
