@@ -78,6 +78,22 @@ func TestUnlockLogsWhatTheRunHasNotTold(t *testing.T) {
 	})
 }
 
+// TestATickThatNeverBegins is released without a word.
+func TestATickThatNeverBegins(t *testing.T) {
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		handle, lines := Logged(d.Mutexes(t, dbmutex.DefaultSettings()))
+		locker, err := NewTickLocker(handle, time.Hour)
+		require.NoError(t, err)
+		j := &job{locker: locker, name: "job", fn: func(context.Context) error { return nil }}
+		for range 2 {
+			lock, err := j.Lock(t.Context(), "job")
+			require.NoError(t, err)
+			require.NoError(t, lock.Unlock(t.Context()))
+		}
+		require.Empty(t, lines)
+	})
+}
+
 // Logged is a handle for which lines get what goes to its logger's Error.
 func Logged(db *dbmutex.DB) (handle *dbmutex.DB, lines chan string) {
 	lines = make(chan string, 100)

@@ -93,7 +93,12 @@ func (j *job) run(ctx context.Context) error {
 		return j.locker.do(ctx, j.name, j.fn)
 	}
 	lock.began = true
-	return lock.held.Do(j.fn)
+	return lock.held.Do(func(ctx context.Context) error {
+		if lease, _ := dbmutex.LeaseFrom(ctx); lease.Lost() { // a *tick does not look
+			return dbmutex.ErrTimeout
+		}
+		return j.fn(ctx)
+	})
 }
 
 // jobLock is a job's gocron.Lock.

@@ -111,11 +111,10 @@ type holding interface {
 }
 
 func (l *Locker) take(ctx context.Context, key string) (holding, error) {
-	db := l.db.WithContext(ctx)
 	if l.every > 0 {
-		return begin(l.once(db, key))
+		return l.begin(ctx, key)
 	}
-	return db.Mutex(key, l.opts...).Acquire()
+	return l.db.WithContext(ctx).Mutex(key, l.opts...).Acquire()
 }
 
 // do runs fn where gocron has not locked.

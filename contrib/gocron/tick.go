@@ -5,8 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"time"
+
+	"github.com/go-co-op/gocron/v2"
 
 	"github.com/gorm-dbmutex/dbmutex"
 )
@@ -39,6 +42,9 @@ const keepAtLeast = time.Hour
 // gocron does not tell a Locker how a run ended. The ticks of gocron's own jobs are recorded even if they have failed, those
 // of NewJob's jobs only if they have succeeded.
 //
+// A tick is kept by a goroutine. A panic there, such as one of a GORM callback, is logged. It is an error of Lock or of the
+// run then, which matches gocron.ErrPanicRecovered.
+//
 // Two ticks may overlap if the first takes longer than the interval. A DB.Mutex in the job keeps them apart.
 //
 // NewTickLocker runs one SELECT. The error is dbmutex.ErrInvalidSettings for an every that is not positive or for settings
@@ -70,16 +76,27 @@ type tick struct {
 	err     error           // what it returned
 }
 
+var errTickBroken = errors.New("dbmutex: an observer or a callback has ended the goroutine that keeps the tick")
+
 // begin returns when the run may begin. Do or Release must end it.
-func begin(once *dbmutex.Once) (*tick, error) {
+func (l *Locker) begin(ctx context.Context, name string) (*tick, error) {
+	once := l.once(l.db.WithContext(ctx), name)
 	t := &tick{outcome: make(chan error, 1), done: make(chan struct{})}
 	began := make(chan context.Context, 1)
 	go func() {
 		defer close(t.done)
+		defer func() { // nobody else could
+			if p := recover(); p != nil {
+				t.err = fmt.Errorf("dbmutex: the tick of %q: %w: %v", name, gocron.ErrPanicRecovered, p)
+				l.db.Logger.Error(ctx, "%v\n%s", t.err, debug.Stack())
+			}
+		}()
+		t.err = errTickBroken
 		t.err = once.Do(func(ctx context.Context) error {
 			began <- ctx
 			err, ended := <-t.outcome
 			if !ended {
+				t.err = nil
 				runtime.Goexit() // Do releases the tick, and logs what goes wrong
 			}
 			return err

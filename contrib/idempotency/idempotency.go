@@ -23,11 +23,13 @@
 // # What is recorded
 //
 // A response is recorded unless it says that the client should try again: with status 401, 403, 408, 409, 425, 429, or 500
-// and more. After one of these a repetition runs the handler again, as it does after a panic.
+// and more. After one of these a repetition runs the handler again, as it does after a panic. So a handler that fails must
+// have done nothing, or have undone it: let its transaction roll back. (Stripe's API replays a 500, too.) A failure that is
+// final, such as a card that was refused, is a response with status 402 or 422.
 //
 // The status, the headers and the body are recorded, up to MaxResponse. Not recorded are Set-Cookie, which may be a secret
 // that has changed, and headers of one connection, such as Date. Headers that other middlewares have set, outside of this
-// one, are sent but not recorded.
+// one, are sent but not recorded. Of a header that both set, the handler's is sent; of Set-Cookie and Vary, both.
 //
 // # What the handler gets
 //
@@ -85,7 +87,8 @@ type Options struct {
 // caller says who sent a request: the user, the account or the API key, as the program's login has found out. Keys belong to
 // their callers: nobody gets the response of another, even with the same key. So put the middleware behind the login. A
 // request with a key for which caller returns "" gets 403. If an API has no callers, return a constant; everybody who knows
-// a key then gets its response.
+// a key then gets its response. The host of a request does not count: if it says whose data is meant, let caller return it,
+// too.
 //
 // No middleware before may read the request's body. The key and the caller are recorded as a hash of both.
 //

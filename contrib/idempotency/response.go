@@ -32,14 +32,15 @@ func (r response) replay(w http.ResponseWriter, fingerprint string) {
 			fmt.Sprintf("The request was carried out, with status %d, but the response was too large to be recorded.", r.Status))
 	default:
 		w.Header().Set("Idempotent-Replayed", "true")
-		(&recorder{r.Header, r.Status, r.Body}).send(w)
+		(&recorder{sent: r.Header, status: r.Status, body: r.Body}).send(w)
 	}
 }
 
 // recorder is an http.ResponseWriter that keeps a response.
 type recorder struct {
 	header http.Header
-	status int // 0: it has not been written
+	sent   http.Header // header when the status was written: later changes do not count
+	status int         // 0: it has not been written
 	body   []byte
 }
 
@@ -53,7 +54,7 @@ func (r *recorder) WriteHeader(status int) {
 	case status < 100 || status > 999:
 		panic(fmt.Sprintf("idempotency: %d is no status", status))
 	case r.status == 0 && status >= http.StatusOK:
-		r.status = status
+		r.status, r.sent = status, r.header.Clone()
 	}
 }
 
@@ -71,16 +72,21 @@ func (r *recorder) code() int {
 
 // send sends the response. The client may have gone.
 func (r *recorder) send(w http.ResponseWriter) {
-	for name, values := range r.header {
+	status := r.code()
+	for name, values := range r.sent {
+		if name == "Set-Cookie" || name == "Vary" { // other middlewares add to them, too
+			values = slices.Concat(w.Header()[name], values)
+		}
 		w.Header()[name] = values
 	}
-	w.WriteHeader(r.code())
+	w.WriteHeader(status)
 	_, _ = w.Write(r.body)
 }
 
 // response is what there is to record.
 func (r *recorder) response(fingerprint string) response {
-	kept, size := r.header.Clone(), len(r.body)
+	status, size := r.code(), len(r.body)
+	kept := r.sent.Clone()
 	for name, values := range kept {
 		if slices.Contains(notRecorded, http.CanonicalHeaderKey(name)) {
 			delete(kept, name)
@@ -89,9 +95,9 @@ func (r *recorder) response(fingerprint string) response {
 		size += len(name) + len(strings.Join(values, ""))
 	}
 	if size > MaxResponse {
-		return response{Fingerprint: fingerprint, Status: r.code(), TooLarge: true}
+		return response{Fingerprint: fingerprint, Status: status, TooLarge: true}
 	}
-	return response{fingerprint, r.code(), kept, r.body, false}
+	return response{fingerprint, status, kept, r.body, false}
 }
 
 // notRecorded are headers that a replay has from its own connection, or must not have.
