@@ -2,10 +2,13 @@ package dbmutex_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"testing"
+	"time"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
 	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 )
 
@@ -20,6 +23,10 @@ var tasks = map[string]testprocess.Task{
 		return compete(db.WithContext(ctx), "child")
 	}),
 	"crowd": testprocess.WithMutexes(crowd),
+	"tick": func(*testdb.Database, io.Reader) error {
+		fmt.Println(dbmutex.Tick("job", noon, time.Minute))
+		return nil
+	},
 	"wait": testprocess.WithMutexes(func(db *dbmutex.DB, _ io.Reader) error {
 		return db.Mutex("job", dbmutex.WithWait(dbmutex.Forever)).Do(nothing)
 	}),

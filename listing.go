@@ -158,7 +158,7 @@ func (db *DB) AllLeases(q LeaseQuery) iter.Seq2[LeaseInfo, error] {
 			}
 			last := leases[len(leases)-1]
 			after := locktable.Row(last.DBMutex)
-			after.LockID = lockIDOf(last.LockID, last.Slot)
+			after.LockID = locktable.SlotID(last.LockID, last.Slot)
 			page.After = &after
 		}
 	}
@@ -262,7 +262,7 @@ func (q LeaseQuery) page() (page locktable.Query, err error) {
 		Which: which, Prefix: q.Prefix, Holder: q.Holder, Order: order, Limit: min(cmp.Or(q.Limit, defaultLeases), mostLeases),
 	}
 	if q.After != "" {
-		page.After = &locktable.Row{LockID: lockIDOf(q.After, q.AfterSlot)}
+		page.After = &locktable.Row{LockID: locktable.SlotID(q.After, q.AfterSlot)}
 	}
 	return page, err
 }
@@ -283,12 +283,4 @@ func leaseInfo(row locktable.Listed) LeaseInfo {
 	info := LeaseInfo{DBMutex: DBMutex(row.Row), Now: row.Now, Left: row.Left}
 	info.LockID, info.Slot = locktable.SplitSlot(row.LockID)
 	return info
-}
-
-// lockIDOf is the lock_id of a mutex, or of a semaphore's slot.
-func lockIDOf(id string, slot int) string {
-	if slot == 0 {
-		return id
-	}
-	return locktable.SlotID(id, slot)
 }

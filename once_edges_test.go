@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"reflect"
 	"strings"
@@ -23,6 +24,7 @@ import (
 
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+	"github.com/gorm-dbmutex/dbmutex/internal/testprocess"
 )
 
 // leaseContext is that of a transaction's lease.
@@ -136,6 +138,37 @@ func TestATransactionThatWasEndedWithinIsNotRecorded(t *testing.T) {
 		require.NoError(t, once.Transaction(func(tx *gorm.DB) error { return tx.Exec(`INSERT INTO effects VALUES (9)`).Error }),
 			"others may try at once")
 		requireDone(t, once)
+	})
+}
+
+func TestARecordWaitsForGuards(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
+		var ended atomic.Bool
+		other := open(t, d)
+		guard := func(ctx context.Context) {
+			ended.Store(false)
+			tx := other.Begin()
+			require.NoError(t, tx.Error)
+			lease, _ := dbmutex.LeaseFrom(ctx)
+			require.NoError(t, lease.Guard(tx))
+			time.AfterFunc(100*time.Millisecond, func() {
+				ended.Store(true)
+				tx.Rollback()
+			})
+		}
+		require.NoError(t, db.Once("done", time.Hour).Do(func(ctx context.Context) error {
+			guard(ctx)
+			return nil
+		}))
+		require.True(t, ended.Load())
+		if !d.OneWriter { // there the guard would wait for the transaction
+			require.NoError(t, db.Once("committed", time.Hour).Transaction(func(tx *gorm.DB) error {
+				guard(leaseContext(tx))
+				return nil
+			}))
+			require.True(t, ended.Load())
+		}
 	})
 }
 
@@ -308,11 +341,16 @@ func TestARecordIsKeptForAsLongAsItShould(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
 		for _, keep := range []time.Duration{time.Minute + 1, 24 * time.Hour, 100 * year, math.MaxInt64} {
-			once := db.Once(keep.String(), keep)
-			require.NoError(t, once.Do(nothing))
-			record := requireDone(t, once)
-			requireLasts(t, keep, record.CreationTime, record.CreationTime.Add(time.Minute), *record.ExpiresAt)
-			require.NoError(t, once.Do(func(context.Context) error { return errWork }))
+			for verb, run := range map[string]func(*dbmutex.Once) error{
+				"Do":          func(once *dbmutex.Once) error { return once.Do(nothing) },
+				"Transaction": func(once *dbmutex.Once) error { return once.Transaction(func(*gorm.DB) error { return nil }) },
+			} {
+				once := db.Once(verb+keep.String(), keep)
+				require.NoError(t, run(once))
+				record := requireDone(t, once)
+				requireLasts(t, keep, record.CreationTime, record.CreationTime.Add(time.Minute), *record.ExpiresAt)
+				require.NoError(t, once.Do(func(context.Context) error { return errWork }))
+			}
 		}
 	})
 }
@@ -396,54 +434,65 @@ func TestTheTableOfOnceMayBeMissing(t *testing.T) {
 	})
 }
 
-func TestASuccessThatTheDatabaseRefusesToRecordMayRunAgain(t *testing.T) {
+// Whatever else may be lost on the way is in internal/faults. There is no way to SQLite, but the end of a context.
+func TestARecordWhoseAnswerIsLostIsItsOwn(t *testing.T) {
+	t.Parallel()
+	db, pool := openFaulty(t, testdb.SQLite(t))
+	var tries *atomic.Int32
+	once := db.Once("job", time.Hour)
+	require.NoError(t, once.Do(func(context.Context) error {
+		tries = pool.after("COMMIT", func() error { return context.DeadlineExceeded })
+		return nil
+	}))
+	require.Greater(t, tries.Load(), int32(1))
+	requireDone(t, once)
+}
+
+func TestForgetSparesARecordThatIsMadeMeanwhile(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
-		refuse := true
-		require.NoError(t, db.Callback().Raw().Before("gorm:raw").Register("refuse", func(tx *gorm.DB) {
-			if refuse && d.Verb(tx.Statement.SQL.String()) == "record" {
-				_ = tx.AddError(errWork)
+		once, other := db.Once("job", time.Hour), open(t, d).Once("job", time.Hour)
+		require.NoError(t, once.Do(nothing))
+		first, again := requireDone(t, once), false
+		require.NoError(t, db.Callback().Raw().Before("gorm:raw").Register("again", func(tx *gorm.DB) {
+			if !again && d.Verb(tx.Statement.SQL.String()) == "release" {
+				again = true
+				require.NoError(t, other.Forget())
+				require.NoError(t, other.Do(nothing))
 			}
 		}))
-		require.NoError(t, db.Callback().Row().Before("gorm:row").Register("refuse", func(tx *gorm.DB) {
-			if refuse && d.Verb(tx.Statement.SQL.String()) == "record" {
-				_ = tx.AddError(errWork)
-			}
-		}))
-		once := db.Once("job", time.Hour)
-		err := once.Do(nothing)
-		require.ErrorIs(t, err, errWork)
-		require.ErrorContains(t, err, `record the success of "job"`)
-		require.NotErrorIs(t, err, dbmutex.ErrTimeout)
-		require.ErrorIs(t, once.Transaction(func(*gorm.DB) error { return nil }), errWork)
-		requireNotDone(t, once)
-		refuse = false
-		require.NoError(t, once.Do(nothing), "it was released")
-		requireDone(t, once)
+		require.NoError(t, once.Forget())
+		require.True(t, again)
+		require.Greater(t, requireDone(t, once).Token, first.Token)
 	})
 }
 
-func TestASuccessThatCannotBeRecordedInTimeIsRecordedLater(t *testing.T) {
+func TestAForgetWhoseAnswerIsLostSparesALaterRecord(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
-		t.Parallel()
-		once := db.Once("job", time.Hour)
-		conn, pool := (func() error)(nil), poolOf(t, db)
-		pool.SetMaxOpenConns(1)
-		err := once.Do(func(ctx context.Context) error {
-			c, err := pool.Conn(ctx)
-			if err == nil {
-				conn = c.Close
-			}
-			return err
+	eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
+		once, other := db.Once("job", time.Hour), open(t, pool.Database).Once("job", time.Hour)
+		require.NoError(t, once.Do(nothing))
+		first := requireDone(t, once)
+		tries := pool.after("release", func() error {
+			require.NoError(t, other.Do(nothing))
+			return io.ErrUnexpectedEOF
 		})
-		require.ErrorContains(t, err, `record the success of "job"`)
-		require.ErrorContains(t, err, "it goes on in the background")
-		require.NoError(t, conn())
-		require.Eventually(t, func() bool {
-			record, err := once.Done()
-			return err == nil && record != nil
-		}, time.Minute, 10*time.Millisecond)
+		require.NoError(t, once.Forget())
+		require.Greater(t, tries.Load(), int32(1))
+		require.Greater(t, requireDone(t, once).Token, first.Token)
+	})
+}
+
+func TestNothingIsLeftOfAResultThatIsForgotten(t *testing.T) {
+	t.Parallel()
+	each(t, func(t *testing.T, db *dbmutex.DB, _ *testdb.Database) {
+		once := db.Once("job", time.Hour)
+		_, err := dbmutex.OnceValue(once, func(context.Context) (int, error) { return 7, nil })
+		require.NoError(t, err)
+		require.NoError(t, once.Forget())
+		var n int64
+		require.NoError(t, db.Model(&dbmutex.DBOnce{}).Where("result IS NOT NULL").Count(&n).Error)
+		require.Zero(t, n)
 	})
 }
 
@@ -604,6 +653,25 @@ func TestARecordIsNotifiedOf(t *testing.T) {
 	require.NoError(t, conn.Close(limited(t)))
 }
 
+func TestARecordThatMayNotNotifyIsMade(t *testing.T) {
+	d := testdb.Postgres(t)
+	out, refused := &logs{}, 0
+	pool := &faultyPool{DB: poolOf(t, open(t, d)), Database: d}
+	pool.refuse = func(statement string) error {
+		if d.Verb(statement) == "record" && strings.Contains(statement, "pg_notify") {
+			refused++
+			return &sqlError{"54000"} // too many notifications in the queue
+		}
+		return nil
+	}
+	db := d.MutexesOn(t, pool, dbmutex.DefaultSettings(), &gorm.Config{Logger: out.logger(logger.Error)})
+	once := db.Once("job", time.Hour)
+	require.NoError(t, once.Do(nothing))
+	requireDone(t, once)
+	require.Equal(t, 1, refused)
+	require.Empty(t, out.String())
+}
+
 func TestObserversAreToldOfOnces(t *testing.T) {
 	t.Parallel()
 	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
@@ -660,9 +728,11 @@ func TestAResultThatIsNoTextIsNotRecorded(t *testing.T) {
 	})
 }
 
+// noon is a tick's time.
+var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.FixedZone("somewhere", 3600))
+
 func TestTickIsTheSameForClocksThatDiffer(t *testing.T) {
 	t.Parallel()
-	noon := time.Date(2026, 3, 1, 12, 0, 0, 0, time.FixedZone("somewhere", 3600))
 	require.Equal(t, "job@2026-03-01T11:00:00Z", dbmutex.Tick("job", noon, time.Minute))
 	for _, off := range []time.Duration{-29 * time.Second, -1, 1, 29 * time.Second} {
 		require.Equal(t, dbmutex.Tick("job", noon, time.Minute), dbmutex.Tick("job", noon.Add(off), time.Minute), off)
@@ -670,6 +740,13 @@ func TestTickIsTheSameForClocksThatDiffer(t *testing.T) {
 	require.NotEqual(t, dbmutex.Tick("job", noon, time.Minute), dbmutex.Tick("job", noon.Add(31*time.Second), time.Minute))
 	for _, every := range []time.Duration{0, -time.Minute} {
 		require.Equal(t, "job@2026-03-01T11:00:00.000000001Z", dbmutex.Tick("job", noon.Add(1), every))
+	}
+}
+
+func TestTickIsTheSameWhereverTheMachineIs(t *testing.T) {
+	for _, zone := range []string{"UTC", "Asia/Tokyo"} {
+		p := testprocess.Start(t, testdb.SQLite(t), "tick", "TZ="+zone)
+		require.Equal(t, "job@2026-03-01T11:00:00Z", p.Line(t), zone)
 	}
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 	"gorm.io/gorm"
+	"gorm.io/gorm/logger"
 
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
@@ -273,7 +274,9 @@ func requireNoRecordSoon(t *testing.T, o *dbmutex.Once) {
 
 func TestOnceThatSomebodyRunsIsHeldForOthers(t *testing.T) {
 	t.Parallel()
-	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
+	testdb.Each(t, func(t *testing.T, d *testdb.Database) {
+		out := &logs{}
+		db := open(t, d, &gorm.Config{Logger: out.logger(logger.Warn)})
 		require.NoError(t, db.Once("run", time.Hour, dbmutex.WithHolder("me")).Do(func(ctx context.Context) error {
 			for _, wait := range []time.Duration{0, 10 * time.Millisecond} {
 				once := open(t, d).Once("run", time.Hour, dbmutex.WithWait(wait))
@@ -287,7 +290,10 @@ func TestOnceThatSomebodyRunsIsHeldForOthers(t *testing.T) {
 			}
 			err := db.WithContext(ctx).Once("run", time.Hour, dbmutex.WithWait(dbmutex.Forever)).Do(nothing)
 			require.ErrorIs(t, err, dbmutex.ErrNotAcquired, "it would wait for itself")
-			return db.Once("run", time.Hour, dbmutex.WithSkipHeld()).Do(func(context.Context) error { return errWork })
+			require.Empty(t, out.String())
+			err = db.Once("run", time.Hour, dbmutex.WithSkipHeld()).Do(func(context.Context) error { return errWork })
+			require.Contains(t, out.String(), `skipped: dbmutex: "run" is held by me`)
+			return err
 		}))
 	})
 }

@@ -476,6 +476,8 @@ func TestItSurvivesACrash(t *testing.T) {
 				CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
 					INSERT INTO commits (setting) VALUES (current_setting('synchronous_commit')); RETURN NULL; END $$;
 				CREATE CONSTRAINT TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON db_mutexes
+					DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION note();
+				CREATE CONSTRAINT TRIGGER note AFTER INSERT OR UPDATE OR DELETE ON db_onces
 					DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION note()`).Error)
 			defer func() {
 				require.NoError(t, db.Exec(`DROP TABLE commits; DROP FUNCTION note() CASCADE`).Error)
@@ -489,13 +491,26 @@ func TestItSurvivesACrash(t *testing.T) {
 			require.NoError(t, lease.Release(), "if a crash undid this, the lock would be held for good")
 			acquire(t, db, "job", dbmutex.WithoutTTL())
 			require.NoError(t, db.Mutex("job").ForceRelease(), "nor this")
-			var got []string
-			require.NoError(t, db.Raw(`SELECT setting FROM commits ORDER BY n`).Scan(&got).Error)
+			noted := func() (got []string) {
+				require.NoError(t, db.Raw(`SELECT setting FROM commits ORDER BY n`).Scan(&got).Error)
+				require.NoError(t, db.Exec(`DELETE FROM commits`).Error)
+				return got
+			}
 			lasting := setting
 			if setting == "off" {
 				lasting = "on"
 			}
-			require.Equal(t, []string{lasting, lasting, setting, lasting, "off", lasting, lasting, lasting, lasting}, got)
+			require.Equal(t, []string{lasting, lasting, setting, lasting, "off", lasting, lasting, lasting, lasting}, noted())
+
+			once := db.Once("job", time.Hour)
+			require.ErrorIs(t, once.Do(func(context.Context) error { return errWork }), errWork)
+			require.Equal(t, []string{lasting, "off"}, noted(), "a run that failed")
+			require.NoError(t, once.Do(nothing))
+			require.NoError(t, once.Forget())
+			require.Equal(t, []string{lasting, lasting, lasting}, noted(), "a record and its end")
+			require.NoError(t, once.Transaction(func(*gorm.DB) error { return nil }))
+			require.Equal(t, []string{lasting, setting}, noted(), "a record that is as durable as the transaction")
+			require.NoError(t, once.Forget())
 		})
 	}
 }

@@ -26,6 +26,9 @@ func (r Record) result() any {
 	return string(r.Result)
 }
 
+// rowOfRecord is lister.row of a table whose records alone have their token.
+const rowOfRecord = `lock_id, holder, lease_id, CASE lease_id WHEN '` + DoneID + `' THEN token ELSE 0 END AS fence`
+
 // pruneRecords is how many rows PruneRecords removes at the most. A lease that ran out stays for an hour, as its work may be
 // late.
 const pruneRecords = 100

@@ -102,3 +102,12 @@ func (p *postgres) releaseMany(on executor, keys []Key, how together) ([]bool, e
 	})
 	return found, err
 }
+
+// textArray is an array of texts as PostgreSQL reads it: not every driver sends a slice.
+func textArray(texts []string) string {
+	quote := strings.NewReplacer(`\`, `\\`, `"`, `\"`)
+	for i, text := range texts {
+		texts[i] = `"` + quote.Replace(text) + `"`
+	}
+	return `{` + strings.Join(texts, `,`) + `}`
+}

@@ -36,7 +36,7 @@ AND id = ANY (ARRAY (SELECT id FROM %s WHERE expires_at <= pg_catalog.now()
 
 func (p *postgres) keepRecords() {
 	p.once.has = true
-	p.lister.row = `lock_id, holder, lease_id, CASE lease_id WHEN '` + DoneID + `' THEN token ELSE 0 END AS fence`
+	p.lister.row = rowOfRecord
 }
 
 func (p *postgres) complete(on executor, k Key, r Record, notify bool) (bool, error) {

@@ -130,8 +130,13 @@ func (t Table) removeSlot(on executor, k Key) (found bool, err error) {
 	return found, err
 }
 
-// SlotID is the lock_id of a semaphore's slot.
-func SlotID(id string, slot int) string { return id + SlotMark + strconv.Itoa(slot) }
+// SlotID is the lock_id of a semaphore's slot, or of a mutex, whose slot is 0.
+func SlotID(id string, slot int) string {
+	if slot == 0 {
+		return id
+	}
+	return id + SlotMark + strconv.Itoa(slot)
+}
 
 // SplitSlot is the id and the slot of a lock_id. The slot of a mutex is 0.
 func SplitSlot(lockID string) (id string, slot int) {

@@ -31,7 +31,7 @@ WHERE lock_id = ? AND ` + done + ` AND expires_at >= ` + sqliteNow,
 
 func (s *sqlite) keepRecords() {
 	s.once.has = true
-	s.lister.row = `lock_id, holder, lease_id, CASE lease_id WHEN '` + DoneID + `' THEN token ELSE 0 END AS fence`
+	s.lister.row = rowOfRecord
 }
 
 func (s *sqlite) complete(on executor, k Key, r Record, _ bool) (bool, error) {
