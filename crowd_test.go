@@ -183,7 +183,8 @@ func TestABadIDFailsNobodyElseOfACrowd(t *testing.T) {
 	combining(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		require.NoError(t, db.Exec(`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
 			$$BEGIN IF NEW.lock_id LIKE 'crowd 1%' THEN RAISE 'never'; END IF; RETURN NEW; END$$`).Error)
-		require.NoError(t, db.Exec(`CREATE TRIGGER refuse BEFORE INSERT ON db_mutexes FOR EACH ROW EXECUTE FUNCTION refuse()`).Error)
+		require.NoError(t, db.Exec(`CREATE TRIGGER refuse BEFORE INSERT ON db_mutexes
+			FOR EACH ROW EXECUTE FUNCTION refuse()`).Error)
 		gather(t, crowdSize)
 		errs := make([]error, crowdSize)
 		atOnce(crowdSize, func(i int) { _, errs[i] = db.Mutex(crowdID(i)).Acquire() })

@@ -5,9 +5,7 @@ import (
 	"database/sql"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 )
 
@@ -82,29 +80,6 @@ type verdict struct {
 // clear says whether the member need not try by itself.
 func (v *verdict) clear() bool { return v.found || v.answer.Token != 0 || v.answer.Held != nil }
 
-// gathering makes calls wait for each other; nil if none do.
-var gathering atomic.Pointer[gather]
-
-type gather struct {
-	prefix  string
-	n, come int // guarded by crowd.mu
-}
-
-// takes says whether a call waits for others.
-func (g *gather) takes(lockID string) bool {
-	return g != nil && g.come < g.n && strings.HasPrefix(lockID, g.prefix)
-}
-
-// Gather is for tests: the next n calls whose lock_id has the prefix run as one statement, once all have come.
-func Gather(prefix string, n int) { gathering.Store(&gather{prefix: prefix, n: n}) }
-
-// Waiting is for tests: how many acquires wait for others.
-func (t Table) Waiting() int {
-	t.crowd.mu.Lock()
-	defer t.crowd.mu.Unlock()
-	return len(t.crowd.kinds[acquireTogether].waiting)
-}
-
 // join counts a call, until leave. It waits for the statement that the call shares with others, if there is one. It waits no
 // longer than a statement may go on after the call's context is done.
 func (t Table) join(ctx context.Context, how together, r Request) (v verdict) {
@@ -150,12 +125,11 @@ func (t Table) enqueue(ctx context.Context, how together, r Request) *member {
 	defer c.mu.Unlock()
 	c.underWay++
 	k := &c.kinds[how]
-	g := gathering.Load()
-	gathers := g.takes(r.LockID)
+	g := gathering.Load().of(c, r.LockID)
 	switch {
 	case !t.inspected.Load(), k.ids[r.LockID], len(k.waiting) >= crowdMost:
 		return nil
-	case gathers:
+	case g != nil:
 	case !k.flying && c.underWay <= crowdAlone && !time.Now().Before(c.crowded):
 		return nil
 	case !k.rests.IsZero():
@@ -164,15 +138,12 @@ func (t Table) enqueue(ctx context.Context, how together, r Request) *member {
 		}
 		k.rests = time.Time{}
 	}
-	m := &member{Request: r, ctx: ctx, table: t, gathered: gathers, done: make(chan struct{})}
+	m := &member{Request: r, ctx: ctx, table: t, gathered: g != nil, done: make(chan struct{})}
 	if k.ids == nil {
 		k.ids = map[string]bool{}
 	}
 	k.waiting, k.ids[r.LockID] = append(k.waiting, m), true
-	if gathers {
-		g.come++
-	}
-	if !k.flying && (!gathers || g.come == g.n) {
+	if g.add(c) && !k.flying {
 		k.flying = true
 		go c.fly(how)
 	}
@@ -197,6 +168,10 @@ func (c *crowd) take(how together) (members []*member) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	k := &c.kinds[how]
+	if gathering.Load().waits(c) {
+		k.flying = false
+		return nil
+	}
 	members, k.waiting = k.waiting, nil
 	clear(k.ids)
 	for _, m := range members {
