@@ -116,3 +116,32 @@ func TestALateRequestOfACrowdRevivesNoLease(t *testing.T) {
 		})
 	}
 }
+
+// What a crowd acquires survives a crash, also if the database commits asynchronously. What it releases need not.
+func TestACrowdSurvivesACrashOfTheServer(t *testing.T) {
+	testdb.EachOf(t, combines, func(t *testing.T, d *testdb.Database) {
+		s := d.NewServer(t, d.Unhurried...)
+		open(t, s.Database())
+		db := s.Database().With(d.AsyncCommit[0], d.AsyncCommit[1]).Registered(t, dbmutex.DefaultSettings())
+		requireFree(t, db, "warm")
+		leases := make([]*dbmutex.Lease, crowdSize)
+		together(t, func(i int) (err error) {
+			leases[i], err = db.Mutex(crowdID(i)).Acquire()
+			return err
+		})
+		crash(t, s)
+		for i := range leases {
+			requireHeldAfterRestart(t, db, crowdID(i))
+		}
+		committing := s.Database().Registered(t, dbmutex.DefaultSettings()) // and waiting for it, if nothing else is said
+		for i := range leases {
+			require.NoError(t, leases[i].Release())
+			leases[i] = acquire(t, committing, crowdID(i))
+		}
+		together(t, func(i int) error { return leases[i].Release() })
+		crash(t, s)
+		for i := range leases {
+			require.NotNil(t, rowAfterRestart(t, committing, crowdID(i)), "its release was lost, which costs a TTL at the most")
+		}
+	})
+}
