@@ -260,6 +260,33 @@ func TestOneOfACrowdThatHasNoConnectionLeavesAtOnce(t *testing.T) {
 	})
 }
 
+// The last who waits for a crowd's next statement may leave before that begins.
+func TestACrowdOfNobodyIsNone(t *testing.T) {
+	combining(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
+		begun, goOn := make(chan struct{}), make(chan struct{})
+		before(t, db, d, "acquire", func(*gorm.DB) {
+			close(begun)
+			<-goOn
+		})
+		gather(t, 2)
+		first := make(chan error, 2)
+		for i := range 2 {
+			go func() { first <- db.Mutex(crowdID(i)).Do(nothing) }()
+		}
+		<-begun
+		ctx, cancel := context.WithCancel(context.Background())
+		left := make(chan error, 1)
+		go func() { left <- db.WithContext(ctx).Mutex("next").Do(nothing) }()
+		awaitMembers(t, db, 1)
+		cancel()
+		require.ErrorIs(t, <-left, context.Canceled)
+		close(goOn)
+		require.NoError(t, <-first)
+		require.NoError(t, <-first)
+		requireNoFlight(t)
+	})
+}
+
 // Handles with one plugin and one pool may have callbacks of their own. Each call runs under those of its handle.
 func TestACrowdHasTheCallbacksOfAll(t *testing.T) {
 	combining(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {

@@ -210,7 +210,7 @@ func (c *crowd) board(members []*member) (aboard []*member) {
 func (c *crowd) fly(how together) {
 	runtime.Gosched() // so that more can come
 	members := c.take(how)
-	if members == nil {
+	if len(members) == 0 {
 		return
 	}
 	start, failed := time.Now(), true
