@@ -1,3 +1,5 @@
+//go:build unix
+
 package faults_test
 
 import (
@@ -142,6 +144,32 @@ func TestACrowdSurvivesACrashOfTheServer(t *testing.T) {
 		crash(t, s)
 		for i := range leases {
 			require.NotNil(t, rowAfterRestart(t, committing, crowdID(i)), "its release was lost, which costs a TTL at the most")
+		}
+	})
+}
+
+func TestACrowdBehindPgBouncer(t *testing.T) {
+	faults.OnCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
+		pooler := c.PgBouncer(t)
+		for _, mode := range []string{"exec", "simple_protocol"} {
+			pooled := openDSN(t, withSetting(pooler, "default_query_exec_mode", mode))
+			asked := questions(t, pooled)
+			requireFree(t, pooled, "warm")
+			asked.Store(0)
+			leases := make([]*dbmutex.Lease, crowdSize)
+			together(t, func(i int) (err error) {
+				leases[i], err = pooled.Mutex(crowdID(i), dbmutex.WithHolder(`\ "it's" {,}`)).Acquire()
+				return err
+			})
+			require.EqualValues(t, 1, asked.Load())
+			require.Equal(t, `\ "it's" {,}`, row(t, db, crowdID(0)).Holder)
+			together(t, func(i int) error { return leases[i].Release() })
+			for range 20 {
+				var settings string
+				require.NoError(t, pooled.Raw(`SELECT current_setting('lock_timeout') || ' ' || current_setting('synchronous_commit')`).
+					Scan(&settings).Error)
+				require.Equal(t, "0 on", settings, "of other clients of the same session")
+			}
 		}
 	})
 }
