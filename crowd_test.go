@@ -60,6 +60,26 @@ func statements(t *testing.T, db *dbmutex.DB, d *testdb.Database, verb string) *
 	return n
 }
 
+// alone gives the mutexes on which a verb was done by statements for one.
+func alone(t *testing.T, db *dbmutex.DB, d *testdb.Database, verb string) func() []string {
+	var mu sync.Mutex
+	var ids []string
+	note := func(tx *gorm.DB) {
+		if text := tx.Statement.SQL.String(); d.Verb(text) == verb && !strings.Contains(text, "ROWS FROM") {
+			mu.Lock()
+			defer mu.Unlock()
+			ids = append(ids, tx.Statement.Vars[0].(string))
+		}
+	}
+	require.NoError(t, db.Callback().Row().Register("alone "+verb, note))
+	require.NoError(t, db.Callback().Raw().Register("alone "+verb, note))
+	return func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		return ids
+	}
+}
+
 // before runs a function before each statement for many of a verb.
 func before(t *testing.T, db *dbmutex.DB, d *testdb.Database, verb string, run func(tx *gorm.DB)) {
 	require.NoError(t, db.Callback().Row().Before("gorm:row").Register("before "+verb, func(tx *gorm.DB) {
@@ -104,6 +124,7 @@ func TestEachOfACrowdHasItsOwnLease(t *testing.T) {
 			for i, lease := range leases {
 				require.NoError(t, errs[i])
 				require.Greater(t, lease.Token(), last[i], "tokens grow")
+				require.True(t, i == 0 || lease.Token() > leases[i-1].Token(), "they are drawn in the order of the ids")
 				last[i], tokens[lease.Token()] = lease.Token(), true
 				is := row(t, db, crowdID(i))
 				require.Equal(t, holder(i), is.Holder)
@@ -135,7 +156,8 @@ func TestEachOfACrowdIsToldWhatBecameOfItsMutex(t *testing.T) {
 		testdb.Expire(t, db, crowdID(2))
 		gather(t, crowdSize)
 		leases, errs := make([]*dbmutex.Lease, crowdSize), make([]error, crowdSize)
-		atOnce(crowdSize, func(i int) { leases[i], errs[i] = db.Mutex(crowdID(i)).Acquire() })
+		own := [crowdSize][]dbmutex.Option{4: {dbmutex.WithoutTTL()}}
+		atOnce(crowdSize, func(i int) { leases[i], errs[i] = db.Mutex(crowdID(i), own[i]...).Acquire() })
 		for i := range crowdSize {
 			if i == 1 || i == 3 {
 				var held *dbmutex.HeldError
@@ -149,6 +171,7 @@ func TestEachOfACrowdIsToldWhatBecameOfItsMutex(t *testing.T) {
 			require.NoError(t, errs[i])
 		}
 		require.Greater(t, leases[2].Token(), crashed.Token(), "it took over")
+		require.Nil(t, row(t, db, crowdID(4)).ExpiresAt)
 		for _, lease := range leases {
 			if lease != nil {
 				require.NoError(t, lease.Release())
@@ -183,7 +206,8 @@ func TestABadIDFailsNobodyElseOfACrowd(t *testing.T) {
 	combining(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		require.NoError(t, db.Exec(`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
 			$$BEGIN IF NEW.lock_id LIKE 'crowd 1%' THEN RAISE 'never'; END IF; RETURN NEW; END$$`).Error)
-		require.NoError(t, db.Exec(`CREATE TRIGGER refuse BEFORE INSERT ON db_mutexes FOR EACH ROW EXECUTE FUNCTION refuse()`).Error)
+		require.NoError(t, db.Exec(`CREATE TRIGGER refuse BEFORE INSERT ON db_mutexes
+			FOR EACH ROW EXECUTE FUNCTION refuse()`).Error)
 		gather(t, crowdSize)
 		errs := make([]error, crowdSize)
 		atOnce(crowdSize, func(i int) { _, errs[i] = db.Mutex(crowdID(i)).Acquire() })
@@ -204,6 +228,7 @@ func TestAPinnedRowDelaysNobodyElseOfACrowd(t *testing.T) {
 		leases := crowdLeases(t, db, crowdSize)
 		pin := db.Begin()
 		require.NoError(t, leases[1].Guard(pin))
+		own := alone(t, db, d, "release")
 		gather(t, crowdSize)
 		others, pinned := make(chan error, crowdSize), make(chan error, 1)
 		for i := range crowdSize {
@@ -222,6 +247,9 @@ func TestAPinnedRowDelaysNobodyElseOfACrowd(t *testing.T) {
 		require.NoError(t, pin.Commit().Error)
 		require.NoError(t, <-pinned)
 		require.Nil(t, row(t, db, crowdID(1)))
+		for _, id := range own() {
+			require.Equal(t, crowdID(1), id, "nobody else had to try again")
+		}
 	})
 }
 
@@ -231,6 +259,8 @@ func TestAStrangersInsertDelaysNobodyElseOfACrowd(t *testing.T) {
 		require.NoError(t, stranger.Exec(`INSERT INTO db_mutexes (lock_id, creation_time, expires_at, holder, lease_id)
 			VALUES (?, now(), now() + interval '1 hour', 'stranger', 'x')`, crowdID(1)).Error)
 		gather(t, crowdSize)
+		ended := make(chan string, 1)
+		after(t, db, d, "acquire", func(tx *gorm.DB) { ended <- codeOf(tx.Error) })
 		others, kept := make(chan error, crowdSize), make(chan error, 1)
 		for i := range crowdSize {
 			go func() {
@@ -246,6 +276,7 @@ func TestAStrangersInsertDelaysNobodyElseOfACrowd(t *testing.T) {
 		}
 		require.NoError(t, stranger.Commit().Error)
 		require.ErrorIs(t, <-kept, dbmutex.ErrNotAcquired)
+		require.Equal(t, "55P03", <-ended, "the server ended the wait: nobody is in doubt")
 	})
 }
 
@@ -304,6 +335,11 @@ func TestOneWhoWaitsForACrowdLeavesAtOnce(t *testing.T) {
 func TestTwoOfACrowdThatWantTheSame(t *testing.T) {
 	combining(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		gather(t, crowdSize)
+		before(t, db, d, "acquire", func(tx *gorm.DB) {
+			if strings.Count(tx.Statement.Vars[0].(string), fmt.Sprint("crowd ", crowdSize-1)) != 1 {
+				t.Error("a statement has each once")
+			}
+		})
 		var got, held atomic.Int32
 		atOnce(crowdSize+3, func(i int) {
 			_, err := db.Mutex(crowdID(min(i, crowdSize-1))).Acquire()
@@ -405,9 +441,6 @@ func TestACrowdKeepsThePromises(t *testing.T) {
 		require.NoError(t, testdb.Taken(db.Gorm).Count(&left).Error)
 		require.Zero(t, left)
 		require.Equal(t, d.Combines, combined.Load() > 0)
-		require.Eventually(t, func() bool {
-			stacks := make([]byte, 1<<20)
-			return !strings.Contains(string(stacks[:runtime.Stack(stacks, true)]), "locktable.(*crowd)")
-		}, time.Minute, 10*time.Millisecond, "no goroutine is left")
+		requireNoFlight(t)
 	})
 }

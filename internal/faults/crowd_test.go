@@ -1,3 +1,5 @@
+//go:build unix
+
 package faults_test
 
 import (
@@ -115,4 +117,59 @@ func TestALateRequestOfACrowdRevivesNoLease(t *testing.T) {
 			}
 		})
 	}
+}
+
+// What a crowd acquires survives a crash, also if the database commits asynchronously. What it releases need not.
+func TestACrowdSurvivesACrashOfTheServer(t *testing.T) {
+	testdb.EachOf(t, combines, func(t *testing.T, d *testdb.Database) {
+		s := d.NewServer(t, d.Unhurried...)
+		open(t, s.Database())
+		db := s.Database().With(d.AsyncCommit[0], d.AsyncCommit[1]).Registered(t, dbmutex.DefaultSettings())
+		requireFree(t, db, "warm")
+		leases := make([]*dbmutex.Lease, crowdSize)
+		together(t, func(i int) (err error) {
+			leases[i], err = db.Mutex(crowdID(i)).Acquire()
+			return err
+		})
+		crash(t, s)
+		for i := range leases {
+			requireHeldAfterRestart(t, db, crowdID(i))
+		}
+		committing := s.Database().Registered(t, dbmutex.DefaultSettings()) // and waiting for it, if nothing else is said
+		for i := range leases {
+			require.NoError(t, leases[i].Release())
+			leases[i] = acquire(t, committing, crowdID(i))
+		}
+		together(t, func(i int) error { return leases[i].Release() })
+		crash(t, s)
+		for i := range leases {
+			require.NotNil(t, rowAfterRestart(t, committing, crowdID(i)), "its release was lost, which costs a TTL at the most")
+		}
+	})
+}
+
+func TestACrowdBehindPgBouncer(t *testing.T) {
+	faults.OnCluster(t, func(t *testing.T, c *testdb.Cluster, db *dbmutex.DB) {
+		pooler := c.PgBouncer(t)
+		for _, mode := range []string{"exec", "simple_protocol"} {
+			pooled := openDSN(t, withSetting(pooler, "default_query_exec_mode", mode))
+			asked := questions(t, pooled)
+			requireFree(t, pooled, "warm")
+			asked.Store(0)
+			leases := make([]*dbmutex.Lease, crowdSize)
+			together(t, func(i int) (err error) {
+				leases[i], err = pooled.Mutex(crowdID(i), dbmutex.WithHolder(`\ "it's" {,}`)).Acquire()
+				return err
+			})
+			require.EqualValues(t, 1, asked.Load())
+			require.Equal(t, `\ "it's" {,}`, row(t, db, crowdID(0)).Holder)
+			together(t, func(i int) error { return leases[i].Release() })
+			for range 20 {
+				var settings string
+				require.NoError(t, pooled.Raw(`SELECT current_setting('lock_timeout') || ' ' || current_setting('synchronous_commit')`).
+					Scan(&settings).Error)
+				require.Equal(t, "0 on", settings, "of other clients of the same session")
+			}
+		}
+	})
 }

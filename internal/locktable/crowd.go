@@ -5,10 +5,10 @@ import (
 	"database/sql"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
+
+	"gorm.io/gorm"
 )
 
 // The policy of a crowd: docs/architecture.md has what was measured.
@@ -67,8 +67,10 @@ type member struct {
 	ctx      context.Context
 	table    Table
 	gathered bool // by Gather
-	taken    bool // a statement has it; guarded by crowd.mu
+	aboard   bool // a statement under way has it; guarded by crowd.mu
+	gone     bool // it waits no more; guarded by crowd.mu
 	done     chan struct{}
+	draft    verdict // the statement's, until all have theirs
 	verdict
 }
 
@@ -81,29 +83,6 @@ type verdict struct {
 
 // clear says whether the member need not try by itself.
 func (v *verdict) clear() bool { return v.found || v.answer.Token != 0 || v.answer.Held != nil }
-
-// gathering makes calls wait for each other; nil if none do.
-var gathering atomic.Pointer[gather]
-
-type gather struct {
-	prefix  string
-	n, come int // guarded by crowd.mu
-}
-
-// takes says whether a call waits for others.
-func (g *gather) takes(lockID string) bool {
-	return g != nil && g.come < g.n && strings.HasPrefix(lockID, g.prefix)
-}
-
-// Gather is for tests: the next n calls whose lock_id has the prefix run as one statement, once all have come.
-func Gather(prefix string, n int) { gathering.Store(&gather{prefix: prefix, n: n}) }
-
-// Waiting is for tests: how many acquires wait for others.
-func (t Table) Waiting() int {
-	t.crowd.mu.Lock()
-	defer t.crowd.mu.Unlock()
-	return len(t.crowd.kinds[acquireTogether].waiting)
-}
 
 // join counts a call, until leave. It waits for the statement that the call shares with others, if there is one. It waits no
 // longer than a statement may go on after the call's context is done.
@@ -143,6 +122,12 @@ func (t Table) combines() bool {
 	return t.combining != nil && plain
 }
 
+// likens says whether statements of this handle run under the same callbacks and limit as those of another one.
+func (t Table) likens(other Table) bool {
+	a, b := gorm.DB{Config: t.config}, gorm.DB{Config: other.config}
+	return a.Callback() == b.Callback() && a.DefaultContextTimeout == b.DefaultContextTimeout
+}
+
 // enqueue makes a call a member, or returns nil if it is to run by itself.
 func (t Table) enqueue(ctx context.Context, how together, r Request) *member {
 	c := &t.crowd
@@ -150,12 +135,13 @@ func (t Table) enqueue(ctx context.Context, how together, r Request) *member {
 	defer c.mu.Unlock()
 	c.underWay++
 	k := &c.kinds[how]
-	g := gathering.Load()
-	gathers := g.takes(r.LockID)
+	g := gathering.Load().of(c, r.LockID)
 	switch {
 	case !t.inspected.Load(), k.ids[r.LockID], len(k.waiting) >= crowdMost:
 		return nil
-	case gathers:
+	case len(k.waiting) > 0 && !t.likens(k.waiting[0].table):
+		return nil
+	case g != nil:
 	case !k.flying && c.underWay <= crowdAlone && !time.Now().Before(c.crowded):
 		return nil
 	case !k.rests.IsZero():
@@ -164,31 +150,31 @@ func (t Table) enqueue(ctx context.Context, how together, r Request) *member {
 		}
 		k.rests = time.Time{}
 	}
-	m := &member{Request: r, ctx: ctx, table: t, gathered: gathers, done: make(chan struct{})}
+	m := &member{Request: r, ctx: ctx, table: t, gathered: g != nil, done: make(chan struct{})}
 	if k.ids == nil {
 		k.ids = map[string]bool{}
 	}
 	k.waiting, k.ids[r.LockID] = append(k.waiting, m), true
-	if gathers {
-		g.come++
-	}
-	if !k.flying && (!gathers || g.come == g.n) {
+	if g.add(c) && !k.flying {
 		k.flying = true
 		go c.fly(how)
 	}
 	return m
 }
 
-// withdraw takes a member back, unless a statement has it.
+// withdraw takes a member back, unless a statement under way has it.
 func (c *crowd) withdraw(how together, m *member) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	k := &c.kinds[how]
-	if m.taken {
+	if m.aboard {
 		return false
 	}
-	k.waiting = slices.DeleteFunc(k.waiting, func(other *member) bool { return other == m })
-	delete(k.ids, m.LockID)
+	m.gone = true
+	if i := slices.Index(k.waiting, m); i >= 0 {
+		k.waiting = slices.Delete(k.waiting, i, i+1)
+		delete(k.ids, m.LockID)
+	}
 	return true
 }
 
@@ -197,37 +183,60 @@ func (c *crowd) take(how together) (members []*member) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	k := &c.kinds[how]
+	if gathering.Load().waits(c) {
+		k.flying = false
+		return nil
+	}
 	members, k.waiting = k.waiting, nil
 	clear(k.ids)
-	for _, m := range members {
-		m.taken = true
-	}
 	k.flying = len(members) > 0
 	return members
 }
 
-// fly runs a statement for those that wait, and sees to the next one. If a callback of GORM's panics, or ends the goroutine,
-// the members run it again by themselves.
+// board gives those who still wait, now that there is a connection for their statement.
+func (c *crowd) board(members []*member) (aboard []*member) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, m := range members {
+		if m.aboard = !m.gone; m.aboard {
+			aboard = append(aboard, m)
+		}
+	}
+	return aboard
+}
+
+// fly runs a statement for those that wait, and sees to the next one. If a callback of GORM's panics, ends the goroutine or
+// hangs, the members run it again by themselves.
 func (c *crowd) fly(how together) {
 	runtime.Gosched() // so that more can come
 	members := c.take(how)
-	if members == nil {
+	if len(members) == 0 {
 		return
 	}
 	start, failed := time.Now(), true
 	paid := members[0].gathered || c.pays(len(members))
-	defer func() {
-		_ = recover()
+	var once sync.Once
+	land := func(hangs bool) {
 		if paid {
-			c.landed(how, start, failed)
+			c.landed(how, start, hangs || failed)
 		}
 		for _, m := range members {
+			if m.verdict.doubt = hangs; !hangs {
+				m.verdict = m.draft
+			}
 			close(m.done)
 		}
 		go c.fly(how)
+	}
+	defer func() {
+		_ = recover()
+		once.Do(func() { land(false) })
 	}()
 	if paid {
-		failed = !carry(how, members)
+		limit := members[0].table.limit(how)
+		late := time.AfterFunc(limit+grace, func() { once.Do(func() { land(true) }) })
+		defer late.Stop()
+		failed = !carry(how, members, limit)
 	}
 }
 
@@ -254,48 +263,48 @@ func (c *crowd) landed(how together, start time.Time, failed bool) {
 	c.crowded = now.Add(now.Sub(start))
 }
 
-// carry runs a statement under the context and the logger of its first member. It says whether that was of use.
-func carry(how together, members []*member) (done bool) {
-	limit := Limit
-	if how != acquireTogether { // a release has Limit in all, also behind a statement for others
-		limit = grace
+// limit is how long a statement for many may take. A release has Limit in all, also behind a statement for others.
+func (t Table) limit(how together) time.Duration {
+	switch own := t.config.DefaultContextTimeout; {
+	case how != acquireTogether:
+		return grace
+	case own > 0:
+		return min(own, Limit)
 	}
+	return Limit
+}
+
+// carry runs a statement under the context and the logger of its first member. It says whether that was of use.
+func carry(how together, members []*member, limit time.Duration) (useful bool) {
 	t := members[0].table
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(members[0].ctx), limit)
 	defer cancel()
 	doubt := true
 	defer func() {
 		for _, m := range members {
-			m.doubt = doubt
+			m.draft.doubt = doubt
 		}
 	}()
 	err := t.tryOnce(ctx, func(on executor) (err error) {
 		if err := t.look(on); err != nil {
 			return err
 		}
+		aboard := t.crowd.board(members)
+		if len(aboard) == 0 {
+			return nil
+		}
 		on = on.hushing(failures)
 		if how == acquireTogether {
-			return acquireFor(on, t, members)
+			return acquireFor(on, t, aboard)
 		}
-		keys := make([]Key, len(members))
-		for i, m := range members {
-			keys[i] = m.Key
-		}
-		found, err := t.releaseMany(on, keys, how)
-		if err != nil {
-			return err
-		}
-		for i, m := range members {
-			m.found = found[i]
-		}
-		return nil
+		return releaseFor(on, t, aboard, how)
 	})
 	f := failure(-1)
 	if err != nil {
 		f = t.failureOf(err)
 	}
 	doubt = f == unknown || f == unread
-	return err == nil
+	return slices.ContainsFunc(members, func(m *member) bool { return m.draft.clear() })
 }
 
 func acquireFor(on executor, t Table, members []*member) error {
@@ -309,8 +318,23 @@ func acquireFor(on executor, t Table, members []*member) error {
 		return err
 	}
 	for i, m := range members {
-		m.answer = answers[i]
-		m.answer.Start = start
+		m.draft.answer = answers[i]
+		m.draft.answer.Start = start
+	}
+	return nil
+}
+
+func releaseFor(on executor, t Table, members []*member, how together) error {
+	keys := make([]Key, len(members))
+	for i, m := range members {
+		keys[i] = m.Key
+	}
+	found, err := t.releaseMany(on, keys, how)
+	if err != nil {
+		return err
+	}
+	for i, m := range members {
+		m.draft.found = found[i]
 	}
 	return nil
 }

@@ -51,8 +51,11 @@ func (p *postgres) acquireMany(on executor, requests []Request) ([]Answer, error
 		if err := rows.Scan(&lease, &token, &other); err != nil {
 			return err
 		}
-		i := at[lease]
-		if token != 0 {
+		i, known := at[lease]
+		switch {
+		case !known: // a trigger's
+			return nil
+		case token != 0:
 			answers[i] = Answer{Token: token}
 			return nil
 		}
@@ -65,14 +68,15 @@ func (p *postgres) acquireMany(on executor, requests []Request) ([]Answer, error
 	return answers, err
 }
 
-// newReleaseManySQL are releaseSQL for many. SKIP LOCKED passes a row that somebody pins.
+// newReleaseManySQL are releaseSQL for many. SKIP LOCKED passes a row that somebody pins. ONLY is for a table's partitions:
+// their rows may have the same ctid, so that they are released one by one.
 func newReleaseManySQL(table, async, released string) map[together]string {
 	release := func(condition, effect string) string {
-		return `DELETE FROM ` + table + ` WHERE ctid = ANY (ARRAY (
+		return `DELETE FROM ONLY ` + table + ` WHERE ctid = ANY (ARRAY (
 	SELECT m.place FROM ROWS FROM (pg_catalog.unnest((SELECT $1::text[])), pg_catalog.unnest((SELECT $2::text[])))
 		AS q (id, lease)
 	CROSS JOIN LATERAL (
-		SELECT ctid AS place FROM ` + table + ` WHERE lock_id = q.id AND lease_id = q.lease` + condition + `
+		SELECT ctid AS place FROM ONLY ` + table + ` WHERE lock_id = q.id AND lease_id = q.lease` + condition + `
 		LIMIT 1 FOR UPDATE SKIP LOCKED) AS m))
 RETURNING lease_id::text, ` + effect
 	}
@@ -95,8 +99,8 @@ func (p *postgres) releaseMany(on executor, keys []Key, how together) ([]bool, e
 	err := on.queryAll(p.releaseManySQL[how], []any{textArray(ids), textArray(leases)}, func(rows *sql.Rows) error {
 		var lease string
 		err := rows.Scan(&lease, new(bool))
-		if err == nil {
-			found[at[lease]] = true
+		if i, known := at[lease]; err == nil && known {
+			found[i] = true
 		}
 		return err
 	})
