@@ -83,7 +83,7 @@ func alone(t *testing.T, db *dbmutex.DB, d *testdb.Database, verb string) func()
 // before runs a function before each statement for many of a verb.
 func before(t *testing.T, db *dbmutex.DB, d *testdb.Database, verb string, run func(tx *gorm.DB)) {
 	require.NoError(t, db.Callback().Row().Before("gorm:row").Register("before "+verb, func(tx *gorm.DB) {
-		if text := tx.Statement.SQL.String(); d.Verb(text) == verb && strings.Contains(text, "ROWS FROM") {
+		if text := tx.Statement.SQL.String(); d.Verb(text) == verb && strings.Contains(text, d.Shared) {
 			run(tx)
 		}
 	}))
@@ -96,9 +96,19 @@ func awaitMembers(t *testing.T, db *dbmutex.DB, n int) {
 
 const crowdSize = 6
 
+// manyWriters are databases where a row may be pinned while others are written.
+func manyWriters(k *testdb.Kind) bool { return !k.OneWriter }
+
 // combining runs a test on the databases on which calls are combined. The table has been looked at.
 func combining(t *testing.T, test func(t *testing.T, db *dbmutex.DB, d *testdb.Database)) {
-	testdb.EachOf(t, func(k *testdb.Kind) bool { return k.Combines }, func(t *testing.T, d *testdb.Database) {
+	combiningOf(t, func(*testdb.Kind) bool { return true }, test)
+}
+
+// combiningOf is combining on some of them.
+func combiningOf(
+	t *testing.T, wanted func(*testdb.Kind) bool, test func(t *testing.T, db *dbmutex.DB, d *testdb.Database),
+) {
+	testdb.EachOf(t, func(k *testdb.Kind) bool { return k.Combines && wanted(k) }, func(t *testing.T, d *testdb.Database) {
 		db := open(t, d)
 		requireFree(t, db, "warm")
 		test(t, db, d)
@@ -204,10 +214,9 @@ func TestACrowdReleasesItsOwnLeasesAlone(t *testing.T) {
 // What the database refuses one of a crowd fails nobody else.
 func TestABadIDFailsNobodyElseOfACrowd(t *testing.T) {
 	combining(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
-		require.NoError(t, db.Exec(`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
-			$$BEGIN IF NEW.lock_id LIKE 'crowd 1%' THEN RAISE 'never'; END IF; RETURN NEW; END$$`).Error)
-		require.NoError(t, db.Exec(`CREATE TRIGGER refuse BEFORE INSERT ON db_mutexes
-			FOR EACH ROW EXECUTE FUNCTION refuse()`).Error)
+		for _, statement := range d.RefuseOne {
+			require.NoError(t, db.Exec(statement).Error)
+		}
 		gather(t, crowdSize)
 		errs := make([]error, crowdSize)
 		atOnce(crowdSize, func(i int) { _, errs[i] = db.Mutex(crowdID(i)).Acquire() })
@@ -224,7 +233,7 @@ func TestABadIDFailsNobodyElseOfACrowd(t *testing.T) {
 }
 
 func TestAPinnedRowDelaysNobodyElseOfACrowd(t *testing.T) {
-	combining(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
+	combiningOf(t, manyWriters, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		leases := crowdLeases(t, db, crowdSize)
 		pin := db.Begin()
 		require.NoError(t, leases[1].Guard(pin))
@@ -254,7 +263,7 @@ func TestAPinnedRowDelaysNobodyElseOfACrowd(t *testing.T) {
 }
 
 func TestAStrangersInsertDelaysNobodyElseOfACrowd(t *testing.T) {
-	combining(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
+	combiningOf(t, manyWriters, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		stranger := db.Begin()
 		require.NoError(t, stranger.Exec(`INSERT INTO db_mutexes (lock_id, creation_time, expires_at, holder, lease_id)
 			VALUES (?, now(), now() + interval '1 hour', 'stranger', 'x')`, crowdID(1)).Error)
@@ -277,6 +286,53 @@ func TestAStrangersInsertDelaysNobodyElseOfACrowd(t *testing.T) {
 		require.NoError(t, stranger.Commit().Error)
 		require.ErrorIs(t, <-kept, dbmutex.ErrNotAcquired)
 		require.Equal(t, "55P03", <-ended, "the server ended the wait: nobody is in doubt")
+	})
+}
+
+// Who is refused needs no writer to end; who is not waits for it as if alone.
+func TestAWriterDelaysNobodyWhoIsRefusedInACrowd(t *testing.T) {
+	oneWriter := func(k *testdb.Kind) bool { return k.OneWriter }
+	combiningOf(t, oneWriter, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
+		leases := map[int]*dbmutex.Lease{1: acquire(t, db, crowdID(1)), 3: acquire(t, db, crowdID(3))}
+		letGo := d.Hang(t)
+		gather(t, crowdSize)
+		refused, others := make(chan error, crowdSize), make(chan error, crowdSize)
+		for i := range crowdSize {
+			go func() {
+				if _, err := db.Mutex(crowdID(i)).Acquire(); leases[i] != nil {
+					refused <- err
+				} else {
+					others <- err
+				}
+			}()
+		}
+		for range leases {
+			require.ErrorIs(t, <-refused, dbmutex.ErrNotAcquired, "while the writer goes on")
+		}
+		require.Empty(t, others)
+		letGo()
+		for range crowdSize - len(leases) {
+			require.NoError(t, <-others)
+		}
+		for i := range crowdSize {
+			require.NotNil(t, row(t, db, crowdID(i)))
+		}
+
+		letGo = d.Hang(t)
+		gather(t, len(leases))
+		released := make(chan error, len(leases))
+		for _, lease := range leases {
+			go func() { released <- lease.Release() }()
+		}
+		time.Sleep(300 * time.Millisecond) // the statement for both is locked out
+		require.Empty(t, released)
+		letGo()
+		for range leases {
+			require.NoError(t, <-released)
+		}
+		for i := range leases {
+			require.Nil(t, row(t, db, crowdID(i)))
+		}
 	})
 }
 
@@ -311,6 +367,35 @@ func TestOneOfACrowdThatLeavesTakesNobodyAlong(t *testing.T) {
 		require.Nil(t, row(t, db, crowdID(0)), "what it won is gone")
 		require.Equal(t, 1, flights)
 		require.EqualValues(t, 1, acquires.Load(), "nobody had to try again")
+	})
+}
+
+// A statement that goes on for long after one of its members has left.
+func TestOneWhoLeavesASlowCrowdLeavesNoLease(t *testing.T) {
+	combining(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
+		gather(t, crowdSize)
+		ctx, cancel := context.WithCancel(context.Background())
+		before(t, db, d, "acquire", func(*gorm.DB) {
+			cancel()
+			time.Sleep(1200 * time.Millisecond)
+		})
+		errs := make([]error, crowdSize)
+		atOnce(crowdSize, func(i int) {
+			own := db
+			if i == 1 {
+				own = db.WithContext(ctx)
+			}
+			_, errs[i] = own.Mutex(crowdID(i)).Acquire()
+		})
+		for i, err := range errs {
+			if i == 1 {
+				require.ErrorIs(t, err, context.Canceled)
+				continue
+			}
+			require.NoError(t, err)
+			require.NotNil(t, row(t, db, crowdID(i)))
+		}
+		require.Eventually(t, func() bool { return row(t, db, crowdID(1)) == nil }, time.Minute, 10*time.Millisecond)
 	})
 }
 
@@ -371,7 +456,9 @@ func TestAFewCallsAreNotCombined(t *testing.T) {
 				}
 			}
 		})
-		require.NotContains(t, out.String(), "ROWS FROM")
+		if d.Combines {
+			require.NotContains(t, out.String(), d.Shared)
+		}
 	})
 }
 

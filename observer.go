@@ -18,8 +18,8 @@ import (
 // statements and for its AcquireEnded. Those of LeaseBegan are for the work's context and for the later events of the lease.
 // What Observe returns for other events is ignored.
 //
-// On PostgreSQL the acquires, or releases, of many goroutines may share a statement. It is in the log, and in a trace, once:
-// with the logger and the context's values of the first of them.
+// On PostgreSQL and SQLite the acquires, or releases, of many goroutines may share a statement. It is in the log, and in a
+// trace, once: with the logger and the context's values of the first of them.
 type Observer interface {
 	Observe(ctx context.Context, e Event) context.Context
 }

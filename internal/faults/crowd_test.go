@@ -23,8 +23,8 @@ const crowdSize = 4
 
 func crowdID(i int) string { return fmt.Sprint("crowd ", i) }
 
-// combines is for databases on which calls share statements.
-func combines(k *testdb.Kind) bool { return k.Combines }
+// combines is for databases on a network on which calls share statements.
+func combines(k *testdb.Kind) bool { return k.Combines && k.Remote }
 
 // together makes calls that share one statement, if that is their first.
 func together(t *testing.T, call func(i int) error) {

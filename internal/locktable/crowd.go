@@ -13,8 +13,6 @@ import (
 
 // The policy of a crowd: docs/architecture.md has what was measured.
 const (
-	// crowdAlone is how many calls run by themselves, while no statement for many is under way.
-	crowdAlone = 8
 	// crowdLeast is the smallest number of calls that a statement for many is worth.
 	crowdLeast = 2
 	// crowdMost is the greatest one. More calls run by themselves.
@@ -26,6 +24,8 @@ const (
 
 // combining is a dialect that can do in one statement for many calls what it does for one.
 type combining interface {
+	// alone is how many calls on a table run by themselves, while no statement for many is under way.
+	alone() int
 	// acquireMany is acquire for requests that have different lock_ids and no slots. It waits for nobody's transaction longer
 	// than a moment. An answer that has neither a token nor a lease in the way says nothing: the request is to be tried by
 	// itself.
@@ -99,6 +99,10 @@ func (t Table) join(ctx context.Context, how together, r Request) (v verdict) {
 	if t.crowd.withdraw(how, m) {
 		return verdict{}
 	}
+	if t.remote == nil { // nothing comes after the statement's end, which carry sees to
+		<-m.done
+		return m.verdict
+	}
 	timer := time.NewTimer(grace)
 	defer timer.Stop()
 	select {
@@ -142,7 +146,7 @@ func (t Table) enqueue(ctx context.Context, how together, r Request) *member {
 	case len(k.waiting) > 0 && !t.likens(k.waiting[0].table):
 		return nil
 	case g != nil:
-	case !k.flying && c.underWay <= crowdAlone && !time.Now().Before(c.crowded):
+	case !k.flying && c.underWay <= t.alone() && !time.Now().Before(c.crowded):
 		return nil
 	case !k.rests.IsZero():
 		if time.Now().Before(k.rests) {
@@ -214,7 +218,7 @@ func (c *crowd) fly(how together) {
 		return
 	}
 	start, failed := time.Now(), true
-	paid := members[0].gathered || c.pays(len(members))
+	paid := members[0].gathered || c.pays(len(members), members[0].table.alone())
 	var once sync.Once
 	land := func(hangs bool) {
 		if paid {
@@ -240,11 +244,11 @@ func (c *crowd) fly(how together) {
 	}
 }
 
-// pays says whether a statement for so many is worth it. If not, they run by themselves.
-func (c *crowd) pays(members int) bool {
+// pays says whether a statement for so many is worth it. If not, they run by themselves, as up to alone do.
+func (c *crowd) pays(members, alone int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	pays := members >= crowdLeast && c.underWay > crowdAlone
+	pays := members >= crowdLeast && c.underWay > alone
 	if !pays {
 		c.crowded = time.Time{}
 	}
@@ -263,10 +267,11 @@ func (c *crowd) landed(how together, start time.Time, failed bool) {
 	c.crowded = now.Add(now.Sub(start))
 }
 
-// limit is how long a statement for many may take. A release has Limit in all, also behind a statement for others.
+// limit is how long a statement for many may take. A release has Limit in all, also behind a statement for others; and who
+// leaves may have to wait for the statement's end.
 func (t Table) limit(how together) time.Duration {
 	switch own := t.config.DefaultContextTimeout; {
-	case how != acquireTogether:
+	case how != acquireTogether, t.remote == nil:
 		return grace
 	case own > 0:
 		return min(own, Limit)

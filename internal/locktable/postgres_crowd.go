@@ -32,6 +32,8 @@ SELECT lease_id::text, token, '' FROM made
 UNION ALL SELECT asking, 0, ` + leaseJSON + ` FROM other WHERE lock_id IS NOT NULL`
 }
 
+func (p *postgres) alone() int { return 8 }
+
 func (p *postgres) acquireMany(on executor, requests []Request) ([]Answer, error) {
 	ids, leases := make([]string, len(requests)), make([]string, len(requests))
 	ttls, holders := make([]string, len(requests)), make([]string, len(requests))

@@ -19,6 +19,7 @@ type sqlite struct {
 	lookSQL, acquireSQL, renewSQL, releaseSQL, leaveSQL, guardSQL, rowSQL string
 	lister                                                                *lister
 	once                                                                  sqliteOnce
+	crowd                                                                 sqliteCrowd
 }
 
 const (
@@ -32,11 +33,13 @@ func newSQLite(name, table string) *sqlite {
 	const times = `CAST(creation_time AS text), CAST(expires_at AS text)`
 	const expiry = `strftime(` + form + `, 'now', ?)` // NULL for a modifier that is NULL
 	const owned = ` WHERE lock_id = ? AND lease_id = ?`
+	const looked = `holder, ` + times + `, lease_id, expires_at < ` + now + `,
+	CAST((julianday(expires_at) - julianday('now')) * 86400000 AS INTEGER)`
 	return &sqlite{
 		name: name, table: table, lister: newSQLiteLister(table), once: newSQLiteOnce(table, times),
+		crowd: newSQLiteCrowd(table, looked),
 		// A SELECT first, as an INSERT takes the file's write lock even if it inserts nothing.
-		lookSQL: `SELECT holder, ` + times + `, lease_id, expires_at < ` + now + `,
-	CAST((julianday(expires_at) - julianday('now')) * 86400000 AS INTEGER) FROM ` + table + ` WHERE lock_id = ?`,
+		lookSQL: `SELECT ` + looked + ` FROM ` + table + ` WHERE lock_id = ?`,
 		// OR REPLACE takes over a row that has expired, or that bears this lease's own id because the outcome of an
 		// earlier try was lost. It always draws a new AUTOINCREMENT id, which grows as the file has one writer. If there is
 		// another row than the one that lookSQL has seen, it is looked at again.
@@ -93,20 +96,34 @@ func (s *sqlite) acquire(on executor, r Request) (a Answer, err error) {
 
 // look reads the row that is there, if any.
 func (s *sqlite) look(on executor, r Request, a *Answer) error {
-	var since string
-	var expires sql.NullString
-	var ended sql.NullBool
-	var left sql.NullInt64
+	var l sqliteLooked
 	row := &Row{LockID: r.LockID}
-	found, err := on.queryOne(s.lookSQL, []any{r.LockID}, &row.Holder, &since, &expires, &row.LeaseID, &ended, &left)
+	found, err := on.queryOne(s.lookSQL, []any{r.LockID}, l.dest(row)...)
 	if *a = (Answer{}); err != nil || !found {
 		return err
 	}
-	if err := row.setTimes(since, expires); err != nil {
-		return err
+	*a, err = l.answer(row)
+	return err
+}
+
+// sqliteLooked is what lookSQL says beside a row.
+type sqliteLooked struct {
+	since   string
+	expires sql.NullString
+	ended   sql.NullBool
+	left    sql.NullInt64
+}
+
+// dest is where to scan its columns.
+func (l *sqliteLooked) dest(row *Row) []any {
+	return []any{&row.Holder, &l.since, &l.expires, &row.LeaseID, &l.ended, &l.left}
+}
+
+func (l *sqliteLooked) answer(row *Row) (Answer, error) {
+	if err := row.setTimes(l.since, l.expires); err != nil {
+		return Answer{}, err
 	}
-	*a = Answer{Held: row, Left: time.Duration(left.Int64) * time.Millisecond, Ended: ended.Bool}
-	return nil
+	return Answer{Held: row, Left: time.Duration(l.left.Int64) * time.Millisecond, Ended: l.ended.Bool}, nil
 }
 
 // setTimes reads times as SQLite has them.

@@ -37,6 +37,7 @@ var postgresKind = &Kind{
 	past:          `clock_timestamp() - interval '1 second'`,
 	Migrating:     `SELECT pg_advisory_xact_lock(x'64626d75746578'::bigint)`,
 	Combines:      true,
+	Shared:        `ROWS FROM`,
 	verbs: map[string]*regexp.Regexp{
 		"acquire": regexp.MustCompile(`^WITH (other|stale) AS`),
 		"renew":   regexp.MustCompile(`^UPDATE \S+ SET expires_at = `),
@@ -80,6 +81,11 @@ var postgresKind = &Kind{
 	Refuse: []string{
 		`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN RAISE 'never' USING ERRCODE = '0A000'; END$$`,
 		`CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON db_mutexes EXECUTE FUNCTION refuse()`,
+	},
+	RefuseOne: []string{
+		`CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS
+$$BEGIN IF NEW.lock_id LIKE 'crowd 1%' THEN RAISE 'never'; END IF; RETURN NEW; END$$`,
+		`CREATE TRIGGER refuse BEFORE INSERT ON db_mutexes FOR EACH ROW EXECUTE FUNCTION refuse()`,
 	},
 	Delay: []string{
 		`CREATE FUNCTION delay() RETURNS trigger LANGUAGE plpgsql AS $$BEGIN PERFORM pg_sleep(0.2); RETURN NEW; END$$`,

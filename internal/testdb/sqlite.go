@@ -18,12 +18,14 @@ var sqliteKind = &Kind{
 	Name:        "sqlite",
 	OneWriter:   true,
 	KeepsTokens: true,
+	Combines:    true,
+	Shared:      `(VALUES `,
 	dialector:   func(dsn string) gorm.Dialector { return SQLiteDialector(dsn) },
 	on:          func(pool gorm.ConnPool) gorm.Dialector { return &sqlite.Dialector{Conn: pool} },
 	past:        `strftime('%Y-%m-%d %H:%M:%f', 'now', '-1 second')`,
 	Migrating:   `CREATE TABLE made (id integer)`,
 	verbs: map[string]*regexp.Regexp{
-		"acquire": regexp.MustCompile(`^INSERT OR REPLACE`),
+		"acquire": regexp.MustCompile(`^INSERT (OR REPLACE )?INTO \S+ \(lock_id, creation_time, .*\)\nSELECT`),
 		"renew":   regexp.MustCompile(`^UPDATE \S+ SET expires_at = `),
 		"release": regexp.MustCompile(`^DELETE FROM|^UPDATE \S+ SET lease_id = '-'`),
 		"record":  regexp.MustCompile(`^UPDATE \S+ SET lease_id = 'done'`),
@@ -36,6 +38,8 @@ var sqliteKind = &Kind{
 	hang:       `DELETE FROM db_mutexes WHERE false`, // it takes the write lock
 	Written:    `PRAGMA data_version`,
 	Refuse:     []string{`CREATE TRIGGER refuse BEFORE INSERT ON db_mutexes BEGIN SELECT RAISE(ABORT, 'never'); END`},
+	RefuseOne: []string{`CREATE TRIGGER refuse BEFORE INSERT ON db_mutexes WHEN NEW.lock_id LIKE 'crowd 1%'
+BEGIN SELECT RAISE(ABORT, 'never'); END`},
 }
 
 func init() { sqliteKind.fresh = SQLite }

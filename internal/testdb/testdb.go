@@ -56,6 +56,8 @@ type Kind struct {
 	Remote bool
 	// Combines: what many goroutines do with mutexes at once may be one statement.
 	Combines bool
+	// Shared stands in the text of such a statement.
+	Shared string
 	// OneWriter: a transaction that has written keeps everybody else from writing.
 	OneWriter bool
 	// DropsLeftOpen: the usual driver closes a connection that comes back to the pool within a transaction.
@@ -77,6 +79,8 @@ type Kind struct {
 
 	// Refuse are statements that make a table with one row refuse that the row's mutex is acquired, with the error "never".
 	Refuse []string
+	// RefuseOne are statements that make it refuse every mutex whose id begins with "crowd 1", with the same error.
+	RefuseOne []string
 	// Delay are statements that make that take 0.2 seconds.
 	Delay []string
 	// RenewedAt are the isolation levels of transactions during which a lease is renewed.
