@@ -29,15 +29,12 @@ help: ## list the targets
 setup: ## install what the tests need, or say what to install
 	@internal/testdb/setup.sh
 
-# Half of the time tests wait. So the root module's run beside those of the others, and say later what they have seen.
 test: setup ## set up and run the tests of every module
-	@seen=$$(mktemp); trap 'rm -f "$$seen"' EXIT; trap 'rm -f "$$seen"; kill 0' INT; \
-	run() { echo "go test $$1"; cd $$1 && $(REQUIRED) go test -timeout 20m $(TESTFLAGS) ./...; }; \
-	(run .) >"$$seen" 2>&1 & \
-	failed=; \
-	for module in $(filter-out .,$(MODULES)); do (run $$module) || failed="$$failed $$module"; done; \
-	wait $$! || failed="$$failed ."; \
-	cat "$$seen"; \
+	@failed=; \
+	for module in $(MODULES); do \
+		echo "go test $$module"; \
+		(cd $$module && $(REQUIRED) go test -timeout 20m $(TESTFLAGS) ./...) || failed="$$failed $$module"; \
+	done; \
 	if [ -n "$$failed" ]; then echo "tests failed in:$$failed" >&2; exit 1; fi
 
 test-observers: setup ## run the root module's tests under observers that panic, block, or return a bad context

@@ -61,7 +61,6 @@ func TestSuiteOnSQLiteDrivers(t *testing.T) {
 		"ncruces":  "*driver.SQLite",
 	} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
 			suite := exec.CommandContext(t.Context(), "go", arguments(t, name)...)
 			// The servers' tests run the same with every driver.
 			suite.Env = append(os.Environ(), "DBMUTEX_TEST_POSTGRES=none", "DBMUTEX_TEST_MYSQL=none")
