@@ -309,7 +309,7 @@ func TestACrowdHasTheCallbacksOfAll(t *testing.T) {
 
 // Rows of two partitions may be in the same place of each.
 func TestACrowdOnAPartitionedTable(t *testing.T) {
-	combining(t, func(t *testing.T, _ *dbmutex.DB, d *testdb.Database) {
+	combiningOf(t, manyWriters, func(t *testing.T, _ *dbmutex.DB, d *testdb.Database) {
 		d = d.Another(t)
 		db := madeByHand(t, d, d.HandMade["partitions"]...)
 		requireFree(t, db, "warm")
@@ -333,7 +333,7 @@ func TestACrowdOnAPartitionedTable(t *testing.T) {
 
 // What a crowd's statement sets for itself does not outlast it, and the sessions may be of any level.
 func TestACrowdInSessionsOfAnyLevel(t *testing.T) {
-	combining(t, func(t *testing.T, _ *dbmutex.DB, d *testdb.Database) {
+	combiningOf(t, manyWriters, func(t *testing.T, _ *dbmutex.DB, d *testdb.Database) {
 		for _, level := range []string{"repeatable read", "serializable"} {
 			db := d.AtLevel(t, level).Registered(t, dbmutex.DefaultSettings()).WithContext(limited(t))
 			pool, err := db.DB()

@@ -87,7 +87,7 @@ func Example_verbs() {
 		db.Once(dbmutex.Tick("report", time.Now(), 24*time.Hour), 48*time.Hour).Do(fn),
 		db.Once("import-7", 720*time.Hour).Transaction(write),
 		db.Semaphore("export", 4).Do(fn),
-		db.Mutex("leader").Lead(fn),
+		db.Mutex("leader", dbmutex.WithTTL(30*time.Second)).Lead(fn),
 	), "after", runs, "runs")
 	// Output: <nil> after 5 runs
 }
@@ -542,7 +542,7 @@ func ExampleMutex_Lead_ticks() {
 			case <-ctx.Done(): // the lease has ended, or the program stops
 				return nil
 			}
-			tick := db.WithContext(ctx).Once(dbmutex.Tick("report", at, every), time.Hour,
+			tick := db.WithContext(ctx).Once(dbmutex.Tick("report", at, every), 2*every,
 				dbmutex.WithTTL(30*time.Second), dbmutex.WithRenewal(), dbmutex.WithWait(dbmutex.Forever))
 			if err := tick.Do(buildReport); err != nil {
 				return err // Lead begins again after a pause, here or in another process

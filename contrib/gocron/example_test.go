@@ -44,7 +44,8 @@ func ExampleNewLocker() {
 	db, done := openExample()
 	defer done()
 
-	locker, err := gocronmutex.NewLocker(db, dbmutex.WithMinHold(30*time.Second), dbmutex.WithRenewal())
+	locker, err := gocronmutex.NewLocker(db,
+		dbmutex.WithMinHold(30*time.Second), dbmutex.WithTTL(time.Minute), dbmutex.WithRenewal())
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -76,7 +77,8 @@ func ExampleLocker_NewJob() {
 	db, done := openExample()
 	defer done()
 
-	locker, err := gocronmutex.NewLocker(db, dbmutex.WithMinHold(30*time.Second), dbmutex.WithRenewal())
+	locker, err := gocronmutex.NewLocker(db,
+		dbmutex.WithMinHold(30*time.Second), dbmutex.WithTTL(time.Minute), dbmutex.WithRenewal())
 	if err != nil {
 		fmt.Println(err)
 		return
