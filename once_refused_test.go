@@ -4,6 +4,7 @@ import (
 	"context"
 	"database/sql"
 	"errors"
+	"io"
 	"net"
 	"strings"
 	"sync/atomic"
@@ -103,7 +104,7 @@ func TestARefusedSuccessIsReleasedLater(t *testing.T) {
 				return pool.Errors.Forbidden
 			case "release":
 				if fails.Load() {
-					return &net.OpError{Op: "dial", Err: errWork}
+					return &net.OpError{Op: "dial", Err: errWork} // it is tried again
 				}
 			}
 			return nil
@@ -112,7 +113,6 @@ func TestARefusedSuccessIsReleasedLater(t *testing.T) {
 		err := once.Do(nothing)
 		require.ErrorIs(t, err, pool.Errors.Forbidden)
 		require.ErrorContains(t, err, `record the success of "job": `+pool.Errors.Forbidden.Error())
-		require.ErrorIs(t, err, errWork)
 		require.ErrorContains(t, err, `release "job"`)
 		require.ErrorContains(t, err, "it goes on in the background")
 		require.NotErrorIs(t, err, dbmutex.ErrTimeout)
@@ -121,6 +121,41 @@ func TestARefusedSuccessIsReleasedLater(t *testing.T) {
 		again := open(t, pool.Database).WithContext(limited(t)).Once("job", time.Hour, dbmutex.WithWait(dbmutex.Forever))
 		require.ErrorIs(t, again.Do(func(context.Context) error { return ran }), ran)
 		requireNotDone(t, once)
+	})
+}
+
+func TestARefusalAfterALostAnswerIsNone(t *testing.T) {
+	t.Parallel()
+	eachFaulty(t, func(t *testing.T, db *dbmutex.DB, pool *faultyPool) {
+		var refuse atomic.Bool
+		pool.refuse = func(statement string) error {
+			if refuse.Load() && pool.Verb(statement) == "record" {
+				return pool.Errors.Forbidden
+			}
+			return nil
+		}
+		for _, own := range []bool{true, false} { // or somebody else's record
+			refuse.Store(false)
+			seen, other := &recorder{}, open(t, pool.Database).Once("job", time.Hour)
+			once := db.Once("job", time.Hour, dbmutex.WithObserver(seen))
+			pool.after("record", func() error {
+				refuse.Store(true)
+				if !own {
+					require.NoError(t, other.Forget())
+					require.NoError(t, other.Do(nothing))
+				}
+				return io.ErrUnexpectedEOF
+			})
+			err := once.Do(nothing)
+			requireDone(t, once)
+			if own {
+				require.NoError(t, err)
+				require.Equal(t, dbmutex.OutcomeRecorded, seen.last(t, dbmutex.LeaseEnded).Outcome)
+			} else {
+				require.ErrorIs(t, err, pool.Errors.Forbidden)
+			}
+			require.NoError(t, other.Forget())
+		}
 	})
 }
 

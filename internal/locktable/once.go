@@ -79,6 +79,11 @@ func (t Table) Complete(ctx context.Context, limit time.Time, k Key, r Record, n
 		doubt, err = t.settle(ctx, limit, try)
 		doubt = doubt || before
 	}
+	if doubt && t.Refused(err) { // an earlier try may have made it
+		if row, _, unread := t.Record(ctx, k.LockID); unread == nil && row != nil && row.Token == r.Token {
+			found, err = true, nil
+		}
+	}
 	return t.outcome(found, doubt, err)
 }
 
