@@ -39,7 +39,7 @@ func codeOf(err error) string {
 // Two processes want the same mutexes, in opposite order. The server looks for a deadlock long before the wait of a
 // statement for many is over.
 func TestCrowdsOfTwoProcessesDoNotDeadlock(t *testing.T) {
-	combining(t, func(t *testing.T, _ *dbmutex.DB, d *testdb.Database) {
+	combiningOf(t, manyWriters, func(t *testing.T, _ *dbmutex.DB, d *testdb.Database) {
 		server := d.NewServer(t, "deadlock_timeout = 10ms").Database()
 		const many = 48
 		id := func(p, i int) string { return crowdID([]int{i, many - 1 - i}[p]) }
