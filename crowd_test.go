@@ -17,6 +17,7 @@ import (
 	"github.com/gorm-dbmutex/dbmutex"
 	"github.com/gorm-dbmutex/dbmutex/internal/locktable"
 	"github.com/gorm-dbmutex/dbmutex/internal/testdb"
+	"github.com/gorm-dbmutex/dbmutex/internal/wake"
 )
 
 // gather lets the next n calls for ids that begin with "crowd" run as one statement, once all have come.
@@ -224,6 +225,16 @@ func TestABadIDFailsNobodyElseOfACrowd(t *testing.T) {
 }
 
 func TestAPinnedRowDelaysNobodyElseOfACrowd(t *testing.T) {
+	t.Run("with pgnotify", pinnedRowDelaysNobodyElse)
+	t.Run("without", func(t *testing.T) {
+		listen := wake.Listen
+		wake.Listen = nil
+		t.Cleanup(func() { wake.Listen = listen })
+		pinnedRowDelaysNobodyElse(t)
+	})
+}
+
+func pinnedRowDelaysNobodyElse(t *testing.T) {
 	combining(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		leases := crowdLeases(t, db, crowdSize)
 		pin := db.Begin()
