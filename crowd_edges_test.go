@@ -122,7 +122,7 @@ func TestCrowdsOfTwoProcessesDoNotDeadlock(t *testing.T) {
 // A statement for many waits for one row, while somebody else has another of its rows, and releases it. The token must be
 // greater nevertheless.
 func TestATokenOfACrowdIsDrawnOnceItsRowIsWon(t *testing.T) {
-	combining(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
+	combiningOf(t, manyWriters, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
 		others := d.Registered(t, dbmutex.DefaultSettings())
 		requireFree(t, others, "warm")
 		ctx := limited(t)
