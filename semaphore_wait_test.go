@@ -154,7 +154,6 @@ func TestAPermitIsNotHandedOn(t *testing.T) {
 
 // The waiters of two processes find the gaps that the others leave, also if nobody hears of releases.
 func TestWaitersThatPollForASemaphoreAreServed(t *testing.T) {
-	t.Parallel()
 	listen := wake.Listen
 	wake.Listen = nil
 	t.Cleanup(func() { wake.Listen = listen })
