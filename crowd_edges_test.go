@@ -362,3 +362,16 @@ func TestACrowdInSessionsOfAnyLevel(t *testing.T) {
 		}
 	})
 }
+
+func TestACrowdWithPreparedStatements(t *testing.T) {
+	combining(t, func(t *testing.T, _ *dbmutex.DB, d *testdb.Database) {
+		db := open(t, d, &gorm.Config{PrepareStmt: true})
+		requireFree(t, db, "warm")
+		acquires := statements(t, db, d, "acquire")
+		gather(t, crowdSize)
+		for _, lease := range crowdLeases(t, db, crowdSize) {
+			require.NoError(t, lease.Release())
+		}
+		require.EqualValues(t, 1, acquires.Load())
+	})
+}

@@ -122,8 +122,11 @@ func (t Table) leave() {
 
 // combines says whether calls of this handle may join others.
 func (t Table) combines() bool {
-	_, plain := t.config.ConnPool.(*sql.DB)
-	return t.combining != nil && plain
+	switch t.config.ConnPool.(type) {
+	case *sql.DB, *gorm.PreparedStmtDB:
+		return t.combining != nil
+	}
+	return false
 }
 
 // likens says whether statements of this handle run under the same callbacks and limit as those of another one.

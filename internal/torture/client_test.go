@@ -16,6 +16,7 @@ import (
 	"gorm.io/gorm"
 
 	"github.com/gorm-dbmutex/dbmutex"
+	"github.com/gorm-dbmutex/dbmutex/internal/witness"
 )
 
 const (
@@ -203,6 +204,9 @@ func (u *usage) begin(v verb) *operation {
 		o.Attempt = fmt.Sprintf("%d.%d", u.number, u.n)
 	}
 	o.Call = now()
+	if v == visit { // its first line has it: the process may be killed before the next
+		o.Visit = &witness.Visit{ID: u.id, Name: u.name, Called: o.Call}
+	}
 	u.write(o)
 	return o
 }

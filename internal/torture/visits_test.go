@@ -34,8 +34,8 @@ func (u *usage) comeForTick() {
 // visit comes for a tick, and writes down how it went.
 func (u *usage) visit(once *dbmutex.Once, inTransaction bool) {
 	o := u.begin(visit)
-	v := &witness.Visit{ID: u.id, Name: u.name, Effect: inTransaction, Called: o.Call}
-	o.Visit = v
+	v := o.Visit
+	v.Effect = inTransaction
 	u.write(o)
 	var workErr error
 	bad := u.Habits.Panic && u.maybe(0.05)
