@@ -118,7 +118,7 @@ func work(text string) error {
 			return err
 		}
 	}
-	for wait := time.Now().Add(3 * time.Second); pool.Stats().InUse > 0; time.Sleep(10 * time.Millisecond) {
+	for wait := time.Now().Add(time.Minute); pool.Stats().InUse > 0; time.Sleep(10 * time.Millisecond) {
 		if time.Now().After(wait) {
 			stacks := make([]byte, 1<<20)
 			stacks = stacks[:runtime.Stack(stacks, true)]
