@@ -130,7 +130,7 @@ func TestOneLeadsAtATime(t *testing.T) {
 func TestLeadRenewsWhateverTheSettingsSay(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
-		const ttl = time.Second
+		const ttl = 3 * time.Second
 		tokens, stop := leading(t, db, dbmutex.WithTTL(ttl), dbmutex.WithWait(time.Millisecond))
 		soon(t, tokens)
 		first := row(t, db, "job")

@@ -276,7 +276,7 @@ func waitersGetTheRecord(t *testing.T, id string, handles ...*dbmutex.DB) {
 func TestAWaiterThatNeverAskedGetsTheRecord(t *testing.T) {
 	t.Parallel()
 	each(t, func(t *testing.T, db *dbmutex.DB, d *testdb.Database) {
-		once := db.Once("job", time.Hour, dbmutex.WithWait(short))
+		once := db.Once("job", time.Hour, dbmutex.WithWait(time.Second))
 		dbmutex.JoinAsHead(t, dbmutex.MutexOfOnce(once))
 		require.NoError(t, open(t, d).Once("job", time.Hour).Do(func(context.Context) error {
 			require.ErrorIs(t, once.Do(nothing), dbmutex.ErrNotAcquired)

@@ -162,6 +162,8 @@ func TestNoMoreThanNHaveAPermit(t *testing.T) {
 		for _, child := range children {
 			child.End(t)
 		}
+		w.mu.Lock() // its server has had the children's calls
+		defer w.mu.Unlock()
 		require.NoError(t, errors.Join(w.errs...))
 		require.Equal(t, 4*crowdN*crowdRounds, w.runs)
 	})

@@ -5,8 +5,8 @@ import (
 	"sync"
 )
 
-// freedNumbers are those of what this process has freed, by ids: slots by their semaphores', rows by their mutexes'. Somebody
-// else may have taken them since.
+// freedNumbers are those of what this process has freed, by ids: slots by their semaphores', rows by their mutexes'.
+// Somebody else may have taken them since.
 type freedNumbers struct {
 	mu      sync.Mutex
 	numbers map[string][]int64
