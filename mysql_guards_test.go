@@ -15,7 +15,6 @@ import (
 
 // Nobody else asks for these ids, so that none is ever held, whatever its neighbours do.
 func TestAMutexThatNobodyHasIsNotCalledHeld(t *testing.T) {
-	t.Parallel()
 	for _, kind := range []string{"new", "free"} {
 		t.Run(kind, func(t *testing.T) {
 			d := testdb.MySQL(t)
